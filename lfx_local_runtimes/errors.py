@@ -1,0 +1,186 @@
+"""Every fault this package raises on purpose.
+
+RuntimeFault
+├── InvalidInput            a request or a configuration that cannot be served as written
+│   ├── ContextOverflow     the prompt is longer than the context
+│   ├── TemplateFault       the chat template failed, or ran past its limits
+│   └── InvalidModelFile    a model file that is corrupt, truncated or hostile
+├── ModelNotFound           no model of that name, nor a path or hub id that leads to one
+├── RequestNotFound         no running request of that id
+├── ModelConflict           the name is taken by another configuration
+├── ModelBusy               the model is in use
+├── DoesNotFit              not enough memory, with the numbers
+├── NotAllowed              refused by policy
+│   ├── PathNotAllowed      outside the allowed model roots
+│   ├── PickleRefused       weights that run code when they are read
+│   └── RemoteCodeRefused   code that came with a model
+├── MissingExtra            an optional dependency is not installed
+├── DeviceUnavailable       the device asked for is not there
+├── DownloadFailed          a download broke, or did not match its checksum
+│   └── Offline             the model is not here and the network is off limits
+├── EngineFailure           an engine failed while it worked
+│   └── LoadFailed          an engine could not load the model
+└── SettingsFault           settings that contradict each other or this machine
+
+Each carries the model's name (where there is one) and a hint that says what to do. They know nothing of HTTP;
+the routes map `code` to a status in one table.
+"""
+
+
+class RuntimeFault(Exception):
+    """Base of the tree.
+
+    Args:
+        message: what happened, naming the input at fault.
+        model_name: the model concerned, if any.
+        hint: what the reader can do about it.
+    """
+
+    code = "runtime_fault"
+    default_hint = ""
+
+    def __init__(self, message: str, *, model_name: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.model_name = model_name
+        self.hint = self.default_hint if hint is None else hint
+
+    def __str__(self) -> str:
+        subject = f"{self.model_name}: " if self.model_name and self.model_name not in self.message else ""
+        return f"{subject}{self.message}" + (f" {self.hint}" if self.hint else "")
+
+
+class InvalidInput(RuntimeFault):
+    """A request or a configuration that cannot be served as written."""
+
+    code = "invalid_input"
+
+
+class ContextOverflow(InvalidInput):
+    """The prompt does not fit the model's context."""
+
+    code = "context_overflow"
+
+
+class TemplateFault(InvalidInput):
+    """A chat template failed to render within its limits."""
+
+    code = "template_fault"
+
+
+class InvalidModelFile(InvalidInput):
+    """A model file that is corrupt, truncated or hostile."""
+
+    code = "invalid_model_file"
+
+
+class ModelNotFound(RuntimeFault):
+    """Nothing answers to that model name."""
+
+    code = "model_not_found"
+
+
+class RequestNotFound(RuntimeFault):
+    """No running request has that id."""
+
+    code = "request_not_found"
+
+
+class ModelConflict(RuntimeFault):
+    """The name is registered with another configuration."""
+
+    code = "model_conflict"
+
+
+class ModelBusy(RuntimeFault):
+    """The model is in use."""
+
+    code = "model_busy"
+
+
+class DoesNotFit(RuntimeFault):
+    """Not enough memory, and nothing idle left to evict."""
+
+    code = "does_not_fit"
+
+
+class NotAllowed(RuntimeFault):
+    """Refused by policy."""
+
+    code = "not_allowed"
+
+
+class PathNotAllowed(NotAllowed):
+    """A path outside the allowed model roots."""
+
+    code = "path_not_allowed"
+
+
+class PickleRefused(NotAllowed):
+    """Pickle weights run code when they are read."""
+
+    code = "pickle_refused"
+    default_hint = (
+        "Use a safetensors or GGUF copy of the model, or set LOCAL_RUNTIMES_ALLOW_PICKLE=true if you trust it."
+    )
+
+
+class RemoteCodeRefused(NotAllowed):
+    """The model brings Python code of its own."""
+
+    code = "remote_code_refused"
+    default_hint = (
+        "It runs only with trust_remote_code in the model's config and LOCAL_RUNTIMES_TRUST_REMOTE_CODE=true."
+    )
+
+
+class MissingExtra(RuntimeFault):
+    """An optional dependency is not installed."""
+
+    code = "missing_extra"
+
+
+class DeviceUnavailable(RuntimeFault):
+    """The device asked for is not there."""
+
+    code = "device_unavailable"
+
+
+class DownloadFailed(RuntimeFault):
+    """A download broke off or did not match its checksum."""
+
+    code = "download_failed"
+
+
+class Offline(DownloadFailed):
+    """The model is not on this machine and may not be fetched."""
+
+    code = "offline"
+
+
+class EngineFailure(RuntimeFault):
+    """An engine failed while it worked."""
+
+    code = "engine_failure"
+
+
+class LoadFailed(EngineFailure):
+    """No engine could load the model."""
+
+    code = "load_failed"
+
+
+class SettingsFault(RuntimeFault):
+    """Settings that contradict each other or this machine."""
+
+    code = "settings_fault"
+
+
+def as_fault(error: Exception, kind: type[RuntimeFault], what: str, model_name: str) -> RuntimeFault:
+    """One of ours for any exception: itself where it is one, else a `kind` that says `what` failed and keeps the cause."""
+    if isinstance(error, RuntimeFault):
+        error.model_name = error.model_name or model_name
+        return error
+    fault = kind(f"{what}: {error or type(error).__name__}", model_name=model_name)
+    fault.__cause__ = error
+    return fault

@@ -1,0 +1,32 @@
+"""The model provider *Local Runtimes*: what Langflow's own Language Model and Agent nodes may pick."""
+
+import logging
+from typing import Any
+
+from lfx.base.models.model_metadata import create_model_metadata
+
+from lfx_local_runtimes.errors import RuntimeFault
+from lfx_local_runtimes.runtimes import get_runtime_manager
+
+logger = logging.getLogger(__name__)
+
+PROVIDER = "Local Runtimes"
+ICON = "Cpu"
+
+
+def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[str, Any]]:
+    """The catalogue rows of every local model of a kind, called by Langflow whenever it lists models.
+
+    Reads names only: no weights and no headers. Local models are the same for every user. No row says `tool_calling`
+    yet, so the Agent's list leaves them out.
+    """
+    try:
+        rows = get_runtime_manager().catalog.list()
+    except RuntimeFault as fault:
+        logger.warning("local models cannot be listed: %s", fault)
+        return []
+    names = sorted(row.config.model_name for row in rows if row.config.model_type == model_type)
+    return [
+        dict(create_model_metadata(provider=PROVIDER, name=name, icon=ICON, model_type=model_type, default=True))
+        for name in names
+    ]

@@ -1,0 +1,116 @@
+"""Settings: one frozen object, the only reader of the environment.
+
+Every name has the prefix `LOCAL_RUNTIMES_`; `FORCE_DEVICE`, `MAX_GPU_MEM_GB`, `TRUST_REMOTE_CODE` and `HF_TOKEN` are
+read without it too (the prefixed name wins).
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lfx_local_runtimes.errors import SettingsFault
+
+PREFIX = "LOCAL_RUNTIMES_"
+
+
+def _also_bare(name: str) -> AliasChoices:
+    return AliasChoices(f"{PREFIX}{name}", name)
+
+
+class Settings(BaseSettings):
+    """What the operator decides. Sizes are GiB, times are seconds; `None` means not set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    home: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("lfx-local-runtimes"),
+        description="Data folder: registrations and, by default, models.",
+    )
+    model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="Allowed model roots, separated as PATH is. Unset: the folder `models` in HOME."
+    )
+    memory_budget_gb: float | None = Field(
+        default=None, gt=0, description="RAM for models. Unset: 90 % of the machine's."
+    )
+    max_gpu_mem_gb: float | None = Field(
+        default=None,
+        gt=0,
+        validation_alias=_also_bare("MAX_GPU_MEM_GB"),
+        description="Memory for models, per accelerator.",
+    )
+    force_device: Literal["cuda", "mps", "cpu"] | None = Field(
+        default=None,
+        validation_alias=_also_bare("FORCE_DEVICE"),
+        description="Run every model here; an error if it is not there.",
+    )
+    max_loaded_models: int | None = Field(default=None, ge=1, description="Models in memory at once.")
+    keep_alive_s: float = Field(
+        default=300.0, ge=-1, description="Idle seconds before a model leaves memory; -1 is never."
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        validation_alias=_also_bare("TRUST_REMOTE_CODE"),
+        description="Let a model that asks for it run the Python code it brings.",
+    )
+    allow_pickle: bool = Field(default=False, description="Load pickle weights, which can run code.")
+    rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
+    offline: bool = Field(default=False, description="Never use the network.")
+    hf_token: SecretStr | None = Field(
+        default=None, validation_alias=_also_bare("HF_TOKEN"), description="For gated models."
+    )
+
+    @field_validator("model_dirs", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("force_device", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.force_device == "cpu" and self.max_gpu_mem_gb is not None:
+            raise ValueError("MAX_GPU_MEM_GB has no meaning with FORCE_DEVICE=cpu: unset one of them")
+        for folder in self.model_dirs:
+            if not folder.is_dir():
+                raise ValueError(f"MODEL_DIRS names {folder}, which is not a folder")
+        if self.rules_file is not None and not self.rules_file.is_file():
+            raise ValueError(f"RULES_FILE names {self.rules_file}, which is not a file")
+        return self
+
+    @property
+    def model_roots(self) -> tuple[Path, ...]:
+        """The folders a model path may lie in, resolved; they need not exist yet."""
+        return tuple(path.expanduser().resolve() for path in self.model_dirs or (self.home / "models",))
+
+
+def load_settings() -> Settings:
+    """Read the environment afresh.
+
+    Raises:
+        SettingsFault: a value is out of range, or two of them contradict each other.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]).upper().removeprefix(PREFIX)
+        subject = f"{PREFIX}{name}: " if name else ""
+        raise SettingsFault(
+            f"{subject}{first['msg']}", hint="Correct the environment variable and start again."
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings()
