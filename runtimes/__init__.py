@@ -1,0 +1,80 @@
+"""The engine room: models as objects with a life, on threads of their own.
+
+Public names load on first use, so that importing this package costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.runtimes.base import ModelRuntime
+    from lfx_local_runtimes.runtimes.config import (
+        ChatMessage,
+        DeviceType,
+        GenerationConfig,
+        GenerationResult,
+        ModelConfig,
+        RuntimeType,
+    )
+    from lfx_local_runtimes.runtimes.devices import device_capabilities, select_device
+    from lfx_local_runtimes.runtimes.engines.gemma import GemmaLocalRuntime, GemmaStreamingRuntime
+    from lfx_local_runtimes.runtimes.engines.llama_cpp import LlamaCppRuntime
+    from lfx_local_runtimes.runtimes.engines.registry import register_engine
+    from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime
+    from lfx_local_runtimes.runtimes.engines.transformers import TransformersRuntime
+    from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+    from lfx_local_runtimes.runtimes.manager import RuntimeManager, get_runtime_manager
+    from lfx_local_runtimes.runtimes.requests import GenerationStream
+    from lfx_local_runtimes.runtimes.status import ModelStatus
+
+_WHERE = {
+    "ChatMessage": "config",
+    "DeviceType": "config",
+    "GemmaLocalRuntime": "engines.gemma",
+    "GemmaStreamingRuntime": "engines.gemma",
+    "GenerationConfig": "config",
+    "GenerationResult": "config",
+    "GenerationStream": "requests",
+    "LlamaCppRuntime": "engines.llama_cpp",
+    "ModelConfig": "config",
+    "ModelRuntime": "base",
+    "ModelStatus": "status",
+    "RuntimeManager": "manager",
+    "RuntimeType": "config",
+    "ScriptedRuntime": "engines.scripted",
+    "TransformersRuntime": "engines.transformers",
+    "device_capabilities": "devices",
+    "get_runtime_manager": "manager",
+    "inspect_model": "formats.inspect",
+    "register_engine": "engines.registry",
+    "select_device": "devices",
+}
+
+__all__ = [
+    "ChatMessage",
+    "DeviceType",
+    "GemmaLocalRuntime",
+    "GemmaStreamingRuntime",
+    "GenerationConfig",
+    "GenerationResult",
+    "GenerationStream",
+    "LlamaCppRuntime",
+    "ModelConfig",
+    "ModelRuntime",
+    "ModelStatus",
+    "RuntimeManager",
+    "RuntimeType",
+    "ScriptedRuntime",
+    "TransformersRuntime",
+    "device_capabilities",
+    "get_runtime_manager",
+    "inspect_model",
+    "register_engine",
+    "select_device",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -1,0 +1,243 @@
+"""`ModelRuntime`: one loaded model on a thread of its own.
+
+The native object (llama.cpp context, torch module) is created, used and closed on that thread only; everyone else sends
+it requests. The async methods are a bridge that works from any event loop.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any, ClassVar
+
+from lfx_local_runtimes.errors import EngineFailure, LoadFailed, RuntimeFault, as_fault
+from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
+from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
+from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request
+
+logger = logging.getLogger(__name__)
+
+_Job = Callable[[], None]
+
+
+class LoadContext:
+    """What a load may ask of its surroundings: report progress, and notice that it is no longer wanted."""
+
+    def __init__(self, report: Callable[[Progress], None] | None = None) -> None:
+        self.report = report or (lambda progress: None)
+        self._cancelled = threading.Event()
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the load should stop."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Ask the load to stop; it then fails with `LoadFailed`."""
+        self._cancelled.set()
+
+
+class ModelRuntime(ABC):
+    """One model in one engine.
+
+    An engine implements `_load`, `_serve`, `_close` and `_measure`; they run on the model's own thread and nowhere else.
+    `plan` is what the manager decided (device, type, context); without one the runtime plans for itself.
+    """
+
+    engine: ClassVar[str]
+
+    def __init__(self, config: ModelConfig, plan: LoadPlan | None = None) -> None:
+        self.config = config
+        self._plan = plan
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loading: Future[None] | None = None
+        self._ready = False
+        self._requests: set[Request] = set()
+        self._memory: dict[str, int] = {}
+        self.warnings: list[str] = []
+        """What a user should know about this load (a fallback to the CPU, say); part of every result."""
+
+    # -- the engine's part, on its own thread ------------------------------------------------------------------------
+
+    @abstractmethod
+    def _load(self, plan: LoadPlan, context: LoadContext) -> None:
+        """Bring the model into memory. Look at `context.cancelled` where that is possible.
+
+        Raises:
+            RuntimeFault: it cannot be loaded; other exceptions become `LoadFailed`.
+        """
+
+    @abstractmethod
+    def _serve(self, request: Request) -> None:
+        """Answer one request: emit `TextDelta`s and at the end `Finished`; look at `request.cancelled` at every step.
+
+        Raises:
+            RuntimeFault: this request cannot be answered; other exceptions become `EngineFailure`.
+        """
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Give everything back. Called once after `_load`, also after one that failed half-way."""
+
+    @abstractmethod
+    def _measure(self) -> dict[str, int]:
+        """Bytes really taken, per device (`cpu`, `cuda:0`, `mps`)."""
+
+    # -- for the manager: from any thread, without waiting -----------------------------------------------------------
+
+    @property
+    def plan(self) -> LoadPlan | None:
+        """What was decided for this load; None before the first."""
+        return self._plan
+
+    @property
+    def loaded(self) -> bool:
+        """True while the model can take requests."""
+        return self._ready
+
+    def start(self, context: LoadContext | None = None) -> "Future[None]":
+        """Start the thread and load on it, or join the load that is under way. Fails with a `RuntimeFault`."""
+        with self._lock:
+            if self._thread is not None and self._loading is not None:
+                return self._loading
+            future: Future[None] = Future()
+            self._loading = future
+            self._thread = threading.Thread(
+                target=self._run,
+                args=(context or LoadContext(), future),
+                name=f"model {self.config.model_name}",
+                daemon=True,
+            )
+            self._thread.start()
+            return future
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its events arrive on its channel."""
+        with self._lock:
+            if self._thread is not None:
+                self._requests.add(request)
+                self._jobs.put(lambda: self._answer(request))
+                return
+        request.emit(Failed(EngineFailure("The model is not loaded.", model_name=self.config.model_name)))
+
+    def stop(self) -> threading.Thread | None:
+        """Cancel what is queued and running and close the model. Returns the thread to wait for, if there is one."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            requests = list(self._requests)
+            if thread is not None:
+                self._jobs.put(None)
+        for request in requests:
+            request.cancel()
+        return thread
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self, context: LoadContext, loaded: "Future[None]") -> None:
+        try:
+            self._plan = self._plan or plan_for_engine(self.config, self.engine)
+            self.warnings = list(self._plan.warnings)
+            self._load(self._plan, context)
+            self._memory = self._measure()
+        except Exception as error:  # noqa: BLE001 - whatever a native loader raises ends as one of ours
+            name = self.config.model_name
+            traceback.clear_frames(error.__traceback__)  # they hold what was loaded so far
+            fault = as_fault(error, LoadFailed, f"{self.engine} could not load {name}", name)
+            with self._lock:
+                self._thread = None
+                requests, self._requests = self._requests, set()
+            self._shut()
+            for request in requests:
+                request.emit(Failed(fault))
+            loaded.set_exception(fault)
+            return
+        self._ready = True
+        loaded.set_result(None)
+        while (job := self._jobs.get()) is not None:
+            job()
+        self._shut()
+
+    def _shut(self) -> None:
+        self._ready, self._memory = False, {}
+        try:
+            self._close()
+        except Exception:
+            logger.exception("closing %s", self.config.model_name)
+
+    def _answer(self, request: Request) -> None:
+        try:
+            if request.start():
+                self._serve(request)
+        except Exception as error:  # the model goes on serving others
+            if not isinstance(error, RuntimeFault):
+                logger.exception("request %s on %s", request.id, self.config.model_name)
+            request.emit(Failed(as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)))
+        finally:
+            with self._lock:
+                self._requests.discard(request)
+
+    # -- public, async -----------------------------------------------------------------------------------------------
+
+    async def load(self) -> bool:
+        """Load the model. Returns True when this call loaded it, False when it was loaded already.
+
+        Raises:
+            RuntimeFault: it cannot be loaded.
+        """
+        if self.loaded:
+            return False
+        await asyncio.shield(asyncio.wrap_future(self.start()))  # a caller who leaves does not strand the others
+        return True
+
+    async def unload(self) -> None:
+        """Cancel what runs, close the model and wait until its memory is back."""
+        thread = self.stop()
+        if thread is not None:
+            await asyncio.to_thread(thread.join)
+
+    def stream(self, config: GenerationConfig) -> GenerationStream:
+        """Start a request and return its stream, from any thread."""
+        request = Request(self.config.model_name, config)
+        self.submit(request)
+        return GenerationStream(request)
+
+    async def generate(self, config: GenerationConfig) -> GenerationResult:
+        """The whole answer. Cancelling the task cancels the computation.
+
+        Raises:
+            RuntimeFault: the request failed.
+        """
+        return await self.stream(config).wait_async()
+
+    async def generate_streaming(self, config: GenerationConfig) -> AsyncIterator[str]:
+        """The answer piece by piece; leaving early cancels the computation.
+
+        Raises:
+            RuntimeFault: the request failed.
+        """
+        async for text in self.stream(config):
+            yield text
+
+    async def health_check(self) -> dict[str, Any]:
+        """Status, engine, device and requests in hand."""
+        return {
+            "status": "ready" if self.loaded else "unloaded",
+            "model_name": self.config.model_name,
+            "engine": self.engine,
+            "device": self._plan.device.key if self._plan else None,
+            "requests": len(self._requests),
+            "warnings": list(self.warnings),
+            "pid": os.getpid(),
+        }
+
+    def get_memory_usage(self) -> dict[str, Any]:
+        """Bytes taken per device and their sum in MiB; zero when not loaded."""
+        total = sum(self._memory.values())
+        return {"devices": dict(self._memory), "total_mb": round(total / 2**20, 1)}

@@ -1,0 +1,278 @@
+"""From a model's name to its configuration, and from a configuration to its files.
+
+A name, and equally a configuration's `model_id`, stands for the first of: a registered model (names only), a discovered
+one, a path in an allowed model folder, a repository on the hub.
+"""
+
+import difflib
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
+from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.discovery import Discovered, discover
+from lfx_local_runtimes.runtimes.hub import HubRef, Wish, cached_model, hub_cache
+from lfx_local_runtimes.runtimes.packages import Carrier, carriers
+from lfx_local_runtimes.runtimes.registrations import Registrations
+from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.settings import Settings
+
+_MAX_PATH_CHARS = 1024
+_MAX_NAME_BYTES = 255
+_LOOK_HOLDS_S = 1.0
+_FILE_SUFFIXES = (".gguf", ".safetensors", ".onnx", ".bin", ".pt")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A model's configuration and where it is known from: registered, folder, hub cache, package or request."""
+
+    config: ModelConfig
+    source: str
+
+
+class Catalog:
+    """Every model that can be named. Safe to use from any thread.
+
+    Args:
+        settings: model folders, data folder, offline, permissions.
+        registrations: by default `models.json` in the data folder.
+        cache: the hub's cache folder; by default the one the environment names.
+        endpoint: the hub's address; by default the one the environment names.
+    """
+
+    def __init__(
+        self, settings: Settings, registrations: Registrations | None = None, *, cache: Path | None = None,
+        endpoint: str | None = None,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.registrations = registrations or Registrations(settings.home / "models.json")
+        self._cache = cache or hub_cache()
+        self._endpoint = endpoint
+        self._seen: tuple[float, dict[str, Discovered]] = (float("-inf"), {})
+
+    # -- registrations -----------------------------------------------------------------------------------------------
+
+    def add(self, config: ModelConfig) -> bool:
+        """Register a model; False when this very configuration is there. Raises as `Registrations.add`."""
+        return self.registrations.add(config)
+
+    def remove(self, name: str) -> bool:
+        """Forget a registered model; False when there was none."""
+        return self.registrations.remove(name)
+
+    def registered(self) -> dict[str, ModelConfig]:
+        """The registered models by name."""
+        return self.registrations.all()
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def resolve(self, name: str) -> Resolved:
+        """The configuration a name stands for. Its `model_name` is the name as it is known, which may differ in case.
+
+        Raises:
+            ModelNotFound: nothing of that name; the hint has names that are close.
+            PathNotAllowed: a path outside the model folders.
+        """
+        registered = self.registered()
+        if name in registered:
+            return Resolved(registered[name], "registered")
+        models = {model.name: model for model in self._discovered()}
+        if name in models:
+            return _row(models[name])
+        folded = [known for known in (*registered, *models) if known.casefold() == name.casefold()]
+        if len(folded) == 1:
+            return self.resolve(folded[0])
+        if _is_path(name):
+            path = self.check_path(name)
+            return Resolved(_config(str(path), name), "request")
+        if HubRef.parse(name) is not None:
+            return Resolved(_config(name, name), "request")
+        close = difflib.get_close_matches(name, [*registered, *models], n=3, cutoff=0.5)
+        hint = (
+            f"Did you mean {' or '.join(close)}?"
+            if close
+            else "Give a registered name, a path in a model folder, or org/name."
+        )
+        raise ModelNotFound(f"There is no model called {_short(name)}.", model_name=name, hint=hint)
+
+    def list(self) -> tuple[Resolved, ...]:
+        """Registered models, then those found on this machine. Reads no weights; fast when nothing changed."""
+        registered = self.registered()
+        rows = [Resolved(config, "registered") for config in registered.values()]
+        rows += [_row(model) for model in self._discovered() if model.name not in registered]
+        return tuple(rows)
+
+    def check_path(self, text: str) -> Path:
+        """The file or folder a path names, links resolved, inside an allowed model folder.
+
+        A relative path is looked for in each model folder, then in the working directory.
+
+        Raises:
+            PathNotAllowed: it lies outside the model folders, leaves them by `..` or a link, or is no sane path.
+            ModelNotFound: it would be allowed, and there is nothing.
+        """
+        roots = self.settings.model_roots
+        parts = re.split(r"[/\\]" if os.name == "nt" else "/", text)
+        if (
+            not text.isprintable()
+            or len(text) > _MAX_PATH_CHARS
+            or any(len(os.fsencode(p)) > _MAX_NAME_BYTES for p in parts)
+        ):
+            raise PathNotAllowed(
+                f"{_short(text)} is no acceptable path.", hint="It is too long, or has unprintable characters."
+            )
+        outside = PathNotAllowed(
+            f"{_short(text)} is not inside an allowed model folder.",
+            hint=f"Put the model under {os.pathsep.join(map(str, roots))}, or name its folder in LOCAL_RUNTIMES_MODEL_DIRS.",
+        )
+        if ".." in parts:
+            raise outside
+        raw = _expanded(text)
+        for candidate in [raw] if raw.is_absolute() else [*(root / raw for root in roots), Path.cwd() / raw]:
+            try:
+                path = candidate.resolve()
+                inside = any(path.is_relative_to(root) for root in roots)
+                if inside and path.exists():
+                    return path
+                leaves = any(candidate.is_relative_to(root) for root in roots) and os.path.lexists(candidate)
+            except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError before Python 3.13
+                raise outside from error
+            if not inside and (raw.is_absolute() or leaves):
+                raise outside
+        raise ModelNotFound(f"There is no {_short(text)} in the model folders.", hint=outside.hint)
+
+    def check_source(self, config: ModelConfig) -> None:
+        """Refuse a configuration from outside whose `model_id` is a path beyond the model folders.
+
+        Raises:
+            PathNotAllowed: see `check_path`.
+            ModelNotFound: there is nothing at the path.
+            InvalidInput: it is neither a known model, nor a path, nor a hub repository.
+        """
+        text = config.model_id
+        if any(text in (model.model_id, model.name) for model in self._discovered()):
+            return
+        if _is_path(text):
+            self.check_path(text)
+        elif HubRef.parse(text) is None:
+            raise InvalidInput(
+                f"model_id {_short(text)} is neither a path nor a hub repository.",
+                model_name=config.model_name, hint="Write org/name, or a path such as ./model.gguf.",
+            )  # fmt: skip
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def locate(self, config: ModelConfig) -> Path | None:
+        """The file or folder of a model if all of it is on this machine; None when it must be fetched first.
+
+        A path is trusted here, wherever it leads: who may register one is decided before (`check_source`).
+        """
+        found = self._found(config)
+        if found is not None and found.path is not None and found.path.exists():
+            return found.path
+        if (carrier := self._carrier(config)) is not None:
+            return carrier.there(self.settings.home)
+        if _is_path(config.model_id):
+            return self._local(config.model_id)
+        ref = HubRef.parse(config.model_id)
+        return cached_model(self._cache, ref, config.revision, Wish.of(config, ref, self.settings)) if ref else None
+
+    def fetch(self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
+        """The file or folder of a model, downloaded or unpacked if it is not here. Blocks.
+
+        Args:
+            config: the model.
+            report: hears of the progress, on this thread.
+            cancelled: asked at every step; what was downloaded stays for the next time.
+
+        Raises:
+            ModelNotFound: no such file, package or repository.
+            Offline: it is not here, and the network is off limits.
+            DownloadFailed: the download broke, was cancelled, or does not match its checksum.
+            PickleRefused: the repository holds only pickle weights.
+        """
+        path = self.locate(config)
+        if path is not None:
+            return path
+        if (carrier := self._carrier(config)) is not None:
+            return carrier.provide(self.settings.home, report, cancelled)
+        ref = None if _is_path(config.model_id) else HubRef.parse(config.model_id)
+        if ref is None:
+            raise ModelNotFound(
+                f"There is no {_short(config.model_id)} on this machine.", model_name=config.model_name,
+                hint="Write a local file or folder with its full path or ./ in front, a hub repository as org/name.",
+            )  # fmt: skip
+        if self.settings.offline or constants.HF_HUB_OFFLINE:
+            raise Offline(
+                f"{config.model_id} is not on this machine, and downloads are switched off.", model_name=config.model_name,
+                hint="Unset LOCAL_RUNTIMES_OFFLINE and HF_HUB_OFFLINE, or copy the model into a model folder.",
+            )  # fmt: skip
+        token = self.settings.hf_token.get_secret_value() if self.settings.hf_token else None
+        from lfx_local_runtimes.runtimes.download import download_model  # httpx is slow to import
+
+        return download_model(
+            ref, config.revision, Wish.of(config, ref, self.settings), cache=self._cache, token=token,
+            endpoint=self._endpoint, report=report, cancelled=cancelled,
+        )  # fmt: skip
+
+    def _discovered(self) -> Sequence[Discovered]:
+        found = discover(self.settings, self._cache)
+        self._seen = time.monotonic(), {key: model for model in found for key in (model.model_id, model.name)}
+        return found
+
+    def _found(self, config: ModelConfig) -> Discovered | None:
+        """The model in a model folder that a `model_id` names. A list asks this of each row, so a look holds for a second."""
+        if time.monotonic() - self._seen[0] > _LOOK_HOLDS_S:
+            self._discovered()
+        model = self._seen[1].get(config.model_id)
+        return model if model is not None and model.source == "folder" else None
+
+    def _carrier(self, config: ModelConfig) -> Carrier | None:
+        return next((carrier for carrier in carriers() if carrier.name == config.model_id), None)
+
+    def _local(self, text: str) -> Path | None:
+        raw = _expanded(text)
+        try:
+            for folder in self.settings.model_roots:
+                if (folder / raw).exists():
+                    return (folder / raw).resolve()
+            return raw.resolve() if raw.exists() else None
+        except (OSError, ValueError, RuntimeError):  # too long, or a loop of links
+            return None
+
+
+@lru_cache(maxsize=4096)
+def _row(model: Discovered) -> Resolved:
+    return Resolved(
+        ModelConfig(model_id=model.model_id, model_name=model.name, model_type=model.model_type), model.source
+    )
+
+
+def _config(model_id: str, name: str) -> ModelConfig:
+    if len(name) > 200 or "\\" in name:
+        raise InvalidInput(f"{_short(name)} is no model name.", hint="Register the model under a shorter name.")
+    return ModelConfig(model_id=model_id, model_name=name, model_type="llm")
+
+
+def _expanded(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises on a user that is not there
+
+
+def _is_path(text: str) -> bool:
+    """It is written as a path, and not as a name or as `org/name`."""
+    return (
+        text.startswith(("/", "./", "../", "~", "\\", ".\\")) or text.endswith(_FILE_SUFFIXES) or text.count("/") > 1
+        or "\\" in text or ".." in text.split("/") or "\0" in text or Path(text).is_absolute()
+    )  # fmt: skip
+
+
+def _short(text: str) -> str:
+    return ascii(text)[1:-1] if not text.isprintable() else text if len(text) <= 120 else f"{text[:100]}…"

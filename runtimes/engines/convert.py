@@ -1,0 +1,146 @@
+"""Write a GGUF model as a safetensors folder for Transformers.
+
+    python -m lfx_local_runtimes.runtimes.engines.convert SOURCE [TARGET] [--dtype bf16]
+
+Transformers reads GGUF too, but takes most of a minute for what its own format gives in seconds, every time.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lfx_local_runtimes.errors import EngineFailure, InvalidInput, LoadFailed, RuntimeFault
+from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.catalog import Catalog
+from lfx_local_runtimes.runtimes.engines.transformers_load import TORCH_DTYPES, libraries, progress_events, read_gguf
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.settings import get_settings
+
+DTYPES = ("bf16", "fp16", "fp32")
+
+_SAMPLES = (
+    "Hello world",
+    "  two  spaces\n\n\tand a tab",
+    "naïve 文字 🙂",
+    "<start_of_turn>user\n<|im_start|>",
+    "x = 3.14;",
+)
+
+
+def export_safetensors(source: Path, target: Path, dtype: str = "bf16") -> Path:
+    """Write the model of a GGUF file into a new folder: weights, configuration and tokenizer.
+
+    The folder appears when it is complete and its tokenizer reads back the same.
+
+    Args:
+        source: the GGUF file.
+        target: the folder to make; its parents are made too.
+        dtype: what the weights are unpacked to: bf16, fp16 or fp32.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InvalidInput: the source is not a GGUF that can be loaded, the target is there, or the type does not fit.
+        LoadFailed: Transformers does not know the architecture, or weights are missing.
+        EngineFailure: what was written does not read back the same, or could not be written.
+        MissingExtra: Transformers is not installed.
+    """
+    info = _check(source, target, dtype)
+    torch, _ = libraries()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise EngineFailure(f"{target} cannot be written: {error}") from error
+    try:
+        with progress_events(LoadContext(), info.size_bytes):
+            _write(source, part, getattr(torch, TORCH_DTYPES[dtype]))
+        part.chmod(0o755)  # mkdtemp's is for its owner only
+        part.replace(target)
+    except RuntimeFault:
+        raise
+    except OSError as error:
+        raise EngineFailure(f"{target} cannot be written: {error}") from error
+    except Exception as error:  # whatever a strange architecture makes Transformers raise
+        raise LoadFailed(f"Transformers could not convert {source.name}: {error or type(error).__name__}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _check(source: Path, target: Path, dtype: str) -> ModelInfo:
+    if dtype not in DTYPES:
+        raise InvalidInput(f"dtype {dtype} is not offered.", hint=f"Use one of {', '.join(DTYPES)}.")
+    if target.exists():
+        raise InvalidInput(f"{target} is there already.", hint="Remove it, or name another target.")
+    if not source.exists():
+        raise InvalidInput(f"{source} is not there.")
+    info = inspect_model(source, thorough=True)
+    if info.format is not ModelFormat.GGUF or info.problems:
+        reason = "; ".join(info.problems) or f"it is {info.format.value}"
+        raise InvalidInput(f"{source.name} is not a GGUF model that can be converted: {reason}.")
+    if len(info.files) > 1:
+        raise InvalidInput(
+            f"{source.name} is split over {len(info.files)} files.", hint="Merge it with llama-gguf-split."
+        )
+    if dtype == "fp16" and re.match("gemma", info.architecture or ""):
+        raise InvalidInput(f"{source.name} is a Gemma, which overflows in fp16.", hint="Use bf16 or fp32.")
+    return info
+
+
+def _write(source: Path, folder: Path, dtype: object) -> None:
+    _, transformers = libraries()
+    model, tokenizer, missing = read_gguf(source, dtype, "cpu")
+    if missing:
+        raise LoadFailed(f"{source.name} lacks {len(missing)} of the model's weights.")
+    model.config.quantization_config = None  # or it would be saved, and read, as packed GGUF blocks
+    del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    written = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    for text in _SAMPLES:
+        ids = tokenizer(text).input_ids
+        if written(text).input_ids != ids or written.decode(ids) != tokenizer.decode(ids):
+            raise EngineFailure(f"The tokenizer of {source.name} does not read back the same: {text!r} differs.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lfx_local_runtimes.runtimes.engines.convert",
+        description="Write a GGUF model as a safetensors folder for Transformers.",
+    )
+    parser.add_argument("source", help="a GGUF file, or the name of a model that is known here (gemma-3-270m, say)")
+    parser.add_argument(
+        "target", nargs="?", type=Path, help="the folder to make; unset, SOURCE-safetensors among the models"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="what the weights are unpacked to")
+    options = parser.parse_args(arguments)
+    try:
+        settings = get_settings()
+        source = Path(options.source)
+        if source.exists():
+            name = source.stem
+        else:
+            catalog = Catalog(settings)
+            resolved = catalog.resolve(options.source).config
+            name, source = resolved.model_name, catalog.fetch(resolved, lambda progress: None, lambda: False)
+        target = options.target or settings.model_roots[0] / f"{Path(name).name}-safetensors"
+        print(f"Converting {source.name}. A large vocabulary takes about a minute.", flush=True)
+        print(f"Wrote {export_safetensors(source, target, options.dtype)}")
+    except RuntimeFault as fault:
+        print(fault, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""From a model's files to a model in Transformers: what is trusted, which type, where."""
+
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lfx_local_runtimes.errors import (
+    DoesNotFit,
+    InvalidInput,
+    LoadFailed,
+    MissingExtra,
+    PickleRefused,
+    RemoteCodeRefused,
+    RuntimeFault,
+)
+from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.settings import Settings
+
+_EXTRA = "transformers"
+_CHATTY = ("transformers", "accelerate", "torchao", "bitsandbytes", "torch.utils._pytree")
+TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16"}
+"""What a model computes in, as torch calls it; the quantized types in bf16, which also halves what stays unquantized."""
+_QUANTIZED = ("int8", "int4")
+_ENDS_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
+_loading = threading.Lock()
+"""Transformers sets process-wide state (torch's default type, say) while it loads: one load at a time."""
+
+
+@dataclass
+class Loaded:
+    """A model ready to generate, on the thread that made it."""
+
+    model: Any
+    tokenizer: Any
+    compute_dtype: str
+    """fp32, fp16 or bf16."""
+    end_ids: frozenset[int]
+    """The tokens that end an answer."""
+
+
+@lru_cache(maxsize=1)
+def libraries() -> tuple[Any, Any]:
+    """(torch, transformers), imported once and kept quiet below errors.
+
+    Raises:
+        MissingExtra: one of them is not installed.
+    """
+    torch, transformers = require("torch", _EXTRA), require("transformers", _EXTRA)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return torch, transformers
+
+
+def load(plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadContext) -> Loaded:
+    """Bring a model into memory as planned.
+
+    Raises:
+        InvalidInput: the type does not work for this model, format or device; the message says what does.
+        NotAllowed: pickle weights or remote code without permission.
+        DoesNotFit: it ran out of memory.
+        LoadFailed: cancelled, or weights are missing.
+        MissingExtra: a library is not installed.
+    """
+    _check_dtype(plan)
+    trust = config.trust_remote_code and settings.trust_remote_code
+    torch, transformers = libraries()
+    with progress_events(context, plan.info.size_bytes), faults(plan):
+        if plan.info.format is ModelFormat.GGUF:
+            model, tokenizer, missing = _from_gguf(torch, transformers, plan)
+        else:
+            model, tokenizer, missing = _from_folder(torch, transformers, plan, settings, trust)
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise LoadFailed(f"{plan.info.path.name} lacks {len(missing)} of the model's weights: {names} …")
+    end_ids = _end_ids(model, tokenizer)
+    model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
+    model.requires_grad_(False)
+    compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
+    return Loaded(model, tokenizer, compute, end_ids)
+
+
+def _check_dtype(plan: LoadPlan) -> None:
+    """Refuse what would not work, before anything is read."""
+    name, dtype = plan.info.path.name, plan.dtype
+    if dtype == "fp16" and re.match("gemma", plan.info.architecture or "", re.IGNORECASE):
+        raise InvalidInput(f"{name} is a Gemma, which overflows in fp16.", hint="Use bf16, fp32, int8 or int4.")
+    if dtype not in _QUANTIZED:
+        return
+    if plan.info.format is ModelFormat.GGUF:
+        raise InvalidInput(
+            f"Transformers does not quantize a GGUF file to {dtype}.",
+            hint="Leave quantization unset, or convert it first: "
+            f"python -m lfx_local_runtimes.runtimes.engines.convert {name}",
+        )
+    if plan.info.metadata.get("quantization_config"):
+        raise InvalidInput(f"{name} is quantized already; {dtype} does not apply.", hint="Leave quantization unset.")
+    if plan.device.type is DeviceType.MPS:
+        raise InvalidInput(f"{dtype} does not run on {plan.device.key}.", hint="Use fp32, fp16 or bf16, or the CPU.")
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _from_folder(
+    torch: Any, transformers: Any, plan: LoadPlan, settings: Settings, trust: bool
+) -> tuple[Any, Any, Collection[str]]:
+    path = plan.info.path
+    folder = str(path if path.is_dir() else path.parent)
+    local = {"local_files_only": True, "trust_remote_code": trust}
+    config = transformers.AutoConfig.from_pretrained(folder, **local)
+    config._attn_implementation = config._experts_implementation = None  # a file may name code on the hub here
+    weights = getattr(config, "transformers_weights", None)
+    if weights is not None and not str(weights).removesuffix(".index.json").endswith(".safetensors"):
+        raise PickleRefused(f"{path.name} names {weights} as its weights.")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
+    pickle = plan.info.format is ModelFormat.PICKLE and settings.allow_pickle
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=getattr(torch, TORCH_DTYPES[plan.dtype]),
+        device_map={"": plan.device.key},
+        use_safetensors=not pickle,
+        quantization_config=_quantization(torch, transformers, plan),
+        output_loading_info=True,
+        **local,
+    )
+    return model, tokenizer, report["missing_keys"]
+
+
+def _from_gguf(torch: Any, transformers: Any, plan: LoadPlan) -> tuple[Any, Any, Collection[str]]:
+    file = plan.info.files[0] if plan.info.files else plan.info.path
+    return read_gguf(file, getattr(torch, TORCH_DTYPES[plan.dtype]), plan.device.key)
+
+
+def read_gguf(file: Path, dtype: Any, device: str) -> tuple[Any, Any, Collection[str]]:
+    """Model, tokenizer and names of missing weights of a GGUF file, its weights unpacked to `dtype` (a torch type).
+
+    Slow, about 40 seconds for a vocabulary of 262,144: a fallback, and what `convert` does once.
+    """
+    _, transformers = libraries()
+    source = {"gguf_file": file.name, "local_files_only": True}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **source)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        str(file.parent),
+        dtype=dtype,
+        device_map={"": device},
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        output_loading_info=True,
+        **source,
+    )
+    return model, tokenizer, report["missing_keys"]
+
+
+def _quantization(torch: Any, transformers: Any, plan: LoadPlan) -> Any:
+    """How the linear layers are quantized while they are read; None when they are not."""
+    if plan.dtype == "int8":
+        return transformers.TorchAoConfig(require("torchao.quantization", _EXTRA).Int8WeightOnlyConfig())
+    if plan.dtype == "int4":
+        require("bitsandbytes", _EXTRA)
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    return None
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """What the tokenizer, the generation config and the known families end an answer with."""
+    ids: set[int] = set()
+    for source in (tokenizer, model.generation_config, model.config):
+        named = getattr(source, "eos_token_id", None)
+        ids.update(named if isinstance(named, (list, tuple)) else [] if named is None else [named])
+    for token in _ENDS_OF_TURN:
+        known = tokenizer.convert_tokens_to_ids(token)
+        if isinstance(known, int) and tokenizer.convert_ids_to_tokens(known) == token:
+            ids.add(known)
+    return frozenset(ids)
+
+
+# -- surroundings ----------------------------------------------------------------------------------------------------
+
+
+def _stop_if_cancelled(context: LoadContext) -> None:
+    if context.cancelled:
+        raise LoadFailed("The load was cancelled.")
+
+
+@contextlib.contextmanager
+def faults(plan: LoadPlan) -> Iterator[None]:
+    """Translate what torch and Transformers raise; what has no fault of its own passes."""
+    torch, _ = libraries()
+    try:
+        yield
+    except RuntimeFault:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise _too_large(plan) from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise _too_large(plan) from error
+        raise
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise RemoteCodeRefused(f"{plan.info.path.name} brings code of its own.") from error
+        raise
+    except ImportError as error:
+        raise MissingExtra(
+            f"{plan.info.path.name} needs a library that is not here: {error}",
+            hint=f"Run: pip install 'lfx-local-runtimes[{_EXTRA}]'",
+        ) from error
+
+
+def _too_large(plan: LoadPlan) -> DoesNotFit:
+    return DoesNotFit(
+        f"{plan.device.key} ran out of memory.",
+        hint=f"Try int8 or int4, a context shorter than {plan.context_length:,} tokens, or unload other models.",
+    )
+
+
+class _Bar:
+    """Stands in for a tqdm bar over what is loaded: silent, reporting, and the place where a cancel lands."""
+
+    def __init__(self, items: Iterable[Any], step: Callable[[int, int], None]) -> None:
+        self._items, self._step = items, step
+
+    def __iter__(self) -> Iterator[Any]:
+        items = list(self._items)
+        for done, item in enumerate(items):
+            self._step(done, len(items))
+            yield item
+
+
+@contextlib.contextmanager
+def progress_events(context: LoadContext, size: int) -> Iterator[None]:
+    """Take the turn to load, and turn this thread's progress bars into `Progress` events of `size` bytes in all.
+
+    Raises:
+        LoadFailed: cancelled.
+    """
+    _, transformers = libraries()
+    from transformers import modeling_gguf_pytorch_utils as gguf_loader  # it draws its bar without the hook
+
+    thread = threading.get_ident()
+
+    def step(done: int, total: int) -> None:
+        _stop_if_cancelled(context)
+        context.report(Progress("load", size * done // total, size))
+
+    def hook(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if threading.get_ident() == thread and args:
+            return _Bar(args[0], step)
+        return factory(*args, **options) if previous is None else previous(factory, args, options)
+
+    _stop_if_cancelled(context)
+    while not _loading.acquire(timeout=0.1):
+        _stop_if_cancelled(context)
+    previous, own_bar = transformers.utils.logging.set_tqdm_hook(hook), gguf_loader.tqdm
+    gguf_loader.tqdm = lambda *args, **options: hook(own_bar, args, options)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(previous)
+        gguf_loader.tqdm = own_bar
+        _loading.release()
+    context.report(Progress("load", size, size))

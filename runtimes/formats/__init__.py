@@ -1,0 +1,1 @@
+"""Model files, read as hostile: what they are, what they hold, what they will take."""

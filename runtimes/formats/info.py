@@ -1,0 +1,86 @@
+"""What a model's files say about it, before anything is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+
+class ModelFormat(str, Enum):
+    """How the weights are stored, recognised by content."""
+
+    GGUF = "gguf"
+    SAFETENSORS = "safetensors"
+    PICKLE = "pickle"
+    ONNX = "onnx"
+    DIFFUSERS = "diffusers"
+    CTRANSLATE2 = "ctranslate2"
+    PIPER = "piper"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """What one layer keeps per token in the KV cache. `window` is the sliding window in tokens, 0 for full attention."""
+
+    kv_heads: int
+    key_length: int
+    value_length: int
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes a loaded model is expected to take, at a context of `context_length` tokens."""
+
+    weights: int
+    kv_cache: int
+    compute: int
+    context_length: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.kv_cache + self.compute
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The outcome of `inspect_model`. Sizes are bytes, lengths tokens; `None` is not known."""
+
+    path: Path
+    format: ModelFormat
+    files: tuple[Path, ...]
+    """Every weight file, in order."""
+    engine: str | None
+    """The first engine the rules name for it."""
+    size_bytes: int
+    architecture: str | None = None
+    name: str | None = None
+    parameters: int | None = None
+    context_length: int | None = None
+    quantization: str | None = None
+    """As stored: Q4_K_M, bf16, fp32 …"""
+    chat_template: str | None = None
+    instruct: bool = False
+    """The files or their names say the model was tuned to follow instructions."""
+    embedding_length: int | None = None
+    vocabulary: int | None = None
+    layers: tuple[AttentionLayer, ...] = ()
+    problems: tuple[str, ...] = ()
+    """Why it cannot be loaded; empty when nothing speaks against it."""
+    remote_code: bool = False
+    """Its config names Python code that comes with it."""
+    memory: MemoryEstimate | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Scalars of the header (GGUF), or config.json."""
+    heads: int | None = None
+    """Attention heads of a layer, at most."""
+    weight_bytes: int | None = None
+    """The tensors alone, without headers and padding."""
+
+    @property
+    def valid(self) -> bool:
+        """Nothing was found that keeps it from loading."""
+        return not self.problems

@@ -1,0 +1,258 @@
+"""`inspect_model`: what a model is, read from its headers and configuration, without loading it."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lfx_local_runtimes.errors import InvalidModelFile, ModelNotFound
+from lfx_local_runtimes.runtimes.formats.detect import Detected, detect
+from lfx_local_runtimes.runtimes.formats.ggml_types import FILE_TYPES, TENSOR_TYPES
+from lfx_local_runtimes.runtimes.formats.gguf import GgufArray, GgufHeader, read_gguf
+from lfx_local_runtimes.runtimes.formats.gguf_check import MAX_LAYERS, check_gguf
+from lfx_local_runtimes.runtimes.formats.gguf_split import split_files
+from lfx_local_runtimes.runtimes.formats.hf_config import (
+    attention_layers,
+    chat_template,
+    has_remote_code,
+    number,
+    read_config,
+    text_config,
+)
+from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.formats.safetensors import SafetensorsTensor, read_safetensors
+from lfx_local_runtimes.runtimes.rules import Rules
+from lfx_local_runtimes.settings import get_settings
+
+_Header = TypeVar("_Header")
+_INSTRUCT = frozenset({"it", "instruct", "instruction", "chat", "assistant"})
+_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "I8": "int8", "U8": "uint8"}
+_TORCH_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_SLIDING_PATTERNS = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2}
+"""llama.cpp knows these by architecture: every n-th layer has full attention."""
+
+
+def inspect_model(
+    path: str | Path, context_length: int | None = None, *, thorough: bool = False, rules: Rules | None = None
+) -> ModelInfo:
+    """Format, engine, architecture, sizes, chat template, problems and memory estimate of a model on disk.
+
+    What is wrong with the files is in `problems`, so that a broken model can be listed; only a path that leads nowhere
+    raises.
+
+    Args:
+        path: a file or a folder.
+        context_length: tokens the memory estimate is for; unset, 4,096, or the model's own where that is less.
+        thorough: also check what takes time (a GGUF vocabulary token by token). Needed before a GGUF file is loaded.
+        rules: format to engine; unset, those of the settings.
+
+    Raises:
+        ModelNotFound: the path does not exist.
+        SettingsFault: the rules file is not valid.
+    """
+    place = Path(path).expanduser()
+    rules = rules or Rules.load(get_settings().rules_file)
+    try:
+        place.lstat()
+        found = detect(place)
+        info = _inspect(place, found, thorough=thorough)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if place.exists():  # a part of it is missing: a split file, a dangling link
+            return _broken(place, f"{Path(error.filename or place).name} is missing")
+        raise ModelNotFound(f"There is no model at {path}.", hint="Give the path of a model file or folder.") from error
+    except InvalidModelFile as fault:
+        return _broken(place, fault.message)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        return _broken(place, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+    info = replace(info, engine=next(iter(rules.engines_for(info)), None))
+    return replace(info, memory=estimate_memory(info, context_length))
+
+
+def _broken(path: Path, problem: str) -> ModelInfo:
+    return ModelInfo(path, ModelFormat.UNKNOWN, (), None, 0, problems=(problem,))
+
+
+def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
+    size = sum(file.stat().st_size for file in found.files)
+    info = ModelInfo(path, found.format, found.files, None, size, name=_name(path), problems=found.problems)
+    info = replace(info, instruct=_is_instruct(info.name))
+    if found.format is ModelFormat.GGUF and (not found.problems or len(found.files) == 1):
+        return _gguf(info, thorough=thorough)
+    if found.format in (ModelFormat.SAFETENSORS, ModelFormat.PICKLE):
+        return _transformers(info)
+    return info
+
+
+def _name(path: Path) -> str:
+    """What people call it: the file's stem, the folder, or the repository of a snapshot in the hub's cache."""
+    if path.is_file():
+        return path.stem
+    path = path.resolve()
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.name
+
+
+def _attempt(read: Callable[[Path], _Header], file: Path, problems: list[str]) -> _Header | None:
+    try:
+        return read(file)
+    except InvalidModelFile as fault:
+        problems.append(fault.message)
+        return None
+
+
+def _is_instruct(*names: object) -> bool:
+    return any(not _INSTRUCT.isdisjoint(re.split(r"[^a-z0-9]+", str(name).lower())) for name in names if name)
+
+
+# -- GGUF ----------------------------------------------------------------------------------------------------------------
+
+
+def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
+    found = [*info.problems]
+    read = partial(read_gguf, exact=thorough)
+    header = _attempt(read, info.files[0], found)
+    if header is None:
+        return replace(info, problems=tuple(found))
+    files, problems = split_files(header)
+    later = [part for file in files[1:] if (part := _attempt(read, file, found)) is not None]
+    headers = [header, *later]
+    found += problems
+    if thorough:
+        found += check_gguf(header)
+        found += [problem for part in later for problem in check_gguf(part, first=False)]
+    if header.architecture is None and "general.architecture is missing" not in found:
+        found.append("general.architecture is missing")
+    tensors = [tensor for part in headers for tensor in part.tensors]
+    tokens = header.array("tokenizer.ggml.tokens")
+    heads = _per_layer(header, "attention.head_count", 1)
+    return replace(
+        info,
+        files=files,
+        size_bytes=sum(part.file_size for part in headers),
+        architecture=header.architecture,
+        name=header.text("general.name") or info.name,
+        parameters=sum(tensor.elements for tensor in tensors),
+        context_length=_positive(header.of_model("context_length")),
+        quantization=_gguf_type(headers),
+        chat_template=header.text("tokenizer.chat_template") or None,
+        instruct=_is_instruct(info.name, header.text("general.finetune"), header.text("general.name")),
+        embedding_length=_positive(header.of_model("embedding_length")),
+        vocabulary=tokens.length if tokens else _positive(header.of_model("vocab_size")),
+        layers=_gguf_layers(header),
+        problems=tuple(found),
+        metadata={key: value for key, value in header.metadata.items() if not isinstance(value, GgufArray)},
+        heads=max(heads, default=None),
+        weight_bytes=sum(tensor.size for tensor in tensors),
+    )
+
+
+def _positive(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _gguf_type(headers: list[GgufHeader]) -> str | None:
+    """What the file says it is, else the type that most of the bytes have."""
+    named = (
+        FILE_TYPES.get(headers[0].integer("general.file_type") or 0)
+        if "general.file_type" in headers[0].kinds
+        else None
+    )
+    weights: Counter[int] = Counter()
+    for header in headers:
+        for tensor in header.tensors:
+            weights[tensor.type] += tensor.size
+    return named or next((TENSOR_TYPES[kind].name for kind, _ in weights.most_common(1)), None)
+
+
+def _per_layer(header: GgufHeader, key: str, default: int) -> list[int]:
+    """A value that may be one number for all layers or an array with one for each."""
+    count = _positive(header.of_model("block_count")) or 0
+    if count > MAX_LAYERS:
+        return []
+    value = header.of_model(key)
+    if isinstance(value, GgufArray):
+        values = [max(int(number), 0) for number in value.values or () if isinstance(number, int)]
+        return values if len(values) == count else [default] * count
+    return [value if type(value) is int and value >= 0 else default] * count
+
+
+def _gguf_layers(header: GgufHeader) -> tuple[AttentionLayer, ...]:
+    """Widths as llama.cpp derives them: key and value length default to embedding / heads, KV heads to heads."""
+    width = _positive(header.of_model("embedding_length")) or 0
+    heads = _per_layer(header, "attention.head_count", 0)
+    kv_heads = _per_layer(header, "attention.head_count_kv", -1)
+    default = width // heads[0] if heads and heads[0] else 0
+    key = _positive(header.of_model("attention.key_length")) or default
+    value = _positive(header.of_model("attention.value_length")) or default
+    return tuple(
+        AttentionLayer(own if kv < 0 else kv, key, value, window)
+        for own, kv, window in zip(heads, kv_heads, _gguf_windows(header, len(heads)), strict=True)
+    )
+
+
+def _gguf_windows(header: GgufHeader, count: int) -> list[int]:
+    window = _positive(header.of_model("attention.sliding_window")) or 0
+    pattern = header.of_model("attention.sliding_window_pattern")
+    if isinstance(pattern, GgufArray) and pattern.values and len(pattern.values) == count:
+        return [window if slides else 0 for slides in pattern.values]
+    every = _positive(pattern) or _SLIDING_PATTERNS.get(header.architecture or "", 0)
+    return [window if every and (index + 1) % every else 0 for index in range(count)]
+
+
+# -- Hugging Face folders ------------------------------------------------------------------------------------------------
+
+
+def _transformers(info: ModelInfo) -> ModelInfo:
+    folder = info.path if info.path.is_dir() else info.path.parent
+    config, problems = read_config(folder)
+    found = [*info.problems, *problems]
+    text = text_config(config)
+    template, remote_code = None, False
+    try:
+        template, remote_code = chat_template(folder), has_remote_code(folder, config)
+    except InvalidModelFile as fault:
+        found.append(fault.message)
+    tensors: list[SafetensorsTensor] = []
+    if info.format is ModelFormat.SAFETENSORS:
+        headers = [_attempt(read_safetensors, file, found) for file in info.files]
+        tensors = [tensor for header in headers if header is not None for tensor in header.tensors]
+    model_type = config.get("model_type")
+    return replace(
+        info,
+        architecture=model_type if isinstance(model_type, str) and model_type else None,
+        parameters=sum(tensor.elements for tensor in tensors) or None,
+        context_length=number(text, "max_position_embeddings"),
+        quantization=_stored_type(config, text, tensors),
+        chat_template=template,
+        instruct=_is_instruct(info.name, config.get("_name_or_path")),
+        embedding_length=number(text, "hidden_size"),
+        vocabulary=number(text, "vocab_size"),
+        layers=attention_layers(text),
+        problems=tuple(found),
+        remote_code=remote_code,
+        metadata=config,
+        heads=number(text, "num_attention_heads"),
+        weight_bytes=sum(tensor.size for tensor in tensors) or None,
+    )
+
+
+def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: list[SafetensorsTensor]) -> str | None:
+    """The quantization method where there is one, else the type that most of the bytes have."""
+    quantized = config.get("quantization_config")
+    if isinstance(quantized, dict):
+        method, bits = quantized.get("quant_method"), quantized.get("bits")
+        if isinstance(method, str) and method:
+            return f"{method}-int{bits}" if type(bits) is int else method
+    if tensors:
+        weights: Counter[str] = Counter()
+        for tensor in tensors:
+            weights[tensor.dtype] += tensor.size
+        dtype = weights.most_common(1)[0][0]
+        return _DTYPES.get(dtype, dtype.lower())
+    stored = text.get("dtype", text.get("torch_dtype"))
+    return _TORCH_DTYPES.get(stored) if isinstance(stored, str) else None

@@ -1,0 +1,257 @@
+"""Names on the Hugging Face hub, its cache on disk, and which of a repository's files make a model.
+
+Everything here goes by file names: no network, and no weights are read.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import constants
+
+from lfx_local_runtimes.errors import ModelNotFound, PickleRefused
+from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.settings import Settings
+
+_REPO = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*?)(?::([\w.-]{1,64}))?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})(?=\.(?:gguf|safetensors)$)")
+_TAG = re.compile(
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q|TQ)\d_[A-Z0-9_]+|B?F16|F32|FP16|FP32|MXFP4(?:_MOE)?)(?=[-./]|$)", re.IGNORECASE
+)
+_PICKLE = re.compile(r"(?:diffusion_)?pytorch_model[\w.-]*\.bin")
+_SIDE_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm"})
+_OTHER_ENGINES = frozenset({"onnx", "openvino", "original", "coreml", "metal", "flax", "gguf"})
+_SAME_TAG = {"FP16": "F16", "FP32": "F32"}
+
+_PREFERRED = (
+    "Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q5_K_S", "Q5_0", "Q6_K", "Q3_K_M", "BF16", "F16", "F32",
+)  # fmt: skip
+"""Which GGUF of several is taken when nobody says: the best balance first."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubRef:
+    """A repository on the hub; `tag` picks one GGUF of several (`org/name:Q4_K_M`)."""
+
+    repo: str
+    tag: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubRef | None":
+        """`org/name` or `org/name:tag`; None for anything else."""
+        match = _REPO.fullmatch(text)
+        if (
+            match is None
+            or len(match[1]) > 96
+            or re.search(r"--|\.\.|/.*[.-]$|\.(?:git|gguf|safetensors|onnx|bin)$", match[1])
+        ):
+            return None
+        return cls(match[1], match[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted of a repository that may hold several forms of a model."""
+
+    tag: str | None = None
+    """Take this GGUF."""
+    gguf: bool = False
+    """GGUF, also where safetensors are beside it."""
+    pickle: bool = False
+    python: bool = False
+
+    @classmethod
+    def of(cls, config: ModelConfig, ref: HubRef, settings: Settings) -> "Wish":
+        """Read from a configuration; a floating-point or integer type is no GGUF tag."""
+        tag = ref.tag
+        if tag is None and config.quantization is not None and "_" in config.quantization:
+            tag = config.quantization
+        return cls(
+            tag,
+            gguf=tag is not None or config.runtime_type == RuntimeType.LLAMA_CPP,
+            pickle=settings.allow_pickle,
+            python=config.trust_remote_code and settings.trust_remote_code,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The files of one model: small ones first and weights last, so that whole weights mean a whole model."""
+
+    files: tuple[str, ...]
+    entry: str = ""
+    """The file to load; empty for the folder."""
+
+
+def safe_name(name: str) -> bool:
+    """A relative path that stays where it is put, on every platform."""
+    parts = name.split("/")
+    return name.isprintable() and not re.search(r'[\\:*?"<>|]', name) and all(part.strip(". ") for part in parts)
+
+
+def gguf_tag(name: str) -> str | None:
+    """The quantization a GGUF file's name tells: `gemma-2b.q4_k_m.gguf` → `Q4_K_M`."""
+    found = _TAG.findall(_SPLIT.sub("", name).removesuffix(".gguf"))
+    return _SAME_TAG.get(found[-1].upper(), found[-1].upper()) if found else None
+
+
+def gguf_models(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """GGUF models by the path of their first part, with all their parts; models that miss a part are left out."""
+    models = [
+        name
+        for name in names
+        if name.lower().endswith(".gguf") and not re.search(r"mmproj|imatrix", name, re.IGNORECASE)
+    ]
+    return {parts[0]: parts for parts in _whole(models)}
+
+
+def describe(names: Sequence[str]) -> tuple[ModelFormat, tuple[str, ...]] | None:
+    """Format and weight files of a model folder other than GGUF; None when it is not a whole model.
+
+    Args:
+        names: its files, relative, with `/`.
+    """
+    there = set(names)
+    if "model_index.json" in there:
+        weights = _tensors(names)
+        folders = {PurePosixPath(name).parent for name in weights}
+        parts = {PurePosixPath(name).parent for name in names if name.count("/") == 1 and name.endswith("/config.json")}
+        return (ModelFormat.DIFFUSERS, weights) if weights and parts <= folders else None
+    if "config.json" not in there:
+        return None
+    root = [name for name in names if "/" not in name]
+    if weights := _tensors(names):
+        return ModelFormat.SAFETENSORS, weights
+    if "model.bin" in there:
+        return ModelFormat.CTRANSLATE2, ("model.bin",)
+    if weights := tuple(name for name in root if _PICKLE.fullmatch(name)):
+        return ModelFormat.PICKLE, weights
+    onnx = tuple(sorted(name for name in names if name.endswith(".onnx")))
+    return (ModelFormat.ONNX, onnx) if onnx else None
+
+
+def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
+    """The files to have of a repository (or of what is cached of it).
+
+    Raises:
+        ModelNotFound: it holds no weights in a form that is served, or not the GGUF asked for.
+        PickleRefused: its only weights are pickle.
+    """
+    ggufs, found = gguf_models(names), describe(names)
+    if ggufs and (wish.gguf or found is None):
+        first = _pick_gguf(ggufs, wish.tag, repo)
+        return Choice(ggufs[first], entry=first)
+    if wish.tag is not None:
+        raise ModelNotFound(f"{repo} holds no GGUF file.", hint=f"Leave out {wish.tag}, or name a GGUF repository.")
+    if found is None or found[0] in (ModelFormat.ONNX, ModelFormat.CTRANSLATE2):
+        raise ModelNotFound(f"{repo} holds no whole GGUF or safetensors model.", hint="Name a repository that does.")
+    kind, weights = found
+    if kind is ModelFormat.PICKLE and not wish.pickle:
+        raise PickleRefused(f"{repo} holds only pickle weights, which can run code.")
+    suffixes = _SIDE_SUFFIXES | {".py"} if wish.python else _SIDE_SUFFIXES
+    layered = _layered(names)
+    side = [name for name in names if _in_scope(name, layered) and PurePosixPath(name).suffix in suffixes]
+    return Choice((*sorted(side), *weights))
+
+
+def _pick_gguf(ggufs: dict[str, tuple[str, ...]], tag: str | None, repo: str) -> str:
+    tags = {first: gguf_tag(first) for first in ggufs}
+    by_length = sorted(ggufs, key=lambda first: (len(first), first))
+    if tag is None:
+        rank = {known: position for position, known in enumerate(_PREFERRED)}
+        return min(by_length, key=lambda first: rank.get(tags[first] or "", len(rank)))
+    wanted = _SAME_TAG.get(tag.upper(), tag.upper())
+    for first in by_length:
+        if tags[first] == wanted:
+            return first
+    there = ", ".join(sorted({known for known in tags.values() if known})) or "none that names its type"
+    raise ModelNotFound(f"{repo} has no {wanted} file.", hint=f"It has: {there}.")
+
+
+def _whole(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Groups of split files that have all their parts; a file that is not split is a group."""
+    groups: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for name in sorted(names):
+        split = _SPLIT.search(name)
+        groups[(_SPLIT.sub("", name), int(split[2]) if split else 1)].append(name)
+    return [tuple(parts) for (_, count), parts in groups.items() if len(parts) == count]
+
+
+def _layered(names: Iterable[str]) -> bool:
+    """A pipeline (diffusers, sentence-transformers) whose parts lie in folders."""
+    return any(name in ("model_index.json", "modules.json") for name in names)
+
+
+def _in_scope(name: str, layered: bool) -> bool:
+    folders = PurePosixPath(name).parts[:-1]
+    return not folders or (layered and not any(part.startswith(".") or part in _OTHER_ENGINES for part in folders))
+
+
+def _tensors(names: Sequence[str]) -> tuple[str, ...]:
+    """The safetensors files to load: one form per folder, whole; empty when there are none."""
+    layered = _layered(names)
+    folders: dict[PurePosixPath, list[tuple[str, ...]]] = defaultdict(list)
+    for parts in _whole([name for name in names if name.endswith(".safetensors") and _in_scope(name, layered)]):
+        folders[PurePosixPath(parts[0]).parent].append(parts)
+    if "model_index.json" in names and len(folders) > 1:
+        folders.pop(PurePosixPath(), None)  # the same pipeline once more, as one file
+    chosen: list[str] = []
+    for groups in folders.values():
+        plain = [parts for parts in groups if not _is_variant(parts[0])]
+        for parts in plain or groups:
+            chosen += parts
+    return tuple(sorted(chosen))
+
+
+def _is_variant(name: str) -> bool:
+    """`model.fp16.safetensors` or Mistral's `consolidated.safetensors`: the same weights once more."""
+    stem = _SPLIT.sub("", PurePosixPath(name).name).removesuffix(".safetensors")
+    return bool(re.search(r"\.(?:fp16|bf16|fp32|non_ema|ema)$", stem)) or stem.startswith("consolidated")
+
+
+# -- the cache on disk ---------------------------------------------------------------------------------------------------
+
+
+def hub_cache() -> Path:
+    """The hub's cache folder (`HF_HUB_CACHE`)."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def repo_folder(cache: Path, repo: str) -> Path:
+    """Where the cache keeps a model repository."""
+    return cache / f"models--{repo.replace('/', '--')}"
+
+
+def snapshot_folder(folder: Path, revision: str | None) -> Path | None:
+    """The cached snapshot of a revision; unset is `main`, or the only snapshot there is."""
+    snapshots = folder / "snapshots"
+    wanted = revision or constants.DEFAULT_REVISION
+    if not safe_name(wanted):
+        return None
+    commit = wanted
+    if not _COMMIT.fullmatch(wanted):
+        try:
+            commit = (folder / "refs" / wanted).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            only = list(snapshots.iterdir()) if revision is None and snapshots.is_dir() else []
+            commit = only[0].name if len(only) == 1 else ""
+    return snapshots / commit if _COMMIT.fullmatch(commit) and (snapshots / commit).is_dir() else None
+
+
+def cached_model(cache: Path, ref: HubRef, revision: str | None, wish: Wish) -> Path | None:
+    """The file or folder of a model that is whole in the cache; None when it must be downloaded."""
+    folder = snapshot_folder(repo_folder(cache, ref.repo), revision)
+    if folder is None:
+        return None
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    ggufs, found = gguf_models(names), describe(names)
+    if ggufs and (wish.gguf or found is None):
+        try:
+            return folder / _pick_gguf(ggufs, wish.tag, ref.repo)
+        except ModelNotFound:
+            return None
+    return folder if found is not None and not wish.gguf else None

@@ -1,0 +1,100 @@
+"""One account of memory for RAM and every accelerator, across all engines.
+
+free = min(what the driver says less what is promised but not yet taken, budget less what is accounted).
+"""
+
+from collections.abc import Mapping
+
+from lfx_local_runtimes.runtimes.config import DeviceType
+from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe
+from lfx_local_runtimes.settings import Settings
+
+MODELS = "models"
+"""The resource that counts loaded models, beside the devices' bytes."""
+
+_RAM_SHARE = 0.90
+_GPU_SHARE = 0.95
+_GIB = 2**30
+
+
+class MemoryLedger:
+    """Who holds how many bytes of what. Not thread-safe: the manager's lock guards it."""
+
+    def __init__(self, settings: Settings, probe: DeviceProbe) -> None:
+        self._settings = settings
+        self._probe = probe
+        self._entries: dict[str, Mapping[str, int]] = {}
+        self._promised: set[str] = set()
+
+    def devices(self) -> list[Device]:
+        """Every device with an account."""
+        return [CPU, *self._probe.accelerators()]
+
+    def budget(self, resource: str) -> int | None:
+        """What models may take of it in all, in bytes; None is no limit."""
+        if resource == MODELS:
+            return self._settings.max_loaded_models
+        limit = self._settings.memory_budget_gb if resource == CPU.key else self._settings.max_gpu_mem_gb
+        if limit is not None:
+            return int(limit * _GIB)
+        return int(self._probe.memory(_device(resource)).total * (_RAM_SHARE if resource == CPU.key else _GPU_SHARE))
+
+    def accounted(self, resource: str) -> int:
+        """What models hold or were promised of it."""
+        return sum(entry.get(resource, 0) for entry in self._entries.values())
+
+    def holds(self, name: str) -> Mapping[str, int]:
+        """What one model holds or was promised."""
+        return self._entries.get(name, {})
+
+    def free(self, resource: str) -> int | None:
+        """What another model may take; None is no limit."""
+        budget = self.budget(resource)
+        if budget is None:
+            return None
+        left = budget - self.accounted(resource)
+        if resource == MODELS:
+            return left
+        promised = sum(self._entries[name].get(resource, 0) for name in self._promised)
+        return max(0, min(left, self._probe.memory(_device(resource)).free - promised))
+
+    def shortage(self, needs: Mapping[str, int]) -> dict[str, int]:
+        """What is missing of each resource; empty when it fits."""
+        missing = {}
+        for resource, amount in needs.items():
+            free = self.free(resource)
+            if free is not None and amount > free:
+                missing[resource] = amount - free
+        return missing
+
+    def reserve(self, name: str, needs: Mapping[str, int]) -> None:
+        """Promise memory to a load, from its estimate."""
+        self._entries[name] = dict(needs)
+        self._promised.add(name)
+
+    def correct(self, name: str, measured: Mapping[str, int]) -> None:
+        """Replace the estimate by what the load really took."""
+        self._entries[name] = {**measured, MODELS: 1}
+        self._promised.discard(name)
+
+    def release(self, name: str) -> None:
+        """Everything this model held is back."""
+        self._entries.pop(name, None)
+        self._promised.discard(name)
+
+    def report(self) -> dict[str, dict[str, object]]:
+        """Per device: budget, accounted and free bytes, what the driver says is free, and the models' shares."""
+        rows: dict[str, dict[str, object]] = {}
+        for device in self.devices():
+            key = device.key
+            rows[key] = {
+                "budget_bytes": self.budget(key), "accounted_bytes": self.accounted(key), "free_bytes": self.free(key),
+                "driver_free_bytes": self._probe.memory(device).free,
+                "models": {name: entry[key] for name, entry in self._entries.items() if entry.get(key)},
+            }  # fmt: skip
+        return rows
+
+
+def _device(key: str) -> Device:
+    kind, _, index = key.partition(":")
+    return Device(DeviceType(kind), int(index or 0))

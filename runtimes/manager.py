@@ -1,0 +1,434 @@
+"""`RuntimeManager`: the one door to local models, callable from any thread and any number of event loops at once."""
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any
+
+from lfx_local_runtimes.errors import (
+    InvalidInput,
+    ModelBusy,
+    ModelConflict,
+    ModelNotFound,
+    RequestNotFound,
+)
+from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.catalog import Catalog
+from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
+from lfx_local_runtimes.runtimes.engines.registry import engine_names
+from lfx_local_runtimes.runtimes.formats.info import ModelInfo
+from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.inventory import Inventory
+from lfx_local_runtimes.runtimes.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.planning import plan_loads
+from lfx_local_runtimes.runtimes.requests import (
+    GenerationStream,
+    Progress,
+    Request,
+    RequestState,
+)
+from lfx_local_runtimes.runtimes.residency import ADMISSION_WAIT_S, Prepared, Residency
+from lfx_local_runtimes.runtimes.rules import Rules
+from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.settings import Settings, get_settings
+
+ProgressCallback = Callable[[Progress], Any]
+
+
+class RuntimeManager:
+    """Local models by name: register, load, generate, unload, and what they take.
+
+    Registering loads nothing; the first request does. Methods that are not `async` return without waiting for a model;
+    those that tell about models (`list_models`, `model_status`, `validate_model`, `stats`) may read the disk.
+
+    Args:
+        settings: the operator's decisions; by default the environment's.
+        catalog: where models come from.
+        probe: what is asked of the machine.
+        admission_wait: seconds a load waits for models in use to be released.
+
+    Raises:
+        SettingsFault: impossible settings.
+        DeviceUnavailable: FORCE_DEVICE names a device that is not there.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, catalog: Catalog | None = None, probe: DeviceProbe = MACHINE,
+        admission_wait: float = ADMISSION_WAIT_S,
+    ) -> None:  # fmt: skip
+        self.settings = settings or get_settings()
+        self.catalog = catalog or Catalog(self.settings)
+        self._probe = probe
+        if self.settings.force_device:
+            select_device(force=self.settings.force_device, probe=probe)
+        self._rules = Rules.load(self.settings.rules_file)
+        self._residency = Residency(
+            MemoryLedger(self.settings, probe), self._prepare, keep_alive=self.settings.keep_alive_s,
+            admission_wait=admission_wait,
+        )  # fmt: skip
+        self._requests: dict[str, Request] = {}
+        self._requests_lock = threading.Lock()
+        self._inventory = Inventory(self.catalog, self._residency, self._rules)
+        self._started = time.monotonic()
+        _managers.add(self)
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def register_model(self, config: ModelConfig, *, restrict_paths: bool = False) -> bool:
+        """Remember a model under its name, across restarts. Loads nothing.
+
+        Args:
+            config: the model.
+            restrict_paths: refuse a local `model_id` outside the allowed model roots; set for input from outside.
+
+        Returns:
+            True when it is new, False when this very configuration was registered already.
+
+        Raises:
+            ModelConflict: the name has another configuration.
+            PathNotAllowed: see `restrict_paths`.
+            InvalidInput: an unknown runtime type.
+        """
+        if config.runtime_type != RuntimeType.AUTO and config.runtime_type not in engine_names():
+            raise InvalidInput(
+                f"runtime_type {config.runtime_type} is not an engine.", model_name=config.model_name,
+                hint=f"Use auto or one of: {', '.join(engine_names())}.",
+            )  # fmt: skip
+        if restrict_paths:
+            self.catalog.check_source(config)
+        with self._residency.slots() as slots:
+            slot = slots.get(config.model_name)
+            if slot is not None and slot.config not in (None, config) and slot.state in _IN_MEMORY:
+                raise ModelConflict(
+                    f"{config.model_name} is loaded with another configuration.", model_name=config.model_name,
+                    hint="Unload it first, or choose another name.",
+                )  # fmt: skip
+        created = self.catalog.add(config)  # writes a file: not under the lock
+        with self._residency.slots() as slots:
+            slot = slots.get(config.model_name)
+            if created and slot is not None and slot.state not in _IN_MEMORY:
+                del slots[config.model_name]  # what it knew of the name is out of date
+        return created
+
+    def unregister_model(self, model_name: str) -> None:
+        """Forget a registered model. Its files stay.
+
+        Raises:
+            ModelNotFound: it is not registered.
+            ModelBusy: it is in memory.
+        """
+        with self._residency.slots() as slots:
+            slot = slots.get(model_name)
+            if slot is not None and slot.state in _IN_MEMORY:
+                raise ModelBusy(f"{model_name} is {slot.state.value}.", model_name=model_name, hint="Unload it first.")
+            slots.pop(model_name, None)
+        known = self.catalog.remove(model_name) or (slot is not None and slot.source == "variant")
+        if not known:
+            raise ModelNotFound(f"{model_name} is not registered.", model_name=model_name)
+
+    def ensure_variant(self, model_name: str, **overrides: Any) -> str:
+        """The name to use for a model with other load options (engine, device, quantization, context …).
+
+        Options that are None are not set. Where they change nothing, or ask for no more context than the model has, the
+        name itself comes back: nobody loads a second copy for a shorter context. A variant lives until the process ends.
+
+        Raises:
+            ModelNotFound: no such model.
+            InvalidInput: an option is out of range.
+        """
+        wanted = {key: value for key, value in overrides.items() if value is not None}
+        if not wanted:
+            return model_name
+        base = self._config(model_name)
+        context = wanted.get("context_length")
+        if context is not None and base.context_length is not None and context <= base.context_length:
+            del wanted["context_length"]
+        try:
+            config = ModelConfig.model_validate({**base.model_dump(), **wanted})
+        except ValueError as error:
+            raise InvalidInput(f"These options do not go together: {error}", model_name=model_name) from error
+        changed = {key: value for key, value in config if value != getattr(base, key)}
+        if not changed:
+            return base.model_name
+        label = ", ".join(f"{_SHORT.get(key, key)} {getattr(value, 'value', value)}" for key, value in changed.items())
+        variant = config.model_copy(update={"model_name": f"{base.model_name} ({label})"})
+        with self._residency.slots() as slots:
+            slots.setdefault(variant.model_name, Slot(variant.model_name, variant, "variant"))
+        return variant.model_name
+
+    def _config(self, model_name: str) -> ModelConfig:
+        with self._residency.slots() as slots:
+            slot = slots.get(model_name)
+            if slot is not None and slot.config is not None:
+                return slot.config
+        return self.catalog.resolve(model_name).config
+
+    def _prepare(self, slot: Slot, context: LoadContext) -> Prepared:
+        if slot.source == "variant" and slot.config is not None:
+            config, source = slot.config, slot.source
+        else:
+            resolved = self.catalog.resolve(slot.name)
+            config, source = resolved.config, resolved.source
+            if config.model_name != slot.name:
+                return Prepared(config, source, ())
+            slot.config, slot.source = config, source
+        path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
+        info = inspect_model(path, config.context_length, thorough=True, rules=self._rules)
+        plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
+        return Prepared(config, source, plans)
+
+    # -- lifecycle ---------------------------------------------------------------------------------------------------
+
+    async def load_model(self, model_name: str, progress: ProgressCallback | None = None) -> bool:
+        """Bring a model into memory and wait for it. Returns True when it was not there before.
+
+        A caller that is cancelled leaves; the load goes on for the others.
+
+        Raises:
+            RuntimeFault: it cannot be loaded, with the reason.
+        """
+        with self._residency.slots() as slots:
+            slot = slots.get(model_name)
+            there = slot is not None and slot.state is SlotState.READY
+        async with self.lease(model_name, progress):
+            return not there
+
+    async def unload_model(self, model_name: str, *, force: bool = False) -> bool:
+        """Take a model out of memory and wait until it is. Returns False when it was not there.
+
+        Raises:
+            ModelBusy: it is in use, and `force` (which cancels its requests) is not set.
+            ModelNotFound: no such model.
+        """
+        future = self._residency.unload(model_name, force=force)
+        if await asyncio.wrap_future(future):
+            return True
+        await asyncio.to_thread(self._config, model_name)  # an unknown name is an error, not "was not there"
+        return False
+
+    async def unload_all(self, *, force: bool = False) -> list[str]:
+        """Take every model out of memory; those in use stay unless `force` is set. Returns the names unloaded."""
+        futures: dict[str, Future[bool]] = {}
+        for name in self.loaded_models():
+            with contextlib.suppress(ModelBusy):
+                futures[name] = self._residency.unload(name, force=force)
+        for future in futures.values():
+            await asyncio.wrap_future(future)
+        return list(futures)
+
+    def loaded_models(self) -> list[str]:
+        """Names of the models in memory, or on their way there."""
+        with self._residency.slots() as slots:
+            return [slot.name for slot in slots.values() if slot.state in _IN_MEMORY]
+
+    @contextlib.asynccontextmanager
+    async def lease(self, model_name: str, progress: ProgressCallback | None = None) -> AsyncIterator[ModelRuntime]:
+        """The loaded runtime, which stays loaded until the block ends. `progress` is called on this event loop.
+
+        Raises:
+            RuntimeFault: it cannot be loaded.
+        """
+        loop = asyncio.get_running_loop()
+
+        def report(event: Progress) -> None:
+            if progress is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+                    loop.call_soon_threadsafe(progress, event)
+
+        waiter = LeaseWaiter(report)
+        self._residency.join(model_name, waiter)
+        try:
+            runtime = await asyncio.wrap_future(waiter.future)
+        except asyncio.CancelledError:
+            # the lease may have been granted in the same instant: then it is given back as soon as it is there
+            waiter.future.add_done_callback(self._give_back)
+            raise
+        try:
+            yield runtime
+        finally:
+            self._residency.release(runtime.config.model_name)
+
+    def _give_back(self, future: "Future[ModelRuntime]") -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._residency.release(future.result().config.model_name)
+
+    def pin(self, model_name: str, pinned: bool = True) -> None:
+        """Keep a model in memory (once it is loaded) whatever else wants the room, or stop doing so.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        config = self._config(model_name)
+        with self._residency.slots() as slots:
+            slots.setdefault(config.model_name, Slot(config.model_name, config, "registered")).pinned = pinned
+        self._residency.wake()
+
+    # -- generation --------------------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        model_name: str,
+        config: GenerationConfig,
+        *,
+        request_id: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> GenerationStream:
+        """Start a request and return its stream at once; the model loads if it must. From any thread.
+
+        Faults arrive where the stream is read.
+
+        Raises:
+            InvalidInput: a running request has this id.
+        """
+        request = Request(model_name, config, request_id)
+        with self._requests_lock:
+            if request.id in self._requests:
+                raise InvalidInput(
+                    f"request_id {request.id} is running already.", model_name=model_name, hint="Choose another."
+                )
+            self._requests[request.id] = request
+        request.on_end(lambda: self._ended(request))
+        self._residency.join(model_name, RequestWaiter(request, self._residency.release))
+        return GenerationStream(request, progress)
+
+    def _ended(self, request: Request) -> None:
+        with self._requests_lock:
+            self._requests.pop(request.id, None)
+        self._residency.counters[f"requests_{request.state.value}"] += 1
+
+    async def generate(self, model_name: str, config: GenerationConfig) -> GenerationResult:
+        """The whole answer. Cancelling the task cancels the computation.
+
+        Raises:
+            RuntimeFault: the model cannot be loaded, or the request failed.
+        """
+        return await self.stream(model_name, config).wait_async()
+
+    async def generate_streaming(self, model_name: str, config: GenerationConfig) -> AsyncIterator[str]:
+        """The answer piece by piece; leaving early cancels the computation.
+
+        Raises:
+            RuntimeFault: the model cannot be loaded, or the request failed.
+        """
+        async with contextlib.aclosing(aiter(self.stream(model_name, config))) as pieces:  # type: ignore[type-var]
+            async for text in pieces:
+                yield text
+
+    def cancel(self, request_id: str) -> RequestState:
+        """End a request. Returns the state it was in.
+
+        Raises:
+            RequestNotFound: no running request has this id.
+        """
+        with self._requests_lock:
+            request = self._requests.get(request_id)
+        if request is None:
+            raise RequestNotFound(f"No running request has the id {request_id}.", hint="It may have ended already.")
+        return request.cancel()
+
+    # -- what there is -----------------------------------------------------------------------------------------------
+
+    def list_models(self) -> list[ModelStatus]:
+        """Every known model: registered, discovered, and whatever else is in memory."""
+        return self._inventory.list()
+
+    def model_status(self, model_name: str) -> ModelStatus:
+        """One model.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        return self._inventory.status(model_name)
+
+    def validate_model(self, model_name: str) -> ModelInfo:
+        """Inspect a model's files thoroughly, loading nothing. `problems` says what is wrong.
+
+        Raises:
+            ModelNotFound: no such model, or its files are not on this machine.
+        """
+        return self._inventory.validate(self._config(model_name))
+
+    def stats(self) -> dict[str, Any]:
+        """The ledger per device, counters since the start, uptime in seconds and the process id."""
+        with self._residency.slots():
+            ledger = self._residency.ledger.report()
+            counters = dict(self._residency.counters)
+        with self._requests_lock:
+            running = len(self._requests)
+        return {
+            "memory": ledger, "counters": counters, "running_requests": running,
+            "uptime_s": round(time.monotonic() - self._started, 1), "pid": os.getpid(),
+        }  # fmt: skip
+
+    def health(self) -> dict[str, Any]:
+        """A summary: status, counts, the preferred device, and each model in memory."""
+        device = select_device(force=self.settings.force_device, probe=self._probe)
+        models = [self.model_status(name) for name in self.loaded_models()]
+        return {
+            "status": "healthy",
+            "registered_models": len(self.catalog.list()),
+            "loaded_models": sum(model.state == "ready" for model in models),
+            "device": device.key,
+            "models": {
+                model.model_name: {
+                    "status": model.state,
+                    "device": model.device,
+                    "memory_used_mb": model.memory_used_mb,
+                }
+                for model in models
+            },
+        }
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancel every request, unload every model and stop every thread; the manager serves no more."""
+        with self._requests_lock:
+            requests = list(self._requests.values())
+        for request in requests:
+            request.cancel()
+        self._residency.close()
+
+
+_IN_MEMORY = (SlotState.LOADING, SlotState.READY, SlotState.UNLOADING)
+_SHORT = {"runtime_type": "on", "device_type": "device", "context_length": "context", "quantization": "as"}
+
+
+# -- one manager per process ---------------------------------------------------------------------------------------------
+
+_managers: "weakref.WeakSet[RuntimeManager]" = weakref.WeakSet()
+_shared: RuntimeManager | None = None
+_shared_lock = threading.Lock()
+
+
+def get_runtime_manager() -> RuntimeManager:
+    """The manager of this process, made at the first call."""
+    global _shared  # noqa: PLW0603 - the one manager of this process
+    with _shared_lock:
+        if _shared is None:
+            _shared = RuntimeManager()
+        return _shared
+
+
+@atexit.register
+def _close_all() -> None:
+    """End native work before the interpreter goes: its threads are daemons and must not outlive it."""
+    for manager in list(_managers):
+        manager.close()
+
+
+def _forget() -> None:
+    global _shared, _shared_lock
+    _shared, _shared_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)  # threads and models stay with the parent

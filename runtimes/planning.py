@@ -1,0 +1,174 @@
+"""From a configuration and the files to the loads worth trying: engine, device, type, context, memory.
+
+Each plan is one attempt; the next is tried when it fails.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lfx_local_runtimes.errors import (
+    DeviceUnavailable,
+    InvalidInput,
+    InvalidModelFile,
+    ModelNotFound,
+    PickleRefused,
+    RemoteCodeRefused,
+)
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProbe, default_dtype, select_device
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.rules import Rules
+from lfx_local_runtimes.settings import Settings, get_settings
+
+DEFAULT_CONTEXT = 4096
+"""Tokens, where neither the configuration nor the model says less."""
+
+_TENSOR_DTYPES = frozenset({"fp32", "fp16", "bf16", "int8", "int4"})
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """One way to load a model."""
+
+    info: ModelInfo
+    engine: str
+    device: Device
+    dtype: str
+    """fp32, fp16, bf16, int8, int4; for GGUF in llama.cpp the file's own type."""
+    context_length: int
+    """Tokens."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Estimated bytes per device key."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know about this choice."""
+
+
+def plan_loads(
+    config: ModelConfig, info: ModelInfo, *, settings: Settings, rules: Rules, probe: DeviceProbe = MACHINE
+) -> tuple[LoadPlan, ...]:
+    """Every load worth trying, best first: each engine on the device chosen, then on the CPU.
+
+    Raises:
+        InvalidModelFile: the files have problems.
+        NotAllowed: pickle weights or remote code without permission.
+        DeviceUnavailable: the device is forced, or required, and not there.
+        InvalidInput: no engine takes these files, or not with these options.
+    """
+    _refuse(config, info, settings)
+    engines = (str(config.runtime_type),) if config.runtime_type != RuntimeType.AUTO else rules.engines_for(info)
+    if not engines:
+        raise InvalidInput(
+            f"No engine serves {info.format.value} files ({info.path.name}).", model_name=config.model_name,
+            hint="Use a GGUF or safetensors copy of the model, or name a runtime_type.",
+        )  # fmt: skip
+    devices, warnings = _devices(config, settings, probe)
+    context = _context_length(config, info)
+    plans: list[LoadPlan] = []
+    refusal: InvalidInput | None = None
+    for engine in engines:
+        for device in devices:
+            try:
+                dtype = _dtype(config, info, engine, device, probe)
+            except InvalidInput as error:
+                refusal = refusal or error
+                continue
+            estimate = estimate_memory(info, context, dtype=None if _reads_as_stored(engine, info) else dtype)
+            plans.append(LoadPlan(info, engine, device, dtype, context, {device.key: estimate.total}, warnings))
+    if not plans and refusal is not None:
+        raise refusal
+    return tuple(plans)
+
+
+def plan_for_engine(config: ModelConfig, engine: str) -> LoadPlan:
+    """The first plan for a runtime that is used without a manager; `model_id` is a path.
+
+    Raises:
+        ModelNotFound: no such path.
+        RuntimeFault: as `plan_loads`.
+    """
+    path = Path(config.model_id).expanduser()
+    if not path.exists():
+        raise ModelNotFound(
+            f"{config.model_id} is not a path.", model_name=config.model_name,
+            hint="A runtime used on its own loads from disk; RuntimeManager also finds hub and packaged models.",
+        )  # fmt: skip
+    settings = get_settings()
+    info = inspect_model(path, config.context_length, thorough=True)
+    chosen = config.model_copy(update={"runtime_type": RuntimeType(engine)})
+    return plan_loads(chosen, info, settings=settings, rules=Rules.load(settings.rules_file))[0]
+
+
+def _refuse(config: ModelConfig, info: ModelInfo, settings: Settings) -> None:
+    name = config.model_name
+    if info.problems:
+        raise InvalidModelFile(
+            f"{info.path.name} cannot be loaded: {'; '.join(info.problems)}.", model_name=name,
+            hint="Fetch the file again, or use another copy of the model.",
+        )  # fmt: skip
+    if info.format is ModelFormat.PICKLE and not settings.allow_pickle:
+        raise PickleRefused(f"{info.path.name} holds pickle weights, which can run code.", model_name=name)
+    if config.trust_remote_code and not settings.trust_remote_code:
+        raise RemoteCodeRefused(f"{name} asks to run code that came with it.", model_name=name)
+
+
+def _devices(config: ModelConfig, settings: Settings, probe: DeviceProbe) -> tuple[list[Device], tuple[str, ...]]:
+    """The devices to try in order, and what to tell the user about them."""
+    warnings: tuple[str, ...] = ()
+    try:
+        device = select_device(config.device_type, force=settings.force_device, probe=probe)
+    except DeviceUnavailable as error:
+        if settings.force_device or config.requires_accelerator:
+            error.model_name = config.model_name
+            raise
+        device, warnings = CPU, (f"{config.device_type.value} is not there: running on the CPU.",)
+    if device.type is DeviceType.CPU:
+        if config.requires_accelerator:
+            raise DeviceUnavailable(
+                f"{config.model_name} is marked as needing an accelerator, and this machine offers none.",
+                model_name=config.model_name, hint="Unset requires_accelerator to run it on the CPU.",
+            )  # fmt: skip
+        return [CPU], warnings
+    if settings.force_device or config.requires_accelerator:
+        return [device], warnings
+    return [device, CPU], warnings
+
+
+def _context_length(config: ModelConfig, info: ModelInfo) -> int:
+    trained = info.context_length
+    if config.context_length is None:
+        return min(DEFAULT_CONTEXT, trained or DEFAULT_CONTEXT)
+    if trained is not None and config.context_length > trained:
+        raise InvalidInput(
+            f"context_length {config.context_length:,} is more than the {trained:,} tokens the model was trained for.",
+            model_name=config.model_name, hint=f"Ask for {trained:,} or less.",
+        )  # fmt: skip
+    return config.context_length
+
+
+def _reads_as_stored(engine: str, info: ModelInfo) -> bool:
+    return info.format is ModelFormat.GGUF and engine != RuntimeType.TRANSFORMERS
+
+
+def _dtype(config: ModelConfig, info: ModelInfo, engine: str, device: Device, probe: DeviceProbe) -> str:
+    wanted = config.quantization
+    if _reads_as_stored(engine, info):
+        stored = info.quantization or "gguf"
+        if wanted is not None and wanted.lower() != stored.lower():
+            raise InvalidInput(
+                f"quantization {wanted} does not apply: {info.path.name} is stored as {stored}.",
+                model_name=config.model_name, hint="Leave quantization unset, or use the Transformers engine.",
+            )  # fmt: skip
+        return stored
+    if wanted is None:
+        return default_dtype(device, probe)
+    if wanted not in _TENSOR_DTYPES:
+        if info.format is ModelFormat.GGUF and wanted.lower() == (info.quantization or "").lower():
+            return default_dtype(device, probe)  # it chose the file; Transformers computes in floating point
+        raise InvalidInput(
+            f"quantization {wanted} is a GGUF type; {info.path.name} is loaded by {engine}.",
+            model_name=config.model_name, hint=f"Use one of {', '.join(sorted(_TENSOR_DTYPES))}.",
+        )  # fmt: skip
+    return wanted

@@ -1,0 +1,226 @@
+"""From a conversation to the text a model continues.
+
+`choose_template` picks the form: an override from the model's configuration; else the template in the model's files;
+else the turn markers of its family, if it was tuned for instructions and the family is known for certain; else a plain
+dialogue, which base models continue well where turn markers make them babble.
+
+**Beginning of sequence.** A template may write the BOS token as text, and tokenizers add one of their own: twice
+spoils the answer. The rule, for every engine: `strip_bos` the rendered text; tokenize the rest *with* a BOS when it
+says that there was one, and by the tokenizer's own default when there was not. The built-in forms write none.
+
+Jinja templates come from strangers: they run in `template_sandbox`. The built-in forms are plain Python.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.config import ChatMessage
+from lfx_local_runtimes.runtimes.formats.info import ModelInfo
+from lfx_local_runtimes.runtimes.template_sandbox import MAX_OUTPUT_CHARS, TemplateRefusal, get_sandbox
+
+_GEMMA_END = "<end_of_turn>"
+_CHATML_END = "<|im_end|>"
+_LLAMA3_END = "<|eot_id|>"
+_NEXT_QUESTION = "\nQuestion:"
+
+_LLAMA3_VOCABULARY = 128_256
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A way to write a conversation down.
+
+    `name` is what results report: `model` (the files' own), `custom` (the configuration's), or a built-in: `gemma`,
+    `chatml`, `llama3`, `dialogue`, `none`. `source` is the Jinja text of the first two. `stop` ends an answer, beside
+    the request's own stop strings. `folds_system`: a template that refuses the system role gets its text in the first
+    user turn.
+    """
+
+    name: str
+    source: str | None = None
+    stop: tuple[str, ...] = ()
+    folds_system: bool = False
+
+
+BUILT_IN = {
+    "gemma": Template("gemma", stop=(_GEMMA_END,), folds_system=True),
+    "chatml": Template("chatml", stop=(_CHATML_END,)),
+    "llama3": Template("llama3", stop=(_LLAMA3_END,)),
+    "dialogue": Template("dialogue", stop=(_NEXT_QUESTION,)),
+    "none": Template("none"),
+}
+
+
+def choose_template(info: ModelInfo, override: str | None = None) -> Template:
+    """The template for a model.
+
+    Args:
+        info: what the model's files say.
+        override: `ModelConfig.chat_template`: a built-in's name or Jinja text; `None` chooses by the files.
+
+    Raises:
+        InvalidInput: the override is neither.
+    """
+    family = _family(info)
+    if override is not None:
+        name = override.strip().lower()
+        if name in BUILT_IN:
+            return BUILT_IN[name]
+        if "{" not in override:
+            raise InvalidInput(
+                f"chat_template {override[:80]!r} is neither Jinja text nor a template of ours.",
+                hint=f"Use one of: {', '.join(BUILT_IN)}.",
+            )
+        return _jinja("custom", override, family)
+    if info.chat_template:
+        return _jinja("model", info.chat_template, family)
+    if info.instruct and family is not None:
+        return BUILT_IN[family]
+    return BUILT_IN["dialogue"]
+
+
+def render(template: Template, messages: Sequence[ChatMessage], *, bos_token: str = "", eos_token: str = "") -> str:
+    """The text to continue, up to and with the opening of the assistant's turn.
+
+    A last message of the assistant is left open, to be continued, by the built-in forms.
+
+    Args:
+        template: from `choose_template`.
+        messages: the conversation, one message or more.
+        bos_token: the tokenizer's, as text; empty where it has none.
+        eos_token: likewise.
+
+    Raises:
+        InvalidInput: the last message is the assistant's and the template is Jinja.
+        TemplateFault: the template refuses the conversation (with its own words), fails, or runs past its limits.
+    """
+    if template.source is None:
+        return _WRITERS[template.name](messages)
+    if messages[-1].role == "assistant":
+        raise InvalidInput(
+            f"messages[{len(messages) - 1}] is the assistant's: the {template.name} chat template cannot continue it.",
+            hint="End with a user message, or send the text as a raw prompt.",
+        )
+    try:
+        return _render_jinja(template.source, messages, bos_token, eos_token)
+    except TemplateRefusal:
+        folded = _fold_system(messages)
+        if not template.folds_system or folded == list(messages):
+            raise
+        return _render_jinja(template.source, folded, bos_token, eos_token)
+
+
+def warm(template: Template) -> None:
+    """Get ready for the first `render`; returns at once. For an engine that starts a load."""
+    if template.source is not None:
+        get_sandbox().warm(template.source)
+
+
+def strip_bos(text: str, bos: str) -> tuple[str, bool]:
+    """Take the BOS token off the front of a rendered text. Returns the rest, and whether it was there."""
+    if bos and text.startswith(bos):
+        return text[len(bos) :], True
+    return text, False
+
+
+def _jinja(name: str, source: str, family: str | None) -> Template:
+    # A quantized or merged model may spell its end of turn out as text instead of sending the token.
+    stop = tuple(marker for marker in (_GEMMA_END, _CHATML_END, _LLAMA3_END) if marker in source)
+    return Template(name, source, stop, folds_system=family == "gemma")
+
+
+def _family(info: ModelInfo) -> str | None:
+    """The built-in template an instruct model of this architecture was tuned with; None unless that is certain.
+
+    `llama` is the architecture of many families; Llama 3 is told by its vocabulary.
+    """
+    architecture = (info.architecture or "").lower()
+    if re.match(r"gemma(2|3n?)?(?!\d)", architecture):
+        return "gemma"
+    if architecture.startswith("qwen"):
+        return "chatml"
+    if architecture.startswith("llama") and info.vocabulary == _LLAMA3_VOCABULARY:
+        return "llama3"
+    return None
+
+
+def _render_jinja(source: str, messages: Sequence[ChatMessage], bos_token: str, eos_token: str) -> str:
+    variables = {
+        "messages": [{"role": message.role, "content": message.content} for message in messages],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+    }
+    allowed = MAX_OUTPUT_CHARS + sum(len(message.content) for message in messages)
+    return get_sandbox().render(source, variables, max_chars=allowed)
+
+
+def _fold_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The conversation without system messages: their text opens the first user turn."""
+    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    turns = [message for message in messages if message.role != "system"]
+    if not system:
+        return turns
+    for index, message in enumerate(turns):
+        if message.role == "user":
+            turns[index] = ChatMessage(role="user", content=f"{system}\n\n{message.content}")
+            return turns
+    return [ChatMessage(role="user", content=system), *turns]
+
+
+# -- the built-in forms ----------------------------------------------------------------------------------------------
+
+
+def _write_turns(
+    messages: Sequence[ChatMessage], opening: Callable[[str], str], closing: str, assistant: str, *, trim: bool
+) -> str:
+    """Turns between markers; a tool's result is told as the user's. The last turn stays open for the assistant."""
+    pieces = []
+    for message in messages:
+        role = {"tool": "user", "assistant": assistant}.get(message.role, message.role)
+        pieces.append(f"{opening(role)}{message.content.strip() if trim else message.content}{closing}")
+    last = messages[-1]
+    pieces[-1:] = (
+        [f"{opening(assistant)}{last.content}"] if last.role == "assistant" else [pieces[-1], opening(assistant)]
+    )
+    return "".join(pieces)
+
+
+def _write_gemma(messages: Sequence[ChatMessage]) -> str:
+    turns = _fold_system(messages)
+    return _write_turns(turns, "<start_of_turn>{}\n".format, f"{_GEMMA_END}\n", "model", trim=True)
+
+
+def _write_chatml(messages: Sequence[ChatMessage]) -> str:
+    return _write_turns(messages, "<|im_start|>{}\n".format, f"{_CHATML_END}\n", "assistant", trim=False)
+
+
+def _write_llama3(messages: Sequence[ChatMessage]) -> str:
+    opening = "<|start_header_id|>{}<|end_header_id|>\n\n".format
+    return _write_turns(messages, opening, _LLAMA3_END, "assistant", trim=True)
+
+
+def _write_dialogue(messages: Sequence[ChatMessage]) -> str:
+    system = "".join(f"{message.content.strip()}\n\n" for message in messages if message.role == "system")
+    turns = [message for message in messages if message.role != "system"]
+    lines = [f"{'Answer' if turn.role == 'assistant' else 'Question'}: {turn.content.strip()}" for turn in turns]
+    if not turns or turns[-1].role != "assistant":
+        lines.append("Answer:")
+    return system + "\n".join(lines)
+
+
+def _write_plain(messages: Sequence[ChatMessage]) -> str:
+    return "\n\n".join(message.content for message in messages)
+
+
+_WRITERS: dict[str, Callable[[Sequence[ChatMessage]], str]] = {
+    "gemma": _write_gemma,
+    "chatml": _write_chatml,
+    "llama3": _write_llama3,
+    "dialogue": _write_dialogue,
+    "none": _write_plain,
+}
