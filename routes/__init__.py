@@ -1,0 +1,59 @@
+"""REST for the runtime manager, under `/api/v1/runtime`.
+
+`register` mounts the routes into Langflow with Langflow's own authentication (plugin entry point). `build_router` makes
+them for any FastAPI application, with whatever authentication that has.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter, FastAPI
+
+    from lfx_local_runtimes.runtimes.manager import RuntimeManager
+
+PREFIX = "/api/v1/runtime"
+TAG = "Local Runtimes"
+
+
+def build_router(
+    manager_getter: "Callable[[], RuntimeManager]", http_auth: Callable[..., Any], ws_auth: Callable[..., Any]
+) -> "APIRouter":
+    """All routes.
+
+    Args:
+        manager_getter: the manager to serve; called off the event loop, once per request.
+        http_auth: a FastAPI dependency that raises `HTTPException` for a caller who may not.
+        ws_auth: the same for a WebSocket, raising `WebSocketException`.
+    """
+    from fastapi import APIRouter, Depends
+    from starlette.requests import HTTPConnection
+
+    from lfx_local_runtimes.routes import generation, models, socket
+    from lfx_local_runtimes.routes.access import provide
+    from lfx_local_runtimes.routes.faults import RESPONSES
+
+    def give_manager(connection: HTTPConnection) -> None:
+        provide(connection, manager_getter())
+
+    guards = [Depends(http_auth), Depends(give_manager)]
+    router = APIRouter(prefix=PREFIX, tags=[TAG])
+    router.include_router(generation.router, dependencies=guards, responses=RESPONSES)
+    router.include_router(models.router, dependencies=guards, responses=RESPONSES)
+    router.include_router(socket.router, dependencies=[Depends(ws_auth), Depends(give_manager)])
+    return router
+
+
+def register(app: "FastAPI") -> None:
+    """Mount the routes into Langflow; the target of its plugin entry point.
+
+    Raises:
+        SettingsFault: impossible settings; Langflow logs the reason and starts without these routes.
+    """
+    from lfx_local_runtimes.settings import get_settings
+
+    get_settings()
+    from lfx_local_runtimes.routes.langflow_auth import http_user, websocket_user
+    from lfx_local_runtimes.runtimes.manager import get_runtime_manager
+
+    app.include_router(build_router(get_runtime_manager, http_user, websocket_user))

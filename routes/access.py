@@ -1,0 +1,43 @@
+"""What every endpoint is handed: the manager and a model's name."""
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Query, Request
+from pydantic import StringConstraints
+from starlette.requests import HTTPConnection
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.manager import RuntimeManager
+
+MAX_NAME_CHARS = 1024
+
+ModelRef = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$"),
+]
+"""How a request names a model: its name, a path inside an allowed root, or a hub id."""
+
+
+def provide(connection: HTTPConnection, manager: RuntimeManager) -> None:
+    """Keep the manager for the endpoint of this request."""
+    connection.state.local_runtimes_manager = manager
+
+
+async def _provided(connection: HTTPConnection) -> RuntimeManager:
+    manager: RuntimeManager = connection.state.local_runtimes_manager
+    return manager
+
+
+Manager = Annotated[RuntimeManager, Depends(_provided)]
+
+
+async def _name_in_query(request: Request, model_name: Annotated[ModelRef, Query(description="The model.")]) -> str:
+    """Langflow splits query values at commas, and a model's name may hold one: put it together again."""
+    name = ",".join(request.query_params.getlist("model_name")).strip()
+    if len(name) > MAX_NAME_CHARS:
+        raise InvalidInput(f"model_name: more than {MAX_NAME_CHARS} characters ({model_name[:40]}…).")
+    return name
+
+
+QueryName = Annotated[str, Depends(_name_in_query)]
+PathName = Annotated[ModelRef, Path(description="The model; may contain slashes.")]

@@ -1,0 +1,106 @@
+"""Models over REST: register, load, unload, look at. Plain `def` endpoints run in a thread, so they may read the disk."""
+
+import asyncio
+import contextlib
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from starlette.concurrency import run_in_threadpool
+
+from lfx_local_runtimes.errors import ModelNotFound
+from lfx_local_runtimes.routes.access import Manager, PathName, QueryName
+from lfx_local_runtimes.routes.faults import FaultRoute
+from lfx_local_runtimes.routes.schemas import Health, ModelList, ModelReport, Stats, Unloading
+from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.manager import RuntimeManager
+from lfx_local_runtimes.runtimes.status import ModelStatus
+
+router = APIRouter(route_class=FaultRoute)
+
+Force = Annotated[bool, Query(description="Cancel the requests that are using it.")]
+
+_unloads: set["asyncio.Task[list[str]]"] = set()
+
+
+@router.post(
+    "/models/register",
+    status_code=201,
+    responses={200: {"model": ModelStatus, "description": "Registered already with this configuration"}},
+)
+def register_model(config: ModelConfig, response: Response, manager: Manager) -> ModelStatus:
+    """Remember a model under its name, across restarts. Loads nothing: the first request does.
+
+    A local `model_id` must lie inside an allowed model root. 201 when it is new, 200 when this very configuration was
+    there, 409 when the name has another one.
+    """
+    response.status_code = 201 if manager.register_model(config, restrict_paths=True) else 200
+    return manager.model_status(config.model_name)
+
+
+@router.post("/models/load")
+async def load_model(model_name: QueryName, manager: Manager) -> ModelStatus:
+    """Bring a model into memory and wait for it. A client that leaves does not stop the load."""
+    await manager.load_model(model_name)
+    return await run_in_threadpool(manager.model_status, model_name)
+
+
+@router.post("/models/unload")
+async def unload_model(model_name: QueryName, manager: Manager, force: Force = False) -> ModelStatus:
+    """Take a model out of memory and wait until it is. 409 while it is in use, unless `force` is set."""
+    await manager.unload_model(model_name, force=force)
+    return await run_in_threadpool(manager.model_status, model_name)
+
+
+@router.get("/models")
+def list_models(manager: Manager) -> ModelList:
+    """Every known model: registered, in the model folders, in the hub cache, in packages, and what is in memory."""
+    return ModelList(models=manager.list_models())
+
+
+@router.get("/models/{model_name:path}/validate")  # before models/{model_name:path}, which would swallow it
+def validate_model(model_name: PathName, manager: Manager) -> ModelReport:
+    """Inspect a model's files: format, engine that will serve it, problems. Loads nothing."""
+    return ModelReport.of(model_name, manager.validate_model(model_name))
+
+
+@router.get("/models/{model_name:path}")
+def model_status(model_name: PathName, manager: Manager) -> ModelStatus:
+    """One model."""
+    return manager.model_status(model_name)
+
+
+@router.get("/status")
+def status(manager: Manager) -> ModelList:
+    """The models in memory or on their way in or out, with engine, format and state."""
+    return ModelList(models=_in_memory(manager))
+
+
+@router.get("/health")
+def health(manager: Manager) -> Health:
+    """A summary: status, counts, the preferred device, and each model in memory."""
+    return Health.model_validate(manager.health())
+
+
+@router.get("/stats")
+def stats(manager: Manager) -> Stats:
+    """The memory ledger per model and device, counters since the start, uptime and process id."""
+    return Stats.model_validate(manager.stats())
+
+
+@router.post("/unload-all", status_code=202)
+async def unload_all(manager: Manager, force: Force = False) -> Unloading:
+    """Take every model out of memory, in the background. Those in use stay unless `force` is set."""
+    models = await run_in_threadpool(_in_memory, manager)
+    in_use = [] if force else [model.model_name for model in models if model.leases]
+    task = asyncio.create_task(manager.unload_all(force=force))
+    _unloads.add(task)  # the loop keeps only a weak reference
+    task.add_done_callback(_unloads.discard)
+    return Unloading(unloading=[m.model_name for m in models if m.model_name not in in_use], in_use=in_use)
+
+
+def _in_memory(manager: RuntimeManager) -> list[ModelStatus]:
+    rows: list[ModelStatus] = []
+    for name in manager.loaded_models():
+        with contextlib.suppress(ModelNotFound):  # gone meanwhile
+            rows.append(manager.model_status(name))
+    return rows

@@ -1,0 +1,112 @@
+"""Bodies of requests and answers that are the routes' own."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from lfx_local_runtimes.routes.access import ModelRef
+from lfx_local_runtimes.runtimes.config import GenerationConfig
+from lfx_local_runtimes.runtimes.formats.info import ModelInfo
+from lfx_local_runtimes.runtimes.status import ModelStatus
+
+_MIB = 2**20
+
+
+class GenerateBody(GenerationConfig):
+    """A request for text: the model, a prompt or messages, and how to sample."""
+
+    model_name: ModelRef = Field(examples=["gemma-3-270m"])
+    request_id: Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
+        default=None, description="Your own id to cancel the request by; one is made up otherwise."
+    )
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The part that is the engine's."""
+        return GenerationConfig(**{name: getattr(self, name) for name in GenerationConfig.model_fields})
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class ModelList(_Answer):
+    """Models and where they stand."""
+
+    models: list[ModelStatus]
+
+
+class ModelReport(_Answer):
+    """What a model's files say, nothing loaded. Sizes are MiB, lengths tokens."""
+
+    model_name: str
+    valid: bool
+    problems: list[str]
+    format: str
+    engine: str | None = Field(description="The engine that will serve it.")
+    path: str
+    files: list[str]
+    size_mb: float
+    architecture: str | None
+    parameters: int | None
+    quantization: str | None
+    context_length: int | None
+    instruct: bool
+    has_chat_template: bool
+    memory_estimate_mb: float | None
+
+    @classmethod
+    def of(cls, model_name: str, info: ModelInfo) -> "ModelReport":
+        """The JSON form of an inspection."""
+        return cls(
+            model_name=model_name, valid=info.valid, problems=list(info.problems), format=info.format.value,
+            engine=info.engine, path=str(info.path), files=[file.name for file in info.files],
+            size_mb=round(info.size_bytes / _MIB, 1), architecture=info.architecture, parameters=info.parameters,
+            quantization=info.quantization, context_length=info.context_length, instruct=info.instruct,
+            has_chat_template=info.chat_template is not None,
+            memory_estimate_mb=round(info.memory.total / _MIB, 1) if info.memory else None,
+        )  # fmt: skip
+
+
+class Unloading(_Answer):
+    """What `unload-all` is taking out of memory."""
+
+    unloading: list[str]
+    in_use: list[str] = Field(description="Left alone; `force=true` cancels their requests.")
+
+
+class Cancelled(_Answer):
+    """A request that was told to end."""
+
+    request_id: str
+    state: str = Field(description="The state it was in: queued, running, or finished, failed, cancelled already.")
+
+
+class ModelHealth(_Answer):
+    """One model in memory."""
+
+    status: str
+    device: str | None
+    memory_used_mb: float | None
+
+
+class Health(_Answer):
+    """Whether the runtime serves, and what it holds."""
+
+    status: str
+    registered_models: int
+    loaded_models: int
+    device: str = Field(description="Where a model goes that asks for no device.")
+    models: dict[str, ModelHealth]
+
+
+class Stats(_Answer):
+    """The memory ledger, counters since the start, and the process."""
+
+    model_config = ConfigDict(extra="allow")
+
+    memory: Any = Field(description="Budget, use and free bytes per device, and each model's share.")
+    counters: dict[str, int]
+    running_requests: int
+    uptime_s: float
+    pid: int
