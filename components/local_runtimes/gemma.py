@@ -1,0 +1,33 @@
+"""The Gemma node."""
+
+from lfx_local_runtimes.nodes import (
+    GEMMA_PRESETS,
+    GemmaBaseComponent,
+    chat_inputs,
+    loading_inputs,
+    model_input,
+    preset_input,
+    sampling_inputs,
+)
+
+
+class GemmaComponent(GemmaBaseComponent):
+    """Text from a Gemma that runs inside Langflow."""
+
+    display_name = "Gemma"
+    description = "Generate text with a Gemma that runs inside Langflow, with its turn format, presets and sizes."
+    icon = "Gem"
+    name = "Gemma"
+
+    inputs = [
+        model_input(
+            value="gemma-3-270m",
+            display_name="Size",
+            info="A Gemma on this machine, or one to fetch from Hugging Face when it is first used. "
+            "Up to 2B runs well on a CPU; larger ones want an accelerator, or int4.",
+        ),
+        preset_input(),
+        *chat_inputs(),
+        *loading_inputs(runtime_type="gemma_local", engines=("gemma_local", "gemma_streaming", "auto")),
+        *sampling_inputs(GEMMA_PRESETS["Recommended"]),
+    ]

@@ -1,0 +1,30 @@
+"""The Local Model node."""
+
+from lfx_local_runtimes.nodes import (
+    LocalModelBaseComponent,
+    chat_inputs,
+    loading_inputs,
+    model_input,
+    sampling_inputs,
+)
+
+
+class LocalModelComponent(LocalModelBaseComponent):
+    """Text from a model that runs inside Langflow."""
+
+    display_name = "Local Model"
+    description = (
+        "Generate text with a model that runs inside Langflow: GGUF on llama.cpp, safetensors on Transformers."
+    )
+    icon = "Cpu"
+    name = "LocalModel"
+
+    inputs = [
+        model_input(
+            value="gemma-3-270m",
+            info="A model on this machine, or any Hugging Face id, which is fetched when it is first used.",
+        ),
+        *chat_inputs(),
+        *loading_inputs(),
+        *sampling_inputs(),
+    ]

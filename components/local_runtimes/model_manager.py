@@ -1,0 +1,81 @@
+"""The Model Manager node."""
+
+from typing import Any
+
+from lfx.custom.custom_component.component import Component
+from lfx.io import BoolInput, DropdownInput, Output, StrInput
+from lfx.schema.data import Data
+
+from lfx_local_runtimes.nodes import (
+    ACTIONS,
+    after_input,
+    list_models_in,
+    loading_inputs,
+    manage_model,
+    model_choices,
+    model_input,
+    show_fields_of,
+)
+
+
+class ModelManagerComponent(Component):
+    """Register, load, unload and pin local models from a flow."""
+
+    display_name = "Model Manager"
+    description = "Register, load, unload or pin a local model from a flow, and see its state."
+    icon = "Server"
+    name = "ModelManager"
+
+    inputs = [
+        DropdownInput(
+            name="action",
+            display_name="Action",
+            options=list(ACTIONS),
+            value="Load",
+            real_time_refresh=True,
+            info="Load and Unload wait until it is done. Pin keeps a loaded model in memory. State changes nothing.",
+        ),
+        model_input(value="gemma-3-270m", info="The model to act on; when registering, its new name."),
+        StrInput(
+            name="model_id",
+            display_name="Source",
+            info="A Hugging Face id, or a file or folder inside one of the model folders.",
+            dynamic=True,
+            show=False,
+        ),
+        *[field.model_copy(update={"dynamic": True, "show": False}) for field in loading_inputs()],
+        BoolInput(
+            name="pinned",
+            display_name="Pinned",
+            info="Keep it in memory once it is loaded.",
+            advanced=True,
+            dynamic=True,
+            show=False,
+        ),
+        BoolInput(
+            name="force",
+            display_name="Force",
+            info="Unload even while it is in use: its running requests are cancelled.",
+            dynamic=True,
+            show=False,
+        ),
+        after_input(),
+    ]
+
+    outputs = [Output(display_name="State", name="state", method="manage")]
+
+    async def update_build_config(
+        self, build_config: dict[str, Any], field_value: str, field_name: str | None = None
+    ) -> dict[str, Any]:
+        """Show the fields of the action; list the models afresh."""
+        if field_name == "action":
+            return show_fields_of(field_value, build_config)
+        if field_name == "model_name":
+            return list_models_in(build_config, *await model_choices())
+        return build_config
+
+    async def manage(self) -> Data:
+        """Do it and return the model's state."""
+        state = await manage_model(self)
+        self.status = f"{state['model_name']}: {state['state']}"
+        return Data(data=state)

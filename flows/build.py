@@ -1,0 +1,288 @@
+"""Writes the example flows from the nodes as they are now: `python -m lfx_local_runtimes.flows.build`.
+
+A flow carries the source of its nodes, so a changed node makes it stale; a test compares.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lfx.base.prompts.api_utils import process_prompt_template
+from lfx.components.input_output.chat import ChatInput
+from lfx.components.input_output.chat_output import ChatOutput
+from lfx.components.models_and_agents.prompt import PromptComponent
+from lfx.custom.custom_component.component import Component
+from lfx.custom.utils import create_component_template
+
+from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
+from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeStatusComponent
+
+FOLDER = Path(__file__).parent
+LANGFLOW = "1.13.0"
+"""The version whose file format this is."""
+
+_COLUMN, _ROW = 420, 560
+_OURS = "lfx_local_runtimes.components.local_runtimes."
+
+
+@dataclass
+class Flow:
+    """A flow in the making: nodes on a grid of columns and rows, wires between them, and a note."""
+
+    name: str
+    description: str
+    endpoint_name: str
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    edges: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self, kind: type[Component], label: str, column: float, row: float = 0, *, title: str = "", **values: Any
+    ) -> str:
+        """Place a node, set its fields and return its id. A prompt's variables become its inputs."""
+        module = kind.__module__
+        component = kind()
+        template, _ = create_component_template(component_extractor=component, module_name=_module(module))
+        for name, value in values.items():
+            template["template"][name]["value"] = value
+        if kind is PromptComponent:
+            process_prompt_template(values["template"], "template", template["custom_fields"], template["template"])
+        for dependency in template["metadata"]["dependencies"]["dependencies"]:
+            dependency["version"] = None  # a flow must not change because a library did
+        node_type = component.name
+        if module.startswith(_OURS):
+            node_type = f"ext:local_runtimes:{kind.__name__}@official"
+            template |= {
+                "extension": "lfx-local-runtimes",
+                "bundle": "local_runtimes",
+                "namespaced_id": node_type,
+                "name": component.name,
+            }
+        if title:
+            template["display_name"] = title
+        template["lf_version"] = LANGFLOW
+        node_id = f"{component.name.replace(' ', '')}-{label}"
+        self.nodes.append(
+            {
+                "id": node_id,
+                "type": "genericNode",
+                "position": {"x": column * _COLUMN, "y": row * _ROW},
+                "data": {"id": node_id, "type": node_type, "node": template, "showNode": not template.get("minimized")},
+            }
+        )
+        return node_id
+
+    def connect(self, source: str, output: str, target: str, field_name: str) -> None:
+        """Wire an output to a field, with the handles as the canvas writes them."""
+        source_data, target_data = self._data(source), self._data(target)
+        types = next(item["types"] for item in source_data["node"]["outputs"] if item["name"] == output)
+        into = target_data["node"]["template"][field_name]
+        source_handle = {"dataType": source_data["type"], "id": source, "name": output, "output_types": types}
+        target_handle = {"fieldName": field_name, "id": target, "inputTypes": into["input_types"], "type": into["type"]}
+        written = [_handle(source_handle), _handle(target_handle)]
+        self.edges.append(
+            {
+                "id": f"reactflow__edge-{source}{written[0]}-{target}{written[1]}",
+                "source": source,
+                "sourceHandle": written[0],
+                "target": target,
+                "targetHandle": written[1],
+                "data": {"sourceHandle": source_handle, "targetHandle": target_handle},
+            }
+        )
+
+    def note(self, text: str, column: float, row: float = 0, *, width: int = 360, height: int = 340) -> None:
+        """Place a note, in Markdown."""
+        node_id = f"note-{len(self.nodes)}"
+        node = {
+            "description": text,
+            "display_name": "",
+            "documentation": "",
+            "template": {"backgroundColor": "neutral"},
+        }
+        self.nodes.append(
+            {
+                "id": node_id,
+                "type": "noteNode",
+                "position": {"x": column * _COLUMN, "y": row * _ROW},
+                "width": width,
+                "height": height,
+                "style": {"width": width, "height": height},
+                "data": {"id": node_id, "type": "note", "node": node},
+            }
+        )
+
+    def _data(self, node_id: str) -> dict[str, Any]:
+        data: dict[str, Any] = next(node["data"] for node in self.nodes if node["id"] == node_id)
+        return data
+
+    def as_json(self) -> str:
+        """The file's text."""
+        flow = {
+            "name": self.name, "description": self.description, "endpoint_name": self.endpoint_name, "is_component": False,
+            "last_tested_version": LANGFLOW, "tags": ["local models"],
+            "data": {"nodes": self.nodes, "edges": self.edges, "viewport": {"x": 0, "y": 0, "zoom": 0.8}},
+        }  # fmt: skip
+        return json.dumps(flow, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _module(module: str) -> str:
+    """The name under which Langflow imports it."""
+    return module.replace(_OURS, "_lfx_ext.official.local_runtimes.")
+
+
+def _handle(handle: Mapping[str, Any]) -> str:
+    return json.dumps(handle, sort_keys=True, separators=(",", ":"), ensure_ascii=False).replace('"', "œ")
+
+
+# -- the flows -----------------------------------------------------------------------------------------------------------
+
+
+def local_chat() -> Flow:
+    """Chat with one model."""
+    flow = Flow("Local Chat", "Chat with a model that runs inside Langflow.", "local-chat")
+    flow.note(
+        "### Local Chat\n"
+        "The answer comes from a model that runs **inside Langflow**: no server, no key, no network.\n\n"
+        "1. Open the **Playground** and ask something.\n"
+        "2. Choose another model in the *Local Model* node; *refresh* lists what is on this machine.\n\n"
+        "Headless: `lfx run flows/local_chat.json \"What is the capital of France?\"`\n\n"
+        "`gemma-3-270m` is a small base model: fine for trying out, not for facts.",
+        -1, height=570,
+    )  # fmt: skip
+    question = flow.add(ChatInput, "ask", 0, 0.35)
+    model = flow.add(LocalModelComponent, "chat", 0.8, max_tokens=128, temperature=0.0, stop_sequences=["\\n\\n"])
+    answer = flow.add(ChatOutput, "say", 1.8, 0.35)
+    flow.connect(question, "message", model, "input_value")
+    flow.connect(model, "text_output", answer, "input_value")
+    return flow
+
+
+ANALYSIS = """What a Python function takes and returns:
+
+- multiply two numbers: takes a and b, returns their product
+- count the words in a text: takes text, returns the number of words
+- find the smallest number in a list: takes numbers, returns the smallest
+- {task}: takes"""
+
+GENERATION = """# multiply two numbers: takes a and b, returns their product
+def multiply(a, b):
+    return a * b
+
+
+# count the words in a text: takes text, returns the number of words
+def count_words(text):
+    return len(text.split())
+
+
+# {task}: takes{analysis}
+def"""
+
+EXAMPLE = """# multiply two numbers: takes a and b, returns their product
+def multiply(a, b):
+    return a * b
+
+
+print(multiply(3, 4))
+
+
+# count the words in a text: takes text, returns the number of words
+def count_words(text):
+    return len(text.split())
+
+
+print(count_words("one two three"))
+
+
+# {task}: takes{analysis}
+def{body}
+
+
+print("""
+
+ASSEMBLED = """# {task}: takes{analysis}
+def{body}
+
+
+print({example}"""
+
+
+def code_pipeline() -> Flow:
+    """Three steps over two models: what is wanted, the code, and the assembled program."""
+    flow = Flow(
+        "Code Pipeline",
+        "Context analysis, code generation and assembly, over a GGUF and a Transformers model.",
+        "code-pipeline",
+    )
+    flow.note(
+        "### Code Pipeline\n"
+        "A task such as *add two numbers* becomes a small Python program in three steps, each prompt filled from the steps before:\n\n"
+        "1. **Context analysis** says what goes in and out: `gemma-3-270m`, GGUF on llama.cpp.\n"
+        "2. **Code generation** writes the function: `gemma-3-270m-safetensors` on Transformers.\n"
+        "3. **Assembly** adds a call and puts it together: the first model again, which stayed in memory.\n\n"
+        "These are base models, so the prompts are examples to continue, and *Plain Continuation* is on.\n\n"
+        "The second model is a copy of the first: make it once with\n"
+        "`python -m lfx_local_runtimes.runtimes.engines.convert gemma-3-270m`",
+        -1.1, width=400, height=680,
+    )  # fmt: skip
+    gguf, tensors = "gemma-3-270m", "gemma-3-270m-safetensors"
+    plain = {"raw": True, "stream": False, "temperature": 0.0}
+    task = flow.add(ChatInput, "task", 0, 0.6)
+    analysis_prompt = flow.add(PromptComponent, "analysis", 0.7, 0.3, title="Analysis Prompt", template=ANALYSIS)
+    analysis = flow.add(
+        LocalModelComponent, "analysis", 1.6, title="Context Analysis", model_name=gguf,
+        max_tokens=60, stop_sequences=["\\n"], **plain,
+    )  # fmt: skip
+    code_prompt = flow.add(PromptComponent, "code", 2.5, 0.3, title="Generation Prompt", template=GENERATION)
+    code = flow.add(
+        LocalModelComponent, "code", 3.4, 0, title="Code Generation", model_name=tensors,
+        max_tokens=120, stop_sequences=["\\n\\n", "\\n#"], **plain,
+    )  # fmt: skip
+    example_prompt = flow.add(PromptComponent, "example", 4.3, 0.3, title="Assembly Prompt", template=EXAMPLE)
+    example = flow.add(
+        LocalModelComponent, "example", 5.2, 0, title="Assembly", model_name=gguf,
+        max_tokens=60, stop_sequences=["\\n"], **plain,
+    )  # fmt: skip
+    program = flow.add(PromptComponent, "program", 6.1, 0.3, title="Program", template=ASSEMBLED)
+    answer = flow.add(ChatOutput, "program", 7.1, 0.6)
+    for prompt, model in ((analysis_prompt, analysis), (code_prompt, code), (example_prompt, example)):
+        flow.connect(prompt, "prompt", model, "input_value")
+    for prompt in (analysis_prompt, code_prompt, example_prompt, program):
+        flow.connect(task, "message", prompt, "task")
+    for prompt in (code_prompt, example_prompt, program):
+        flow.connect(analysis, "text_output", prompt, "analysis")
+    for prompt in (example_prompt, program):
+        flow.connect(code, "text_output", prompt, "body")
+    flow.connect(example, "text_output", program, "example")
+    flow.connect(program, "prompt", answer, "input_value")
+    return flow
+
+
+def model_status() -> Flow:
+    """The models on this machine, as a table."""
+    flow = Flow("Model Status", "The local models and what they take, as a table.", "model-status")
+    flow.note(
+        "### Model Status\n"
+        "Run it in the **Playground** to see every local model: its state, engine, device and memory. "
+        "The other output of *Runtime Status* shows the memory of each device.\n\n"
+        "Headless: `lfx run flows/model_status.json`",
+        -1, height=300,
+    )  # fmt: skip
+    status = flow.add(RuntimeStatusComponent, "all", 0)
+    answer = flow.add(ChatOutput, "table", 1, 0.1)
+    flow.connect(status, "models", answer, "input_value")
+    return flow
+
+
+FLOWS = {"local_chat": local_chat, "code_pipeline": code_pipeline, "model_status": model_status}
+
+
+def main() -> None:
+    """Write every flow beside this file."""
+    for name, build in FLOWS.items():
+        (FOLDER / f"{name}.json").write_text(build().as_json(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
