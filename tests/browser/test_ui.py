@@ -1,0 +1,176 @@
+"""A person's way through Langflow's UI in Chromium: find the nodes, build a chat, talk to the Gemma, press Stop.
+
+Screenshots go to `artefacts/`; look at them after a change.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.langflow_server import LangflowServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium; on Debian: apt-get install chromium"),
+    pytest.mark.timeout(600),
+]
+
+GEMMA = "gemma-3-270m"
+ARTEFACTS = Path(__file__).parents[2] / "artefacts"
+FLOWS = Path(__file__).parents[2] / "flows"
+PATIENCE_MS = 60_000
+STOPPED_WITHIN_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator["Page"]:
+    ARTEFACTS.mkdir(exist_ok=True)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(PATIENCE_MS)
+        playwright.expect.set_options(timeout=PATIENCE_MS)
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def api(langflow_server: LangflowServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=langflow_server.base_url, headers=langflow_server.headers, timeout=60) as client:
+        yield client
+
+
+def open_flow(page: "Page", api: httpx.Client, name: str, data: object = None) -> None:
+    """Make a flow, empty by default, and open it."""
+    made = api.post("/api/v1/flows/", json={"name": name, "data": data or {"nodes": [], "edges": []}})
+    page.goto(f"{api.base_url}/flow/{made.raise_for_status().json()['id']}")
+    page.get_by_test_id("canvas_controls_dropdown").wait_for()
+
+
+def example(name: str, **values: object) -> Any:
+    """The canvas of an example flow, with fields of its Local Model set."""
+    data = json.loads((FLOWS / f"{name}.json").read_text(encoding="utf-8"))["data"]
+    for node in data["nodes"]:
+        if node["id"].startswith("LocalModel-"):
+            for field, value in values.items():
+                node["data"]["node"]["template"][field]["value"] = value
+    return data
+
+
+def shot(page: "Page", name: str) -> None:
+    with contextlib.suppress(playwright.TimeoutError):  # a picture for people: on a busy machine it may be missing
+        page.screenshot(path=ARTEFACTS / f"{name}.png", timeout=10_000)
+
+
+def drag(page: "Page", item: str, x: int, y: int) -> None:
+    page.get_by_test_id(item).drag_to(page.get_by_test_id("rf__wrapper"), target_position={"x": x, "y": y})
+
+
+def connect(page: "Page", source: str, target: str) -> None:
+    edges = page.locator(".react-flow__edge")
+    before = edges.count()
+    page.get_by_test_id(source).click()
+    page.get_by_test_id(target).click()
+    playwright.expect(edges).to_have_count(before + 1)
+
+
+def ask(page: "Page", text: str) -> "Locator":
+    """Open the Playground and send a message; returns the answer in the making."""
+    page.get_by_test_id("playground-btn-flow-io").click()
+    page.get_by_test_id("input-chat-playground").last.fill(text)
+    page.get_by_test_id("button-send").last.click()
+    return page.locator("[data-testid^='chat-message-AI']").last
+
+
+def runtime(api: httpx.Client) -> tuple[int, int]:
+    """Leases on the Gemma, and requests cancelled so far."""
+    model = api.get(f"/api/v1/runtime/models/{GEMMA}").raise_for_status().json()
+    stats = api.get("/api/v1/runtime/stats").raise_for_status().json()
+    return model["leases"], stats["counters"].get("requests_cancelled", 0)
+
+
+def test_the_bundle_is_in_the_palette(page: "Page", api: httpx.Client) -> None:
+    open_flow(page, api, "Palette")
+    page.get_by_test_id("disclosure-local runtimes").click()
+    for node in ("Gemma", "Local Model", "Model Manager", "Runtime Status"):
+        playwright.expect(page.get_by_test_id(f"local_runtimes{node}")).to_be_visible()
+    shot(page, "palette")
+
+
+def test_a_chat_is_built_by_hand_and_answers(page: "Page", api: httpx.Client) -> None:
+    open_flow(page, api, "By hand")
+    page.get_by_test_id("disclosure-local runtimes").click()
+    drag(page, "local_runtimesLocal Model", 600, 150)
+    page.get_by_test_id("disclosure-local runtimes").click()
+    page.get_by_test_id("disclosure-input & output").click()
+    drag(page, "input_outputChat Input", 330, 400)
+    drag(page, "input_outputChat Output", 1000, 480)
+    connect(page, "handle-chatinput-noshownode-chat message-source", "handle-localmodelcomponent-shownode-input-left")
+    connect(
+        page, "handle-localmodelcomponent-shownode-model response-right", "handle-chatoutput-noshownode-inputs-target"
+    )
+
+    page.get_by_test_id("dropdown_str_model_name").click()
+    option = page.get_by_test_id(f"{GEMMA}-0-option")
+    option.wait_for()
+    shot(page, "models")
+    option.click()
+    playwright.expect(page.get_by_test_id("value-dropdown-dropdown_str_model_name")).to_have_text(GEMMA)
+    shot(page, "canvas")
+
+    answer = ask(page, "What is the capital of France?")
+    playwright.expect(answer).to_contain_text("Paris")
+    playwright.expect(page.get_by_test_id("button-send").last).to_be_visible()
+    playwright.expect(answer).not_to_contain_text("ParisParis")
+    shot(page, "answer")
+
+
+def test_an_answer_streams_and_stop_ends_the_computation(page: "Page", api: httpx.Client) -> None:
+    endless = {"raw": True, "max_tokens": 4000, "stop_sequences": [], "temperature": 0.0}
+    open_flow(page, api, "Counting", example("local_chat", **endless))
+    cancelled = runtime(api)[1]
+    answer = ask(page, "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19")
+    stop = page.get_by_test_id("button-stop")
+    playwright.expect(answer).to_contain_text("22 23")
+    playwright.expect(stop).to_be_visible()
+    shot(page, "streaming")
+    playwright.expect(answer).to_contain_text("31 32")
+    assert runtime(api)[0] == 1
+
+    stop.click()
+    playwright.expect(page.get_by_test_id("button-send").last).to_be_visible()
+    deadline = time.monotonic() + STOPPED_WITHIN_S
+    while runtime(api) != (0, cancelled + 1):
+        assert time.monotonic() < deadline, runtime(api)
+    shot(page, "stopped")
+
+
+def test_an_unknown_model_is_explained(page: "Page", api: httpx.Client) -> None:
+    open_flow(page, api, "Unknown", example("local_chat", model_name="no-such-model"))
+    answer = ask(page, "Hello")
+    playwright.expect(page.locator("body")).to_contain_text("no-such-model")
+    playwright.expect(page.get_by_test_id("button-send").last).to_be_visible()
+    assert answer is not None
+    shot(page, "error")
+
+
+def test_the_status_table_shows(page: "Page", api: httpx.Client) -> None:
+    open_flow(page, api, "Status", example("model_status"))
+    page.get_by_test_id("playground-btn-flow-io").click()
+    page.get_by_test_id("button-send").last.click()
+    answer = page.locator("[data-testid^='chat-message-AI']").last
+    playwright.expect(answer).to_contain_text(GEMMA)
+    shot(page, "status")

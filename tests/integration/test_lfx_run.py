@@ -1,0 +1,90 @@
+"""Each example flow runs headless with `lfx run`, answers, and ends by itself soon after."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfx_local_runtimes.flows.build import FOLDER
+from lfx_local_runtimes.settings import PREFIX
+
+pytestmark = pytest.mark.integration
+
+END_WITHIN_S = 3.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+"""Three seconds; the share of a busy machine that is ours makes it longer."""
+
+LFX = str(Path(sys.executable).parent / "lfx")
+
+
+def lfx_run(flow: str, *arguments: str, **environment: str) -> tuple[str, float]:
+    """Run a flow in a process of its own. Returns the answer and the seconds from its printing to the end."""
+    command = [LFX, "run", str(FOLDER / f"{flow}.json"), *arguments]
+    env = {**os.environ, f"{PREFIX}OFFLINE": "true", "DO_NOT_TRACK": "true", **environment}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = ""
+        while not line.startswith("{"):  # the answer is one line of JSON
+            line = process.stdout.readline()
+            if not line:
+                raise AssertionError(f"lfx run said nothing: {process.stderr.read()[-3000:]}")
+        printed = time.monotonic()
+        process.wait(60)
+        ended = time.monotonic() - printed
+    said: dict[str, Any] = json.loads(line)
+    assert said["success"], said
+    assert process.returncode == 0
+    return str(said["result"]), ended
+
+
+def test_local_chat_answers() -> None:
+    answer, ended = lfx_run("local_chat", "What is the capital of France?")
+    assert "Paris" in answer
+    assert ended < END_WITHIN_S
+
+
+def test_model_status_lists_the_models() -> None:
+    table, ended = lfx_run("model_status")
+    assert "gemma-3-270m" in table
+    assert "registered" in table
+    assert ended < END_WITHIN_S
+
+
+def test_code_pipeline_writes_a_program_that_runs(gemma_safetensors: Path) -> None:
+    program, ended = lfx_run(
+        "code_pipeline", "add two numbers", **{f"{PREFIX}MODEL_DIRS": str(gemma_safetensors.parent)}
+    )
+    assert ended < END_WITHIN_S
+    assert program.startswith("# add two numbers: takes a and b")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout == "7\n"
+
+
+def test_a_missing_model_is_one_clear_error() -> None:
+    flow = json.loads((FOLDER / "local_chat.json").read_text(encoding="utf-8"))
+    for node in flow["data"]["nodes"]:
+        if "model_name" in node["data"]["node"]["template"]:
+            node["data"]["node"]["template"]["model_name"]["value"] = "no-such-model"
+    env = {**os.environ, f"{PREFIX}OFFLINE": "true", "DO_NOT_TRACK": "true"}
+    ran = subprocess.run(
+        [LFX, "run", "--stdin", "--input-value", "Hello"], input=json.dumps(flow), capture_output=True, text=True, timeout=120, env=env,
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    said = json.loads(ran.stdout.strip().splitlines()[-1])
+    assert "no-such-model" in said["exception_message"]
+    assert "Traceback" not in ran.stdout + ran.stderr
+
+
+def test_the_nodes_import_on_their_own() -> None:
+    """In a fresh interpreter, as Langflow's validator tries them; lfx itself imports in few orders only."""
+    command = [LFX, "extension", "validate", str(FOLDER.parent / "components"), "--execute-imports"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

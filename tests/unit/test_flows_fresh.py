@@ -1,0 +1,70 @@
+"""The example flows are what their script writes today, and whole: every wire fits both ends."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfx_local_runtimes.flows.build import FLOWS, FOLDER, LANGFLOW
+
+REGENERATE = "run: python -m lfx_local_runtimes.flows.build"
+
+
+def stored(name: str) -> dict[str, Any]:
+    flow: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return flow
+
+
+def without_langflows_own_nodes(flow: dict[str, Any]) -> dict[str, Any]:
+    """Another version of Langflow brings other source for its nodes; ours must still be fresh."""
+    for node in flow["data"]["nodes"]:
+        if not node["data"].get("type", "").startswith("ext:"):
+            node["data"].pop("node")
+    return flow
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_is_fresh(name: str) -> None:
+    built = json.loads(FLOWS[name]().as_json())
+    if version("lfx") == LANGFLOW:
+        assert stored(name) == built, REGENERATE
+    else:
+        assert without_langflows_own_nodes(stored(name)) == without_langflows_own_nodes(built), REGENERATE
+
+
+def test_no_flow_is_left_over() -> None:
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(FLOWS)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_our_nodes_carry_the_installed_source(name: str) -> None:
+    ours = [node["data"] for node in stored(name)["data"]["nodes"] if node["data"].get("type", "").startswith("ext:")]
+    assert ours
+    for data in ours:
+        module = data["node"]["metadata"]["module"].rpartition(".")[2]
+        source = (FOLDER.parent / "components" / "local_runtimes" / f"{module}.py").read_text(encoding="utf-8")
+        assert data["node"]["template"]["code"]["value"] == source, REGENERATE
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_every_wire_fits(name: str) -> None:
+    flow = stored(name)["data"]
+    nodes = {node["id"]: node["data"] for node in flow["nodes"]}
+    for edge in flow["edges"]:
+        source, target = nodes[edge["source"]], nodes[edge["target"]]
+        handles = edge["data"]
+        outputs = {output["name"]: output["types"] for output in source["node"]["outputs"]}
+        assert handles["sourceHandle"]["output_types"] == outputs[handles["sourceHandle"]["name"]]
+        into = target["node"]["template"][handles["targetHandle"]["fieldName"]]
+        assert set(into["input_types"]) & set(handles["sourceHandle"]["output_types"])
+        for end in ("sourceHandle", "targetHandle"):
+            assert json.loads(edge[end].replace("œ", '"')) == handles[end]
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_names_no_place_on_this_machine(name: str) -> None:
+    text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
+    assert str(Path.home()) not in text
+    assert str(FOLDER) not in text

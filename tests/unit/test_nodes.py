@@ -1,0 +1,417 @@
+"""The nodes over scripted models, in real graphs: what they ask, show and stop."""
+
+import ast
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lfx.components.input_output.chat import ChatInput
+from lfx.components.input_output.chat_output import ChatOutput
+from lfx.custom.custom_component.component import Component
+from lfx.custom.validate import create_class
+from lfx.events.event_manager import EventManager
+from lfx.graph.graph.base import Graph
+from lfx.schema.message import Message
+
+from lfx_local_runtimes.components.local_runtimes.gemma import GemmaComponent
+from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
+from lfx_local_runtimes.components.local_runtimes.model_manager import ModelManagerComponent
+from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeStatusComponent
+from lfx_local_runtimes.errors import InvalidInput, ModelBusy, ModelConflict, ModelNotFound, PathNotAllowed
+from lfx_local_runtimes.nodes import GEMMA_PRESETS, SAMPLING_DEFAULTS, Reporter, stop_texts
+from lfx_local_runtimes.provider import live_models
+from lfx_local_runtimes.runtimes import GenerationConfig
+from lfx_local_runtimes.runtimes.requests import Progress
+from tests.routes_app import write_model
+from tests.scripted_manager import PATIENCE_S, Theatre, theatre
+
+NODES = [LocalModelComponent, GemmaComponent, ModelManagerComponent, RuntimeStatusComponent]
+COMPONENTS = Path(__file__).parents[2] / "components"
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre]:
+    with theatre(tmp_path, monkeypatch) as stage:
+        yield stage
+
+
+# -- what Langflow sees --------------------------------------------------------------------------------------------------
+
+
+def test_langflows_validator_passes() -> None:
+    lfx = Path(sys.executable).parent / "lfx"
+    ran = subprocess.run(
+        [lfx, "extension", "validate", COMPONENTS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "validate: ok" in ran.stdout
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_node_explains_itself(node: type[Component]) -> None:
+    assert node.display_name
+    assert node.description.endswith(".")
+    assert node.icon
+    for field in node.inputs:
+        assert field.display_name, field.name
+        assert field.info, field.name
+
+
+@pytest.mark.parametrize("node", [LocalModelComponent, GemmaComponent])
+def test_a_model_node_is_small_until_it_is_opened(node: type[Component]) -> None:
+    shown = [field.name for field in node.inputs if not field.advanced]
+    assert shown == [name for name in ("model_name", "preset", "input_value", "system_message") if name in shown]
+
+
+@pytest.mark.parametrize("path", sorted((COMPONENTS / "local_runtimes").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_node_file_is_thin(path: Path) -> None:
+    """Flows carry it along and run it afresh each time, where only imports and classes survive."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    assert [
+        type(statement) for statement in body if not isinstance(statement, ast.Import | ast.ImportFrom | ast.Expr)
+    ] == [ast.ClassDef]
+    assert all(statement.level == 0 for statement in body if isinstance(statement, ast.ImportFrom))
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_source_runs_as_a_flow_runs_it(node: type[Component]) -> None:
+    source = Path(sys.modules[node.__module__].__file__ or "").read_text(encoding="utf-8")
+    made = create_class(source, node.__name__)()
+    assert [field.name for field in made.inputs] == [field.name for field in node.inputs]
+    assert [output.name for output in made.outputs] == [output.name for output in node.outputs]
+
+
+# -- Local Model and Gemma -----------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_node_asks_for_the_defaults() -> None:
+    model = LocalModelComponent().build_model()
+    assert {name: getattr(model, name) for name in SAMPLING_DEFAULTS} == dict(SAMPLING_DEFAULTS)
+    assert (model.model, model.seed, model.stop, model.raw) == ("gemma-3-270m", None, None, False)
+    assert (model.runtime_type, model.device_type, model.quantization, model.context_length, model.keep_alive) == (
+        None,
+    ) * 5
+
+
+def test_every_option_reaches_the_model() -> None:
+    model = LocalModelComponent(
+        model_name="parrot", max_tokens=9, temperature=0.0, top_p=0.5, top_k=0, min_p=0.0, repetition_penalty=1.1, seed=0,
+        stop_sequences=["\\n", "", "END"], raw=True, keep_alive="-1", runtime_type="llama_cpp", device_type="cpu",
+        quantization="int8", context_length=128,
+    ).build_model()  # fmt: skip
+    assert (model.max_tokens, model.temperature, model.top_p, model.top_k, model.min_p) == (9, 0, 0.5, 0, 0)
+    assert (model.repetition_penalty, model.seed, model.stop, model.raw, model.keep_alive) == (
+        1.1,
+        0,
+        ["\n", "END"],
+        True,
+        -1,
+    )
+    assert (model.runtime_type, model.device_type, model.quantization, model.context_length) == (
+        "llama_cpp",
+        "cpu",
+        "int8",
+        128,
+    )
+
+
+def test_the_gemma_node_starts_with_its_engine_and_preset() -> None:
+    model = GemmaComponent().build_model()
+    assert model.runtime_type == "gemma_local"
+    assert {name: getattr(model, name) for name in GEMMA_PRESETS["Recommended"]} == GEMMA_PRESETS["Recommended"]
+
+
+@pytest.mark.parametrize("values", [None, "", [], [""]])
+def test_no_stop_text(values: Any) -> None:
+    assert stop_texts(values) == []
+
+
+def test_no_model_is_a_clear_error() -> None:
+    with pytest.raises(ModelNotFound, match="Choose one"):
+        LocalModelComponent(model_name="").build_model()
+
+
+def test_a_value_that_is_no_number_names_its_field() -> None:
+    with pytest.raises(InvalidInput, match="temperature"):
+        LocalModelComponent(temperature="warm").build_model()
+
+
+def fields_of(node: Component) -> dict[str, Any]:
+    template: dict[str, Any] = node.to_frontend_node()["data"]["node"]["template"]
+    return template
+
+
+async def test_the_model_list_is_the_managers(stage: Theatre) -> None:
+    node = LocalModelComponent()
+    fields = await node.update_build_config(fields_of(node), "parrot", "model_name")
+    assert {"owl", "parrot"} <= set(fields["model_name"]["options"])
+    details = dict(zip(fields["model_name"]["options"], fields["model_name"]["options_metadata"], strict=True))
+    assert details["parrot"] == {"engine": "scripted"}
+
+
+@pytest.mark.parametrize("kind", [LocalModelComponent, ModelManagerComponent])
+async def test_a_chosen_model_stays_in_the_list(stage: Theatre, kind: type[Component]) -> None:
+    """Langflow's UI shows a value that is not in the list as none at all."""
+    node = kind(model_name="org/elsewhere")
+    fields = await node.update_build_config(fields_of(node), "org/elsewhere", "model_name")
+    assert fields["model_name"]["options"].count("org/elsewhere") == 1
+    assert len(fields["model_name"]["options"]) == len(fields["model_name"]["options_metadata"])
+
+
+async def test_the_gemma_list_is_gemmas(stage: Theatre) -> None:
+    write_model(stage.models / "my-gemma")
+    node = GemmaComponent()
+    fields = await node.update_build_config(fields_of(node), "", "model_name")
+    offered = fields["model_name"]["options"]
+    assert "my-gemma" in offered
+    assert "google/gemma-3-1b-it" in offered
+    assert "parrot" not in offered
+
+
+async def test_a_preset_fills_in_its_values(stage: Theatre) -> None:
+    node = GemmaComponent()
+    fields = await node.update_build_config(fields_of(node), "Repeatable", "preset")
+    assert {name: fields[name]["value"] for name in GEMMA_PRESETS["Repeatable"]} == GEMMA_PRESETS["Repeatable"]
+
+
+def chat(**options: Any) -> Graph:
+    """Chat Input → Local Model → Chat Output."""
+    ask = ChatInput(_id="ChatInput-ask", should_store_message=False).set(input_value="Hi")
+    model = LocalModelComponent(_id="LocalModel-chat").set(
+        input_value=ask.message_response, model_name="parrot", **options
+    )
+    say = ChatOutput(_id="ChatOutput-say", should_store_message=False).set(input_value=model.text_response)
+    graph = Graph(ask, say)
+    graph.session_id = "a session"
+    return graph
+
+
+class Events:
+    """What the UI would be told. `on_token` may hold the node up."""
+
+    def __init__(self, hold: threading.Event | None = None) -> None:
+        self.tokens: list[str] = []
+        self.logs: list[dict[str, Any]] = []
+        self.first_token = threading.Event()
+        self._hold = hold
+        self.manager = EventManager(asyncio.Queue())
+        for name, callback in (
+            ("on_token", self._token),
+            ("on_log", self._log),
+            ("on_message", self._other),
+            ("on_error", self._other),
+        ):
+            self.manager.register_event(
+                name, name.removeprefix("on_"), lambda *, manager, event_type, data, to=callback: to(data)
+            )
+
+    def _token(self, data: dict[str, Any]) -> None:
+        self.tokens.append(data["chunk"])
+        self.first_token.set()
+        if self._hold is not None:
+            self._hold.wait(PATIENCE_S)
+
+    def _log(self, data: dict[str, Any]) -> None:
+        self.logs.append(data)
+
+    def _other(self, data: dict[str, Any]) -> None:
+        pass
+
+
+async def run(graph: Graph, events: Events | None = None) -> str:
+    results = [result async for result in graph.async_start(event_manager=events.manager if events else None)]
+    message: Message = next(
+        item.result_dict.results["message"]
+        for item in results
+        if getattr(item, "vertex", None) and item.vertex.id == "ChatOutput-say"
+    )
+    return str(message.text)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_graph_answers(stage: Theatre, stream: bool) -> None:
+    assert await run(chat(stream=stream, system_message="Be brief.")) == "Hello"
+    assert [(turn.role, turn.content) for turn in stage.requests[-1].turns] == [("system", "Be brief."), ("user", "Hi")]
+
+
+async def test_tokens_reach_the_playground_and_the_log_tells_the_rest(stage: Theatre) -> None:
+    events = Events()
+    assert await run(chat(), events) == "Hello"
+    assert events.tokens == ["", "Hel", "lo", ""]  # the empty one first: see _HeldStream
+    logs = {log["name"]: log["message"] for log in events.logs}
+    assert logs["progress"]["phase"] == "load"
+    assert (logs["answer"]["engine"], logs["answer"]["tokens"], logs["answer"]["model_name"]) == (
+        "scripted",
+        2,
+        "parrot",
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_stop_ends_the_computation(stage: Theatre, stream: bool) -> None:
+    begun = stage.endless()
+    task = asyncio.create_task(run(chat(stream=stream), Events()))
+    assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(stage.wait_until_idle)
+
+
+async def test_stop_while_a_token_is_on_its_way_ends_the_computation(stage: Theatre) -> None:
+    """Then the stream is not being read, and nobody but the node would close it."""
+    stage.endless()
+    hold = threading.Event()
+    events = Events(hold)
+    task = asyncio.create_task(run(chat(), events))
+    assert await asyncio.to_thread(events.first_token.wait, PATIENCE_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as kept:  # its traceback keeps the stream from being collected
+        await task
+    await asyncio.to_thread(stage.wait_until_idle)
+    assert kept.tb is not None
+    hold.set()
+
+
+async def test_a_fault_names_the_model_and_the_remedy(stage: Theatre) -> None:
+    graph = chat()
+    graph.get_vertex("LocalModel-chat").update_raw_params({"model_name": "nobody"}, overwrite=True)
+    with pytest.raises(Exception, match="nobody"):
+        await run(graph)
+
+
+def test_progress_is_logged_in_tenths() -> None:
+    said: list[Any] = []
+
+    class Node:
+        def log(self, message: Any, name: str) -> None:
+            said.append((name, message["percent"]))
+
+    report = Reporter(Node())
+    for done in range(0, 1001, 5):
+        report(Progress("load", done, 1000))
+    assert said == [("progress", percent) for percent in range(0, 101, 10)]
+
+
+# -- Model Manager -------------------------------------------------------------------------------------------------------
+
+
+async def manage(action: str, name: str = "parrot", **fields: Any) -> dict[str, Any]:
+    data: dict[str, Any] = (await ModelManagerComponent(action=action, model_name=name, **fields).manage()).data
+    return data
+
+
+async def test_a_model_goes_through_its_life(stage: Theatre) -> None:
+    assert (await manage("State"))["state"] == "registered"
+    loaded = await manage("Load")
+    assert (loaded["changed"], loaded["state"], loaded["engine"]) == (True, "ready", "scripted")
+    assert (await manage("Load"))["changed"] is False
+    assert (await manage("Pin"))["pinned"] is True
+    unpinned = await manage("Unpin")
+    assert (unpinned["pinned"], unpinned["changed"]) == (False, True)
+    unloaded = await manage("Unload")
+    assert (unloaded["changed"], unloaded["state"]) == (True, "registered")
+    assert (await manage("Unload"))["changed"] is False
+
+
+async def test_a_model_is_registered_from_a_flow(stage: Theatre) -> None:
+    write_model(stage.models / "crow")
+    made = await manage(
+        "Register", "black bird", model_id=str(stage.models / "crow"), keep_alive="60", context_length=256
+    )
+    assert (made["changed"], made["model_name"], made["keep_alive_s"], made["context_length"]) == (
+        True,
+        "black bird",
+        60,
+        256,
+    )
+    assert (
+        await manage("Register", "black bird", model_id=str(stage.models / "crow"), keep_alive="60", context_length=256)
+    )["changed"] is False
+    with pytest.raises(ModelConflict):
+        await manage("Register", "black bird", model_id=str(stage.models / "parrot"))
+
+
+async def test_a_flow_registers_only_inside_the_model_folders(stage: Theatre, tmp_path: Path) -> None:
+    write_model(tmp_path / "elsewhere")
+    with pytest.raises(PathNotAllowed):
+        await manage("Register", "outsider", model_id=str(tmp_path / "elsewhere"))
+    assert "outsider" not in [model.model_name for model in stage.manager.list_models()]
+
+
+async def test_a_model_in_use_is_unloaded_by_force_only(stage: Theatre) -> None:
+    stage.endless()
+    stream = aiter(stage.manager.stream("parrot", GenerationConfig(prompt="Hi")))
+    await anext(stream)
+    with pytest.raises(ModelBusy):
+        await manage("Unload")
+    assert (await manage("Unload", force=True))["state"] == "registered"
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault", "named"),
+    [
+        ({"action": "Load", "name": ""}, ModelNotFound, "Model field"),
+        ({"action": "Load", "name": "nobody"}, ModelNotFound, "nobody"),
+        ({"action": "Pin", "name": "nobody"}, ModelNotFound, "nobody"),
+        ({"action": "Register", "name": "x"}, InvalidInput, "Source field"),
+        ({"action": "Register", "name": "x", "model_id": "y", "quantization": "tiny"}, InvalidInput, "quantization"),
+        ({"action": "Explode"}, InvalidInput, "Explode"),
+    ],
+)
+async def test_what_cannot_be_done_says_why(
+    stage: Theatre, fields: dict[str, Any], fault: type[Exception], named: str
+) -> None:
+    with pytest.raises(fault, match=named):
+        await manage(**fields)
+
+
+async def test_only_the_fields_of_the_action_show(stage: Theatre) -> None:
+    node = ModelManagerComponent()
+    fields = fields_of(node)
+
+    def shown() -> set[str]:
+        return {name for name, field in fields.items() if isinstance(field, dict) and field.get("show")} - {"code"}
+
+    assert shown() == {"action", "model_name", "after"}
+    fields = await node.update_build_config(fields, "Register", "action")
+    assert {"model_id", "runtime_type", "pinned"} <= shown()
+    fields = await node.update_build_config(fields, "Unload", "action")
+    assert shown() == {"action", "model_name", "after", "force"}
+
+
+# -- Runtime Status and the provider -------------------------------------------------------------------------------------
+
+
+async def test_the_status_tables(stage: Theatre) -> None:
+    node = RuntimeStatusComponent(loaded_only=False)
+    rows = {row["model_name"]: row for row in (await node.models()).to_dict(orient="records")}
+    assert {"owl", "parrot"} <= set(rows)
+    await stage.manager.load_model("parrot")
+    rows = {
+        row["model_name"]: row
+        for row in (await RuntimeStatusComponent(loaded_only=True).models()).to_dict(orient="records")
+    }
+    assert set(rows) == {"parrot"}
+    assert (rows["parrot"]["state"], rows["parrot"]["memory_used_mb"]) == ("ready", 1.0)
+    memory = (await node.memory()).to_dict(orient="records")
+    assert [(row["device"], row["models"]) for row in memory] == [("cpu", "parrot")]
+    assert memory[0]["budget_mb"] > memory[0]["free_mb"] > 0
+
+
+def test_the_provider_lists_models_of_a_kind(stage: Theatre) -> None:
+    rows = {row["name"]: row for row in live_models(None, "llm")}
+    assert {"owl", "parrot"} <= set(rows)
+    assert (rows["owl"]["provider"], rows["owl"]["tool_calling"], rows["owl"]["model_type"]) == (
+        "Local Runtimes",
+        False,
+        "llm",
+    )
+    assert live_models(None, "embeddings") == []
+    assert stage.runtimes == {}

@@ -1,0 +1,123 @@
+"""Which loads are tried, on which device, in which type: with cards that are not there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lfx_local_runtimes.errors import (
+    DeviceUnavailable,
+    InvalidInput,
+    InvalidModelFile,
+    PickleRefused,
+    RemoteCodeRefused,
+    RuntimeFault,
+)
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.devices import Device, Memory
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_loads
+from lfx_local_runtimes.runtimes.rules import Rules
+from lfx_local_runtimes.settings import Settings
+
+CARD = Device(DeviceType.CUDA, 0, "card")
+
+
+class Machine:
+    def __init__(self, *accelerators: Device) -> None:
+        self._accelerators = accelerators
+
+    def accelerators(self) -> Sequence[Device]:
+        return self._accelerators
+
+    def memory(self, device: Device) -> Memory:
+        return Memory(2**34, 2**34)
+
+    def cpu_has_bf16(self) -> bool:
+        return False
+
+
+def info(kind: ModelFormat = ModelFormat.GGUF, **fields: object) -> ModelInfo:
+    path = Path("model.gguf")
+    known = {"context_length": 8192, "quantization": "Q4_K_M", "architecture": "llama", "parameters": 1000, **fields}
+    return ModelInfo(path, kind, (path,), None, 1000, **known)  # type: ignore[arg-type]
+
+
+def plans(
+    model: ModelInfo, machine: Machine | None = None, settings: Settings | None = None, **config: object
+) -> tuple[LoadPlan, ...]:
+    wanted = ModelConfig.model_validate({"model_id": "m", "model_name": "m", **config})
+    return plan_loads(
+        wanted, model, settings=settings or Settings(), rules=Rules.load(None), probe=machine or Machine()
+    )
+
+
+def choices(found: tuple[LoadPlan, ...]) -> list[tuple[str, str, str]]:
+    return [(plan.engine, plan.device.key, plan.dtype) for plan in found]
+
+
+def test_gguf_goes_to_llama_cpp_then_to_transformers() -> None:
+    assert choices(plans(info())) == [("llama_cpp", "cpu", "Q4_K_M"), ("transformers", "cpu", "fp32")]
+
+
+def test_each_engine_falls_back_to_the_cpu() -> None:
+    assert choices(plans(info(), Machine(CARD))) == [
+        ("llama_cpp", "cuda:0", "Q4_K_M"), ("llama_cpp", "cpu", "Q4_K_M"),
+        ("transformers", "cuda:0", "bf16"), ("transformers", "cpu", "fp32"),
+    ]  # fmt: skip
+
+
+def test_safetensors_on_a_mac() -> None:
+    mac = Machine(Device(DeviceType.MPS))
+    found = plans(info(ModelFormat.SAFETENSORS, quantization="bf16"), mac)
+    assert choices(found) == [("transformers", "mps", "fp32"), ("transformers", "cpu", "fp32")]
+
+
+def test_a_forced_or_required_device_has_no_fallback() -> None:
+    assert len(plans(info(), Machine(CARD), Settings(force_device="cuda"), runtime_type="llama_cpp")) == 1
+    assert len(plans(info(), Machine(CARD), runtime_type="llama_cpp", requires_accelerator=True)) == 1
+    with pytest.raises(DeviceUnavailable, match="needing an accelerator"):
+        plans(info(), requires_accelerator=True)
+    with pytest.raises(DeviceUnavailable):
+        plans(info(), device_type="cuda", requires_accelerator=True)
+
+
+def test_a_preferred_device_that_is_missing_is_a_warning() -> None:
+    (first, *_) = plans(info(), device_type="cuda")
+    assert first.device.key == "cpu"
+    assert first.warnings == ("cuda is not there: running on the CPU.",)
+
+
+def test_an_integer_type_for_a_gguf_means_transformers() -> None:
+    assert choices(plans(info(), quantization="int8")) == [("transformers", "cpu", "int8")]
+    with pytest.raises(InvalidInput, match="stored as Q4_K_M"):
+        plans(info(), quantization="int8", runtime_type="llama_cpp")
+    with pytest.raises(InvalidInput, match="GGUF type"):
+        plans(info(ModelFormat.SAFETENSORS), quantization="Q4_K_M")
+
+
+def test_context() -> None:
+    assert plans(info())[0].context_length == 4096
+    assert plans(info(context_length=512))[0].context_length == 512
+    assert plans(info(), context_length=8192)[0].context_length == 8192
+    with pytest.raises(InvalidInput, match="8,192 tokens the model was trained for"):
+        plans(info(), context_length=8193)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "fault"),
+    [
+        (info(problems=("it is cut off",)), {}, InvalidModelFile),
+        (info(ModelFormat.PICKLE), {}, PickleRefused),
+        (info(ModelFormat.SAFETENSORS), {"trust_remote_code": True}, RemoteCodeRefused),
+        (info(ModelFormat.PIPER), {}, InvalidInput),
+    ],
+)
+def test_refusals(model: ModelInfo, config: dict[str, object], fault: type[RuntimeFault]) -> None:
+    with pytest.raises(fault):
+        plans(model, None, None, **config)
+
+
+def test_permission_lifts_them() -> None:
+    assert plans(info(ModelFormat.PICKLE), None, Settings(allow_pickle=True))
+    assert plans(info(ModelFormat.SAFETENSORS), None, Settings(trust_remote_code=True), trust_remote_code=True)

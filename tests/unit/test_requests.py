@@ -1,0 +1,127 @@
+"""The channel and the request: any reader, any thread, one end."""
+
+import asyncio
+import threading
+
+import pytest
+
+from lfx_local_runtimes.errors import EngineFailure
+from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult
+from lfx_local_runtimes.runtimes.requests import (
+    Failed,
+    Finished,
+    GenerationStream,
+    Progress,
+    Request,
+    RequestState,
+    TextDelta,
+)
+
+
+def result(reason: str = "stop") -> GenerationResult:
+    return GenerationResult(
+        text="ab", model_name="m", tokens_generated=2, prompt_tokens=1, finish_reason=reason,  # type: ignore[arg-type]
+        execution_time=0.1, time_to_first_token=0.05, metadata={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def request_() -> Request:
+    return Request("m", GenerationConfig(prompt="x"))
+
+
+def serve(request: Request) -> None:
+    assert request.start()
+    request.emit(TextDelta("a", 1))
+    request.emit(TextDelta("b", 2))
+    request.emit(Finished(result()))
+
+
+def test_a_thread_reads_what_another_writes(request_: Request) -> None:
+    thread = threading.Thread(target=serve, args=(request_,))
+    stream = GenerationStream(request_)
+    thread.start()
+    assert list(stream) == ["a", "b"]
+    thread.join()
+    assert stream.result == result()
+    assert request_.state is RequestState.FINISHED
+
+
+async def test_a_coroutine_reads_what_a_thread_writes(request_: Request) -> None:
+    stream = GenerationStream(request_)
+    reader = asyncio.create_task(stream.wait_async())
+    await asyncio.to_thread(serve, request_)
+    assert (await reader).text == "ab"
+
+
+async def test_a_cancelled_reader_cancels_the_request(request_: Request) -> None:
+    request_.start()
+    reader = asyncio.create_task(GenerationStream(request_).wait_async())
+    await asyncio.to_thread(lambda: request_.emit(TextDelta("a", 1)))
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert request_.cancelled
+
+
+def test_leaving_early_cancels(request_: Request) -> None:
+    request_.start()
+    request_.emit(TextDelta("a", 1))
+    for _ in GenerationStream(request_):
+        break
+    assert request_.cancelled
+
+
+def test_a_waiting_request_ends_at_once(request_: Request) -> None:
+    assert request_.cancel() is RequestState.QUEUED
+    assert not request_.start()
+    assert GenerationStream(request_).wait().finish_reason == "cancelled"
+    assert request_.state is RequestState.CANCELLED
+
+
+def test_a_running_request_is_ended_by_its_engine(request_: Request) -> None:
+    request_.start()
+    assert request_.cancel() is RequestState.RUNNING
+    assert request_.state is RequestState.RUNNING
+    request_.emit(Finished(result("cancelled")))
+    assert request_.state is RequestState.CANCELLED
+
+
+def test_failure_is_raised_to_the_reader(request_: Request) -> None:
+    request_.start()
+    request_.emit(Failed(EngineFailure("it broke")))
+    with pytest.raises(EngineFailure, match="it broke"):
+        GenerationStream(request_).wait()
+
+
+def test_nothing_follows_the_end(request_: Request) -> None:
+    serve(request_)
+    request_.emit(Failed(EngineFailure("too late")))
+    assert GenerationStream(request_).wait().text == "ab"
+
+
+def test_the_end_is_told_once_and_before_the_reader_hears(request_: Request) -> None:
+    calls: list[str] = []
+    request_.on_end(lambda: calls.append("early"))
+    serve(request_)
+    request_.on_end(lambda: calls.append("late"))
+    assert calls == ["early", "late"]
+
+
+def test_progress_goes_to_the_callback(request_: Request) -> None:
+    seen: list[Progress] = []
+    request_.emit(Progress("load", 1, 2))
+    serve(request_)
+    GenerationStream(request_, seen.append).wait()
+    assert seen == [Progress("load", 1, 2)]
+
+
+def test_a_reader_whose_loop_is_gone_does_not_hurt_the_writer(request_: Request) -> None:
+    async def begin() -> None:
+        task = asyncio.ensure_future(request_.channel.aget())
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(begin())
+    serve(request_)
+    assert request_.state is RequestState.FINISHED

@@ -1,0 +1,378 @@
+"""Life in memory: one load however many ask, leases, eviction, taking turns, idle time, cancels at every state."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lfx_local_runtimes.errors import DoesNotFit, LoadFailed, ModelBusy, ModelNotFound
+from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
+from lfx_local_runtimes.runtimes.engines.registry import register_engine
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.requests import Finished, GenerationStream, Request, RequestState, TextDelta
+from lfx_local_runtimes.runtimes.residency import Prepared, Residency
+from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.settings import Settings
+
+GIB = 2**30
+PATIENCE = 20.0
+
+
+class Stage:
+    """What the test decides and sees of its models."""
+
+    def __init__(self) -> None:
+        self.open_loads = threading.Event()
+        self.open_loads.set()
+        self.open_steps = threading.Event()
+        self.open_steps.set()
+        self.loads: list[str] = []
+        self.closes: list[str] = []
+        self.failures: list[Exception] = []
+        self.sizes: dict[str, int] = {}
+        self.serving = threading.Semaphore(0)
+
+
+class Doll(ModelRuntime):
+    """A runtime whose every step waits for the test."""
+
+    engine = "doll"
+    stage: Stage
+
+    def _load(self, plan: LoadPlan, context: LoadContext) -> None:
+        self.stage.loads.append(self.config.model_name)
+        while not self.stage.open_loads.wait(0.01):
+            if context.cancelled:
+                raise LoadFailed("The load was cancelled.")
+        if self.stage.failures:
+            raise self.stage.failures.pop(0)
+
+    def _serve(self, request: Request) -> None:
+        self.stage.serving.release()
+        while not self.stage.open_steps.wait(0.01) and not request.cancelled:
+            pass
+        request.emit(TextDelta("done", 1))
+        result = request._nothing()
+        if not request.cancelled:
+            result = result.model_copy(update={"finish_reason": "stop", "text": "done", "tokens_generated": 1})
+        request.emit(Finished(result))
+
+    def _close(self) -> None:
+        self.stage.closes.append(self.config.model_name)
+
+    def _measure(self) -> dict[str, int]:
+        return {"cpu": self.stage.sizes.get(self.config.model_name, GIB)}
+
+
+class Machine:
+    """16 GiB of RAM and nothing else."""
+
+    def accelerators(self) -> tuple[Device, ...]:
+        return ()
+
+    def memory(self, device: Device) -> Memory:
+        return Memory(16 * GIB, 16 * GIB)
+
+    def cpu_has_bf16(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    doll = type("StagedDoll", (Doll,), {"stage": stage})
+    register_engine("doll", doll)
+    register_engine("doll_too", doll)
+    yield stage
+    stage.open_loads.set()
+    stage.open_steps.set()
+
+
+MakeResidency = Callable[..., Residency]
+
+
+@pytest.fixture
+def make(stage: Stage) -> Iterator[MakeResidency]:
+    made: list[Residency] = []
+
+    def prepare(slot: Slot, context: LoadContext) -> Prepared:
+        if slot.name.startswith("unknown"):
+            raise ModelNotFound(f"no {slot.name}", model_name=slot.name)
+        name = slot.name.removeprefix("alias of ")
+        config = ModelConfig(model_id=name, model_name=name)
+        info = ModelInfo(Path(name), ModelFormat.GGUF, (), None, 1)
+        needs = {"cpu": stage.sizes.get(name, GIB)}
+        return Prepared(config, "test", tuple(LoadPlan(info, e, CPU, "x", 8, needs) for e in ("doll", "doll_too")))
+
+    def make(budget: float = 8, keep_alive: float = -1, wait: float = PATIENCE, places: int | None = None) -> Residency:
+        ledger = MemoryLedger(Settings(memory_budget_gb=budget, max_loaded_models=places), Machine())
+        made.append(Residency(ledger, prepare, keep_alive=keep_alive, admission_wait=wait))
+        return made[-1]
+
+    yield make
+    for residency in made:
+        stage.open_loads.set()
+        stage.open_steps.set()
+        residency.close(timeout=PATIENCE)
+
+
+def ask(residency: Residency, name: str, keep_alive: float | None = None) -> GenerationStream:
+    request = Request(name, GenerationConfig(prompt="x", keep_alive=keep_alive))
+    residency.join(name, RequestWaiter(request, residency.release))
+    return GenerationStream(request)
+
+
+def lease(residency: Residency, name: str) -> LeaseWaiter:
+    waiter = LeaseWaiter()
+    residency.join(name, waiter)
+    return waiter
+
+
+def reaches(residency: Residency, name: str, state: SlotState) -> bool:
+    return residency.wait_for(lambda slots: name in slots and slots[name].state is state, PATIENCE)
+
+
+def test_one_load_however_many_ask(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.open_loads.clear()
+    streams = [ask(residency, "a") for _ in range(20)]
+    stage.open_loads.set()
+    assert [stream.wait().text for stream in streams] == ["done"] * 20
+    assert stage.loads == ["a"]
+
+
+def test_a_caller_who_leaves_does_not_strand_the_load(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.open_loads.clear()
+    first, second = ask(residency, "a"), ask(residency, "a")
+    assert first.cancel() is RequestState.QUEUED
+    assert first.wait().finish_reason == "cancelled"
+    stage.open_loads.set()
+    assert second.wait().text == "done"
+
+
+def test_a_failed_load_tells_everybody_why_and_the_next_request_tries_again(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.failures = [RuntimeError("bad disk"), RuntimeError("worse disk")]
+    stage.open_loads.clear()
+    streams = [ask(residency, "a") for _ in range(3)]
+    stage.open_loads.set()
+    for stream in streams:
+        with pytest.raises(LoadFailed, match="bad disk"):
+            stream.wait()
+    with residency.slots() as slots:
+        assert slots["a"].state is SlotState.FAILED
+        assert "bad disk" in str(slots["a"].error)
+        assert residency.ledger.accounted("cpu") == 0
+    assert ask(residency, "a").wait().text == "done"
+
+
+def test_the_next_engine_is_tried_and_the_result_says_so(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.failures = [RuntimeError("no such instruction")]
+    runtime = lease(residency, "a").future.result(PATIENCE)
+    assert "no such instruction" in runtime.warnings[0]
+    assert "doll_too" in runtime.warnings[0]
+    assert stage.closes == ["a"], "the engine that failed is closed"
+    residency.release("a")
+
+
+def test_an_unknown_name_fails_and_leaves_nothing_behind(make: MakeResidency) -> None:
+    residency = make()
+    with pytest.raises(ModelNotFound):
+        ask(residency, "unknown").wait()
+    with residency.slots() as slots:
+        assert not slots
+
+
+def test_another_spelling_joins_the_same_model(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    assert ask(residency, "alias of a").wait().text == "done"
+    assert ask(residency, "a").wait().text == "done"
+    assert stage.loads == ["a"]
+
+
+def test_a_lease_keeps_the_model(make: MakeResidency) -> None:
+    residency = make()
+    lease(residency, "a").future.result(PATIENCE)
+    with pytest.raises(ModelBusy, match="in use by 1 request"):
+        residency.unload("a")
+    residency.release("a")
+    assert residency.unload("a").result(PATIENCE) is True
+    assert residency.unload("a").result(PATIENCE) is False
+    assert residency.unload("never heard of").result(PATIENCE) is False
+
+
+def test_force_cancels_what_runs_and_what_waits(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.open_steps.clear()
+    streams = [ask(residency, "a") for _ in range(3)]
+    assert stage.serving.acquire(timeout=PATIENCE)
+    assert residency.unload("a", force=True).result(PATIENCE) is True
+    assert [stream.wait().finish_reason for stream in streams] == ["cancelled"] * 3
+    with residency.slots():
+        assert residency.ledger.accounted("cpu") == 0
+
+
+def test_force_during_the_load_calls_it_off(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.open_loads.clear()
+    stream, waiter = ask(residency, "a"), lease(residency, "a")
+    assert reaches(residency, "a", SlotState.LOADING)
+    with pytest.raises(ModelBusy):
+        residency.unload("a")
+    assert residency.unload("a", force=True).result(PATIENCE) is True
+    assert stream.wait().finish_reason == "cancelled"
+    with pytest.raises(LoadFailed, match="cancelled"):
+        waiter.future.result(PATIENCE)
+    assert reaches(residency, "a", SlotState.REGISTERED)
+    stage.open_loads.set()
+    assert ask(residency, "a").wait().text == "done"
+
+
+def test_idle_models_leave_the_longest_unused_first(make: MakeResidency) -> None:
+    residency = make(budget=2)
+    for name in ("a", "b", "a", "c"):
+        ask(residency, name).wait()
+    with residency.slots() as slots:
+        assert {n for n, s in slots.items() if s.state is SlotState.READY} == {"a", "c"}
+    assert residency.counters["evictions"] == 1
+
+
+def test_places_count_too(make: MakeResidency) -> None:
+    residency = make(places=1)
+    for name in ("a", "b"):
+        ask(residency, name).wait()
+    assert reaches(residency, "a", SlotState.REGISTERED)
+
+
+def test_a_pinned_model_stays(make: MakeResidency) -> None:
+    residency = make(budget=1, wait=0.05)
+    ask(residency, "a").wait()
+    with residency.slots() as slots:
+        slots["a"].pinned = True
+    with pytest.raises(DoesNotFit):
+        ask(residency, "b").wait()
+
+
+def test_too_large_is_refused_with_the_numbers(make: MakeResidency, stage: Stage) -> None:
+    stage.sizes["huge"] = 9 * GIB
+    with pytest.raises(
+        DoesNotFit, match=r"needs 9,216 MiB on cpu, 8,192 MiB of 8,192 MiB are free.*smaller quantization"
+    ):
+        ask(make(), "huge").wait()
+    assert stage.loads == []
+
+
+def test_a_busy_model_is_waited_for_and_the_refusal_names_it(make: MakeResidency, stage: Stage) -> None:
+    residency = make(budget=1, wait=0.05)
+    lease(residency, "a").future.result(PATIENCE)
+    with pytest.raises(DoesNotFit, match="In use: a"):
+        ask(residency, "b").wait()
+    second = make(budget=1)
+    lease(second, "a").future.result(PATIENCE)
+    stream = ask(second, "b")
+    assert second.wait_for(lambda slots: bool(slots["a"].wanted_by), PATIENCE)
+    second.release("a")
+    assert stream.wait().text == "done"
+
+
+def test_newcomers_queue_behind_a_load_that_waits(make: MakeResidency, stage: Stage) -> None:
+    """Without this, a model with a steady stream of requests would never be evicted."""
+    residency = make(budget=1)
+    stage.open_steps.clear()
+    here = ask(residency, "a")
+    assert stage.serving.acquire(timeout=PATIENCE)
+    other = ask(residency, "b")
+    assert residency.wait_for(lambda slots: bool(slots["a"].wanted_by), PATIENCE)
+    newcomer = ask(residency, "a")
+    stage.open_steps.set()
+    assert [s.wait().text for s in (here, other, newcomer)] == ["done"] * 3
+    assert stage.loads == ["a", "b", "a"]
+
+
+def test_a_load_that_gives_up_lets_the_newcomers_in(make: MakeResidency, stage: Stage) -> None:
+    residency = make(budget=1)
+    stage.open_steps.clear()
+    here = ask(residency, "a")
+    assert stage.serving.acquire(timeout=PATIENCE)
+    ask(residency, "b")
+    assert residency.wait_for(lambda slots: bool(slots["a"].wanted_by), PATIENCE)
+    newcomer = ask(residency, "a")
+    assert residency.unload("b", force=True).result(PATIENCE) is True
+    stage.open_steps.set()
+    assert [s.wait().text for s in (here, newcomer)] == ["done", "done"]
+    assert stage.loads == ["a"]
+
+
+def test_fifty_callers_on_two_models_and_room_for_one(make: MakeResidency, stage: Stage) -> None:
+    residency = make(budget=1)
+    with ThreadPoolExecutor(50) as pool:
+        texts = list(pool.map(lambda i: ask(residency, "ab"[i % 2]).wait().text, range(50)))
+    assert texts == ["done"] * 50
+    assert residency.wait_for(lambda slots: all(slot.leases == 0 for slot in slots.values()), PATIENCE)
+    with residency.slots() as slots:
+        assert sum(slot.state is SlotState.READY for slot in slots.values()) == 1
+        assert residency.ledger.accounted("cpu") == GIB
+
+
+def test_out_of_memory_at_load_frees_what_is_idle_and_tries_again(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    ask(residency, "a").wait()
+    stage.failures = [DoesNotFit("the device ran out")]
+    assert ask(residency, "b").wait().text == "done"
+    with residency.slots() as slots:
+        assert slots["a"].state is SlotState.REGISTERED
+
+
+def test_idle_time_ends_the_stay(make: MakeResidency, stage: Stage) -> None:
+    residency = make(keep_alive=0)
+    ask(residency, "a").wait()
+    assert reaches(residency, "a", SlotState.REGISTERED)
+    assert stage.closes == ["a"]
+
+
+def test_a_request_may_ask_for_another_idle_time(make: MakeResidency) -> None:
+    residency = make(keep_alive=-1)
+    ask(residency, "a", keep_alive=0.02).wait()
+    assert reaches(residency, "a", SlotState.REGISTERED)
+    residency = make(keep_alive=0)
+    ask(residency, "b", keep_alive=-1).wait()
+    with residency.slots() as slots:
+        assert slots["b"].expires(0) is None
+
+
+def test_the_idle_timer_spares_models_in_use(make: MakeResidency) -> None:
+    residency = make(keep_alive=0)
+    lease(residency, "a").future.result(PATIENCE)
+    ask(residency, "b").wait()
+    assert reaches(residency, "b", SlotState.REGISTERED)
+    with residency.slots() as slots:
+        assert slots["a"].state is SlotState.READY
+    residency.release("a")
+    assert reaches(residency, "a", SlotState.REGISTERED)
+
+
+def test_close_ends_everything(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.open_steps.clear()
+    stream = ask(residency, "a")
+    assert stage.serving.acquire(timeout=PATIENCE)
+    residency.close(timeout=PATIENCE)
+    assert stream.wait().finish_reason == "cancelled"
+    with pytest.raises(LoadFailed, match="closed"):
+        ask(residency, "a").wait()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("model ", "load ", "unload "))]
+
+
+def test_states_follow_the_table() -> None:
+    slot = Slot("a")
+    with pytest.raises(RuntimeError, match="registered → ready"):
+        slot.move(SlotState.READY)

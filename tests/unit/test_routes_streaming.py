@@ -1,0 +1,294 @@
+"""Answers as they come: server-sent events and WebSockets, and every way to leave them."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from lfx_local_runtimes.errors import ModelBusy
+from lfx_local_runtimes.routes import PREFIX, generation
+from lfx_local_runtimes.routes.delivery import Delivery
+from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.manager import RuntimeManager
+from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request
+from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, parse_event, write_model
+
+MODEL = "tiny puppet"
+LANGFLOW_LAYERS = 6
+
+layers = pytest.mark.parametrize("layers", [0, LANGFLOW_LAYERS])
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+@pytest.fixture
+def manager(stage: Stage, tmp_path: Path) -> Iterator[RuntimeManager]:
+    folder = tmp_path / "models" / "tiny"
+    write_model(folder)
+    manager = make_manager(stage, folder.parent)
+    manager.register_model(
+        ModelConfig.model_validate({"model_id": str(folder), "model_name": MODEL, "runtime_type": "puppet"})
+    )
+    yield manager
+    manager.close()
+
+
+@pytest.fixture
+def client(manager: RuntimeManager) -> Iterator[TestClient]:
+    with TestClient(make_app(manager), base_url="http://test" + PREFIX, headers=KEY) as client:
+        yield client
+
+
+def ask(**fields: Any) -> dict[str, Any]:
+    return {"model_name": MODEL, "prompt": "hi", **fields}
+
+
+def open_stream(manager: RuntimeManager, layers: int = 0, *, window: int = 0, **fields: Any) -> Exchange:
+    return Exchange(make_app(manager, layers), "/generate/stream", json.dumps(ask(**fields)).encode(), window=window)
+
+
+# -- server-sent events --------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_tokens_then_done(client: TestClient) -> None:
+    response = client.post("/generate/stream", json=ask(max_tokens=3, request_id="mine"))
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert "content-length" not in response.headers
+    frames = [frame for frame in response.text.split("\n\n") if frame]
+    assert any(frame.startswith(": load") for frame in frames)
+    *tokens, (last, done) = [parse_event(frame) for frame in frames if not frame.startswith(":")]
+    assert tokens == [("token", {"request_id": "mine", "index": i, "text": f"t{i} "}) for i in range(3)]
+    assert last == "done"
+    assert done["request_id"] == "mine"
+    assert (done["text"], done["tokens_generated"], done["finish_reason"]) == ("t0 t1 t2 ", 3, "length")
+    assert done["metadata"]["engine"] == "puppet"
+    assert done["first_token_latency_ms"] > 1000 * done["time_to_first_token"]  # it holds the load
+    assert done["tokens_per_second"] == round(3 / done["execution_time"], 2)
+
+
+@layers
+async def test_a_token_arrives_while_the_next_is_being_made(manager: RuntimeManager, stage: Stage, layers: int) -> None:
+    with stage.held():
+        stream = open_stream(manager, layers, max_tokens=2)
+        assert await stream.start() == 200
+        assert (await stream.event())[1]["text"] == "t0 "
+        assert stage.requests[0].state.value == "running"
+    assert (await stream.event())[1]["text"] == "t1 "
+    assert (await stream.event())[0] == "done"
+    await stream.ended
+
+
+async def test_what_is_waiting_goes_out_in_one_piece(manager: RuntimeManager, stage: Stage) -> None:
+    stream = open_stream(manager, max_tokens=50, window=1)
+    request = await stage.serving()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    request.on_end(lambda: loop.call_soon_threadsafe(ended.set))
+    await asyncio.wait_for(ended.wait(), 20)
+
+    await stream.start()
+    pieces = []
+    while piece := await stream.chunk():
+        pieces.append(piece)
+
+    assert "".join(pieces).count("event: token") == 50
+    assert len(pieces) <= 3  # what was there when it began, the rest, and perhaps the end by itself
+
+
+async def test_an_engine_that_fails_in_the_middle_ends_the_stream_with_an_error(
+    manager: RuntimeManager, stage: Stage
+) -> None:
+    stage.serve_fault, stage.fault_after = ValueError("lost it"), 2
+    stream = open_stream(manager, max_tokens=5, request_id="mine")
+    await stream.start()
+    events = [await stream.event() for _ in range(3)]
+    assert [name for name, _ in events] == ["token", "token", "error"]
+    assert events[-1][1]["request_id"] == "mine"
+    assert events[-1][1]["error"]["code"] == "engine_failure"
+    assert "lost it" in events[-1][1]["error"]["message"]
+    assert await stream.chunk() == ""
+
+
+def test_what_fails_before_the_first_token_has_its_own_status(client: TestClient, stage: Stage) -> None:
+    client.post("/models/load", params={"model_name": MODEL})
+    stage.serve_fault = ModelBusy("too much")
+    assert client.post("/generate/stream", json=ask()).status_code == 409
+
+
+@layers
+async def test_leaving_after_some_tokens_ends_the_computation(
+    manager: RuntimeManager, stage: Stage, layers: int
+) -> None:
+    with stage.held():
+        stream = open_stream(manager, layers)
+        await stream.start()
+        await stream.event()
+        stream.leave()
+        await stream.ended
+        stage.wait_until(lambda: stage.requests[0].state.value == "cancelled")
+    assert manager.model_status(MODEL).leases == 0
+
+
+@layers
+async def test_leaving_before_the_first_token_ends_the_computation(
+    manager: RuntimeManager, stage: Stage, layers: int
+) -> None:
+    with stage.held():
+        first = open_stream(manager, layers)
+        await first.start()
+        await first.event()  # the engine is busy with it, so the next one waits
+        second = open_stream(manager, layers, request_id="second")
+        await asyncio.to_thread(stage.wait_until, lambda: manager.model_status(MODEL).leases == 2)
+        second.leave()
+        await second.ended
+        assert manager.model_status(MODEL).leases == 1
+        first.leave()
+        await first.ended
+    stage.wait_until(lambda: manager.model_status(MODEL).leases == 0)
+    assert len(stage.requests) == 1
+
+
+async def test_a_stream_whose_task_is_cancelled_ends_the_computation(manager: RuntimeManager, stage: Stage) -> None:
+    with stage.held():
+        stream = open_stream(manager)
+        await stream.start()
+        await stream.event()
+        stream.ended.cancel()
+        await asyncio.to_thread(stage.wait_until, lambda: stage.requests[0].state.value == "cancelled")
+
+
+async def test_silence_is_filled_with_comments(
+    manager: RuntimeManager, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "KEEP_ALIVE_S", 0.02)
+    with stage.held():
+        stream = open_stream(manager, max_tokens=2)
+        assert await stream.start() == 200
+        await stream.event()
+        assert await stream.frame() == ": keep-alive"
+        assert await stream.frame() == ": keep-alive"
+    assert (await stream.event())[0] == "token"
+
+
+async def test_progress_is_told_once_per_percent() -> None:
+    delivery = Delivery(GenerationStream(Request(MODEL, GenerationConfig(prompt="hi"))))
+    events = [Progress("download", done, 1000) for done in (0, 4, 9, 10, 12, 20)] + [Progress("load"), Progress("load")]
+    told = [(data["phase"], data["percent"]) for _, data in delivery.messages(list(events))]
+    assert told == [("download", 0), ("download", 1), ("download", 2), ("load", 0)]
+    delivery.close()
+
+
+def test_a_running_request_keeps_its_id(client: TestClient, stage: Stage) -> None:
+    with stage.held(), client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+        socket.send_json(ask(request_id="mine"))
+        first_token(socket)
+        response = client.post("/generate/stream", json=ask(request_id="mine"))
+        assert response.status_code == 422
+        assert "mine" in response.json()["error"]["message"]
+
+
+# -- WebSocket -----------------------------------------------------------------------------------------------------------
+
+
+def until_end(socket: Any) -> list[dict[str, Any]]:
+    """Everything up to `done` or `error`, progress left out."""
+    heard = []
+    while not heard or heard[-1]["event"] not in ("done", "error"):
+        message = socket.receive_json()
+        if message["event"] != "progress":
+            heard.append(message)
+    return heard
+
+
+def first_token(socket: Any) -> dict[str, Any]:
+    while (message := socket.receive_json())["event"] == "progress":
+        pass
+    assert message["event"] == "token"
+    return dict(message)
+
+
+def test_requests_follow_one_another_on_a_socket(client: TestClient) -> None:
+    with client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+        for index, count in enumerate((3, 1, 2)):
+            socket.send_json(ask(max_tokens=count, request_id=f"r{index}"))
+            *tokens, done = until_end(socket)
+            assert [(token["event"], token["text"]) for token in tokens] == [("token", f"t{i} ") for i in range(count)]
+            assert {message["request_id"] for message in (*tokens, done)} == {f"r{index}"}
+            assert (done["event"], done["tokens_generated"]) == ("done", count)
+            assert done["first_token_latency_ms"] > 0
+
+
+@pytest.mark.parametrize("message", [{"type": "cancel"}, {"event": "cancel"}])
+def test_a_cancel_message_cancels_and_the_socket_serves_on(
+    client: TestClient, stage: Stage, message: dict[str, str]
+) -> None:
+    with client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+        with stage.held():
+            socket.send_json(ask())
+            first_token(socket)
+            socket.send_json(message)
+            assert until_end(socket)[-1]["finish_reason"] == "cancelled"
+        socket.send_json(message)  # nothing runs: nothing happens
+        socket.send_json(ask(max_tokens=1))
+        assert until_end(socket)[-1]["finish_reason"] == "length"
+
+
+def test_closing_a_socket_cancels(client: TestClient, manager: RuntimeManager, stage: Stage) -> None:
+    with stage.held():
+        with client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+            socket.send_json(ask())
+            first_token(socket)
+        stage.wait_until(lambda: stage.requests[0].state.value == "cancelled")
+    stage.wait_until(lambda: manager.model_status(MODEL).leases == 0)
+
+
+def test_a_socket_answers_faults_and_serves_on(client: TestClient, stage: Stage) -> None:
+    with client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+        for raw, code, says in [
+            ("{", "invalid_input", "not JSON"),
+            ("[1]", "invalid_input", "object"),
+            (json.dumps(ask(temperature=-1)), "invalid_input", "temperature: "),
+            (json.dumps(ask(model_name="nobody")), "model_not_found", "nobody"),
+            ("x" * (8 * 2**20 + 1), "body_too_large", "8 MiB"),
+        ]:
+            socket.send_text(raw)
+            (error,) = until_end(socket)
+            assert (error["event"], error["error"]["code"]) == ("error", code)
+            assert says in error["error"]["message"]
+        with stage.held():
+            socket.send_json(ask())
+            first_token(socket)
+            socket.send_json(ask())
+            assert until_end(socket)[-1]["error"]["code"] == "model_busy"
+        assert until_end(socket)[-1]["event"] == "done"
+        socket.send_bytes(json.dumps(ask(max_tokens=1)).encode())
+        assert until_end(socket)[-1]["event"] == "done"
+
+
+def test_a_socket_asks_who_is_there(client: TestClient, stage: Stage) -> None:
+    with (
+        pytest.raises(WebSocketDisconnect) as refused,
+        client.websocket_connect(f"{PREFIX}/generate/ws", headers={"x-api-key": "no"}) as socket,
+    ):
+        socket.receive_json()
+    assert refused.value.code == 1008
+    assert not stage.requests
+
+
+def test_nothing_is_logged_as_an_error(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        client.post("/generate/stream", json=ask(max_tokens=2))
+    assert not caplog.records
