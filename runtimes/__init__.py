@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     )
     from lfx_local_runtimes.runtimes.devices import device_capabilities, select_device
     from lfx_local_runtimes.runtimes.engines.gemma import GemmaLocalRuntime, GemmaStreamingRuntime
-    from lfx_local_runtimes.runtimes.engines.llama_cpp import LlamaCppRuntime
+    from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
     from lfx_local_runtimes.runtimes.engines.registry import register_engine
     from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime
-    from lfx_local_runtimes.runtimes.engines.transformers import TransformersRuntime
+    from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
     from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
     from lfx_local_runtimes.runtimes.manager import RuntimeManager, get_runtime_manager
     from lfx_local_runtimes.runtimes.requests import GenerationStream
@@ -35,14 +35,14 @@ _WHERE = {
     "GenerationConfig": "config",
     "GenerationResult": "config",
     "GenerationStream": "requests",
-    "LlamaCppRuntime": "engines.llama_cpp",
+    "LlamaCppRuntime": "engines.llama_cpp.runtime",
     "ModelConfig": "config",
     "ModelRuntime": "base",
     "ModelStatus": "status",
     "RuntimeManager": "manager",
     "RuntimeType": "config",
     "ScriptedRuntime": "engines.scripted",
-    "TransformersRuntime": "engines.transformers",
+    "TransformersRuntime": "engines.transformers.runtime",
     "device_capabilities": "devices",
     "get_runtime_manager": "manager",
     "inspect_model": "formats.inspect",

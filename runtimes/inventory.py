@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
-from lfx_local_runtimes.runtimes.catalog import Catalog
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
@@ -13,6 +12,7 @@ from lfx_local_runtimes.runtimes.ledger import MODELS
 from lfx_local_runtimes.runtimes.residency import Residency
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.runtimes.slots import Slot
+from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 
 

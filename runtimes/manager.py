@@ -20,7 +20,6 @@ from lfx_local_runtimes.errors import (
     RequestNotFound,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.catalog import Catalog
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
 from lfx_local_runtimes.runtimes.engines.registry import engine_names
@@ -38,6 +37,7 @@ from lfx_local_runtimes.runtimes.requests import (
 from lfx_local_runtimes.runtimes.residency import ADMISSION_WAIT_S, Prepared, Residency
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.settings import Settings, get_settings
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from lfx_local_runtimes.errors import EngineFailure, InvalidInput, LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.catalog import Catalog
-from lfx_local_runtimes.runtimes.engines.transformers_load import TORCH_DTYPES, libraries, progress_events, read_gguf
+from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, libraries, progress_events, read_gguf
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.settings import get_settings
 
 DTYPES = ("bf16", "fp16", "fp32")

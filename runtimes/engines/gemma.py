@@ -10,8 +10,8 @@ from dataclasses import replace
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, GenerationConfig, ModelConfig
-from lfx_local_runtimes.runtimes.engines.llama_cpp import LlamaCppRuntime
-from lfx_local_runtimes.runtimes.engines.transformers import TransformersRuntime
+from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from lfx_local_runtimes.errors import LoadFailed
-from lfx_local_runtimes.runtimes.answer import Answer
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import FinishReason, GenerationConfig, ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
-from lfx_local_runtimes.runtimes.templates import choose_template
+from lfx_local_runtimes.runtimes.text.answer import Answer
+from lfx_local_runtimes.runtimes.text.templates import choose_template
 
 _POLL_S = 0.005
 """How often a closed gate lets the engine look at the cancel flag."""

@@ -22,9 +22,9 @@ from lfx_local_runtimes.errors import (
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
 from lfx_local_runtimes.runtimes.engines import convert
-from lfx_local_runtimes.runtimes.engines import transformers as engine
-from lfx_local_runtimes.runtimes.engines.llama_cpp import LlamaCppRuntime
-from lfx_local_runtimes.runtimes.engines.transformers import TransformersRuntime, tensor_bytes
+from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
+from lfx_local_runtimes.runtimes.engines.transformers import runtime as engine
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime, tensor_bytes
 from lfx_local_runtimes.runtimes.requests import Event, Finished, Progress, Request, TextDelta
 from lfx_local_runtimes.settings import PREFIX, get_settings
 from tests.plugin_models import byte_tokenizer, save_llama
@@ -427,7 +427,7 @@ def test_gemma_does_not_run_in_fp16(start: Start, gemma_safetensors: Path) -> No
 UNLOAD = """
 import json, sys, psutil
 from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
-from lfx_local_runtimes.runtimes.engines.transformers import TransformersRuntime
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 
 def resident():
     return psutil.Process().memory_info().rss

@@ -3,10 +3,10 @@
 import pytest
 
 from lfx_local_runtimes.errors import ContextOverflow
-from lfx_local_runtimes.runtimes.answer import Answer
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Request
-from lfx_local_runtimes.runtimes.templates import BUILT_IN
+from lfx_local_runtimes.runtimes.text.answer import Answer
+from lfx_local_runtimes.runtimes.text.templates import BUILT_IN
 
 
 def answer(

@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
-from lfx_local_runtimes.runtimes import packages
-from lfx_local_runtimes.runtimes.catalog import Catalog
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources import packages
+from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.settings import Settings
 from tests.fake_hub import FakeHub, serve
 
@@ -212,8 +212,8 @@ def test_no_model_named_by_a_package_needs_the_network(catalog: Catalog, monkeyp
             calls.append(home)
             return home / "toy.gguf"
 
-    from lfx_local_runtimes.runtimes import catalog as catalog_module
-    from lfx_local_runtimes.runtimes import discovery
+    from lfx_local_runtimes.runtimes.sources import catalog as catalog_module
+    from lfx_local_runtimes.runtimes.sources import discovery
 
     for module in (catalog_module, discovery, packages):
         monkeypatch.setattr(module, "carriers", lambda: (Toy(),))

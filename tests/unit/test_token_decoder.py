@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfx_local_runtimes.runtimes.engines.transformers_text import TokenDecoder
+from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 
 WORDS = ["▁the", "▁cat", "s", "▁", "é", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "<end>"]
 END = WORDS.index("<end>")

@@ -26,9 +26,9 @@ import httpx
 from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, RuntimeFault
-from lfx_local_runtimes.runtimes.hub import HubRef, Wish, choose, repo_folder, safe_name
-from lfx_local_runtimes.runtimes.locks import held_lock
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, choose, repo_folder, safe_name
+from lfx_local_runtimes.runtimes.sources.locks import held_lock
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.hub import describe, gguf_models, gguf_tag, hub_cache, snapshot_folder
-from lfx_local_runtimes.runtimes.packages import carriers
+from lfx_local_runtimes.runtimes.sources.hub import describe, gguf_models, gguf_tag, hub_cache, snapshot_folder
+from lfx_local_runtimes.runtimes.sources.packages import carriers
 from lfx_local_runtimes.settings import Settings
 
 Source = Literal["folder", "hub cache", "package"]

@@ -8,8 +8,8 @@ from typing import Any
 from lfx_local_runtimes.errors import ContextOverflow
 from lfx_local_runtimes.runtimes.config import FinishReason, GenerationResult
 from lfx_local_runtimes.runtimes.requests import Finished, Request, TextDelta
-from lfx_local_runtimes.runtimes.templates import Template, render, strip_bos
-from lfx_local_runtimes.runtimes.text import StopFilter
+from lfx_local_runtimes.runtimes.text.filters import StopFilter
+from lfx_local_runtimes.runtimes.text.templates import Template, render, strip_bos
 
 
 class Answer:

@@ -17,11 +17,11 @@ from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
-from lfx_local_runtimes.runtimes.discovery import Discovered, discover
-from lfx_local_runtimes.runtimes.hub import HubRef, Wish, cached_model, hub_cache
-from lfx_local_runtimes.runtimes.packages import Carrier, carriers
-from lfx_local_runtimes.runtimes.registrations import Registrations
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
+from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
+from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers
+from lfx_local_runtimes.runtimes.sources.registrations import Registrations
 from lfx_local_runtimes.settings import Settings
 
 _MAX_PATH_CHARS = 1024
@@ -216,7 +216,7 @@ class Catalog:
                 hint="Unset LOCAL_RUNTIMES_OFFLINE and HF_HUB_OFFLINE, or copy the model into a model folder.",
             )  # fmt: skip
         token = self.settings.hf_token.get_secret_value() if self.settings.hf_token else None
-        from lfx_local_runtimes.runtimes.download import download_model  # httpx is slow to import
+        from lfx_local_runtimes.runtimes.sources.download import download_model  # httpx is slow to import
 
         return download_model(
             ref, config.revision, Wish.of(config, ref, self.settings), cache=self._cache, token=token,

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from lfx_local_runtimes.errors import DownloadFailed, RuntimeFault
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.locks import held_lock
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources.locks import held_lock
 
 ENTRY_POINTS = "lfx_local_runtimes.models"
 

@@ -1,15 +1,15 @@
 """GGUF models in llama.cpp."""
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.answer import Answer
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, FinishReason, ModelConfig
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
-from lfx_local_runtimes.runtimes.engines.llama_native import LlamaModel, Sampler
+from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Sampler
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, Request
-from lfx_local_runtimes.runtimes.templates import choose_template, warm
-from lfx_local_runtimes.runtimes.text import Utf8Decoder
+from lfx_local_runtimes.runtimes.text.answer import Answer
+from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
+from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
 
 CHUNK = 256
 """Tokens of a prefill chunk: a cancel lands between two of them, and a prefix is reused in whole ones."""

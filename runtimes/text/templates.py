@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.config import ChatMessage
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
-from lfx_local_runtimes.runtimes.template_sandbox import MAX_OUTPUT_CHARS, TemplateRefusal, get_sandbox
+from lfx_local_runtimes.runtimes.text.template_sandbox import MAX_OUTPUT_CHARS, TemplateRefusal, get_sandbox
 
 _GEMMA_END = "<end_of_turn>"
 _CHATML_END = "<|im_end|>"

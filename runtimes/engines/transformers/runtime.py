@@ -3,17 +3,17 @@
 from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.answer import Answer
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import FinishReason, ModelConfig
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
-from lfx_local_runtimes.runtimes.engines.transformers_load import Loaded, faults, libraries, load
-from lfx_local_runtimes.runtimes.engines.transformers_sampling import Sampler
-from lfx_local_runtimes.runtimes.engines.transformers_text import TokenDecoder
+from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded, faults, libraries, load
+from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler
+from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
-from lfx_local_runtimes.runtimes.templates import choose_template, warm
+from lfx_local_runtimes.runtimes.text.answer import Answer
+from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
 from lfx_local_runtimes.settings import get_settings
 
 PREFILL_CHUNK = 512

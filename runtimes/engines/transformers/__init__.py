@@ -1,0 +1,1 @@
+"""Safetensors models in Hugging Face Transformers."""

@@ -1,0 +1,1 @@
+"""Conversation to prompt, tokens to answer: the same for every engine."""
