@@ -9,6 +9,7 @@ RuntimeFault
 ├── RequestNotFound         no running request of that id
 ├── ModelConflict           the name is taken by another configuration
 ├── ModelBusy               the model is in use
+│   └── QueueFull           too many requests wait for it already
 ├── DoesNotFit              not enough memory, with the numbers
 ├── NotAllowed              refused by policy
 │   ├── PathNotAllowed      outside the allowed model roots
@@ -96,6 +97,13 @@ class ModelBusy(RuntimeFault):
     """The model is in use."""
 
     code = "model_busy"
+
+
+class QueueFull(ModelBusy):
+    """Too many requests wait for the model already."""
+
+    code = "queue_full"
+    default_hint = "Send it again when some have ended, or raise the model's max_queued."
 
 
 class DoesNotFit(RuntimeFault):

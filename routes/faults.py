@@ -43,6 +43,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.RequestNotFound: 404,
     errors.ModelConflict: 409,
     errors.ModelBusy: 409,
+    errors.QueueFull: 429,
     errors.DoesNotFit: 507,
     errors.NotAllowed: 403,
     errors.MissingExtra: 501,

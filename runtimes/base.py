@@ -5,24 +5,26 @@ it requests. The async methods are a bridge that works from any event loop.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from lfx_local_runtimes.errors import EngineFailure, LoadFailed, RuntimeFault, as_fault
+from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
 from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request
 
 logger = logging.getLogger(__name__)
 
-_Job = Callable[[], None]
+Inbox = queue.SimpleQueue[Request | None]
+"""Requests for the model's thread, in order; None says that there will be no more."""
 
 
 class LoadContext:
@@ -46,6 +48,7 @@ class ModelRuntime(ABC):
     """One model in one engine.
 
     An engine implements `_load`, `_serve`, `_close` and `_measure`; they run on the model's own thread and nowhere else.
+    One that computes several requests at once implements `_work` instead of `_serve`.
     `plan` is what the manager decided (device, type, context); without one the runtime plans for itself.
     """
 
@@ -54,7 +57,7 @@ class ModelRuntime(ABC):
     def __init__(self, config: ModelConfig, plan: LoadPlan | None = None) -> None:
         self.config = config
         self._plan = plan
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._inbox: Inbox = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loading: Future[None] | None = None
@@ -74,13 +77,20 @@ class ModelRuntime(ABC):
             RuntimeFault: it cannot be loaded; other exceptions become `LoadFailed`.
         """
 
-    @abstractmethod
+    def _work(self, inbox: Inbox) -> None:
+        """Serve requests until None comes: every one ends with `Finished` or `Failed`. Here, one at a time."""
+        while (request := inbox.get()) is not None:
+            with self._answering(request):
+                if request.start():
+                    self._serve(request)
+
     def _serve(self, request: Request) -> None:
         """Answer one request: emit `TextDelta`s and at the end `Finished`; look at `request.cancelled` at every step.
 
         Raises:
             RuntimeFault: this request cannot be answered; other exceptions become `EngineFailure`.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def _close(self) -> None:
@@ -109,9 +119,10 @@ class ModelRuntime(ABC):
                 return self._loading
             future: Future[None] = Future()
             self._loading = future
+            self._inbox = queue.SimpleQueue()
             self._thread = threading.Thread(
                 target=self._run,
-                args=(context or LoadContext(), future),
+                args=(context or LoadContext(), future, self._inbox),
                 name=f"model {self.config.model_name}",
                 daemon=True,
             )
@@ -120,12 +131,24 @@ class ModelRuntime(ABC):
 
     def submit(self, request: Request) -> None:
         """Queue a request; its events arrive on its channel."""
+        fault: RuntimeFault | None = None
+        name, limit = self.config.model_name, self.config.max_queued
         with self._lock:
-            if self._thread is not None:
+            if self._thread is None:
+                fault = EngineFailure("The model is not loaded.", model_name=name)
+            elif len(self._requests) >= limit:
+                fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
+            else:
                 self._requests.add(request)
-                self._jobs.put(lambda: self._answer(request))
-                return
-        request.emit(Failed(EngineFailure("The model is not loaded.", model_name=self.config.model_name)))
+                self._inbox.put(request)
+        if fault is not None:
+            request.emit(Failed(fault))
+        else:
+            request.on_end(lambda: self._forget(request))
+
+    def _forget(self, request: Request) -> None:
+        with self._lock:
+            self._requests.discard(request)
 
     def stop(self) -> threading.Thread | None:
         """Cancel what is queued and running and close the model. Returns the thread to wait for, if there is one."""
@@ -133,14 +156,14 @@ class ModelRuntime(ABC):
             thread, self._thread = self._thread, None
             requests = list(self._requests)
             if thread is not None:
-                self._jobs.put(None)
+                self._inbox.put(None)
         for request in requests:
             request.cancel()
         return thread
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
-    def _run(self, context: LoadContext, loaded: "Future[None]") -> None:
+    def _run(self, context: LoadContext, loaded: "Future[None]", inbox: Inbox) -> None:
         try:
             self._plan = self._plan or plan_for_engine(self.config, self.engine)
             self.warnings = list(self._plan.warnings)
@@ -150,19 +173,28 @@ class ModelRuntime(ABC):
             name = self.config.model_name
             traceback.clear_frames(error.__traceback__)  # they hold what was loaded so far
             fault = as_fault(error, LoadFailed, f"{self.engine} could not load {name}", name)
-            with self._lock:
-                self._thread = None
-                requests, self._requests = self._requests, set()
-            self._shut()
-            for request in requests:
-                request.emit(Failed(fault))
+            self._end(fault)
             loaded.set_exception(fault)
             return
         self._ready = True
         loaded.set_result(None)
-        while (job := self._jobs.get()) is not None:
-            job()
+        fault = EngineFailure("The model was unloaded.", model_name=self.config.model_name)
+        try:
+            self._work(inbox)
+        except Exception as error:
+            logger.exception("%s on %s", self.engine, self.config.model_name)
+            fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
+        self._end(fault)
+
+    def _end(self, fault: RuntimeFault) -> None:
+        """Close the model; whoever still waits for it hears of the fault."""
+        with self._lock:
+            if self._thread is threading.current_thread():
+                self._thread = None
+            requests = list(self._requests)
         self._shut()
+        for request in requests:
+            request.emit(Failed(fault))
 
     def _shut(self) -> None:
         self._ready, self._memory = False, {}
@@ -171,17 +203,17 @@ class ModelRuntime(ABC):
         except Exception:
             logger.exception("closing %s", self.config.model_name)
 
-    def _answer(self, request: Request) -> None:
+    @contextlib.contextmanager
+    def _answering(self, *requests: Request) -> Iterator[None]:
+        """What goes wrong inside fails these requests; the model goes on serving others."""
         try:
-            if request.start():
-                self._serve(request)
-        except Exception as error:  # the model goes on serving others
+            yield
+        except Exception as error:
             if not isinstance(error, RuntimeFault):
-                logger.exception("request %s on %s", request.id, self.config.model_name)
-            request.emit(Failed(as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)))
-        finally:
-            with self._lock:
-                self._requests.discard(request)
+                logger.exception("request %s on %s", ", ".join(one.id for one in requests), self.config.model_name)
+            fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
+            for request in requests:
+                request.emit(Failed(fault))
 
     # -- public, async -----------------------------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class LoadPlan:
     """Tokens."""
     memory: Mapping[str, int] = field(default_factory=dict)
     """Estimated bytes per device key."""
+    sequences: int = 1
+    """Requests computed at once, each with a context of its own."""
     warnings: tuple[str, ...] = ()
     """What the user should know about this choice."""
 
@@ -75,8 +77,11 @@ def plan_loads(
             except InvalidInput as error:
                 refusal = refusal or error
                 continue
-            estimate = estimate_memory(info, context, dtype=None if _reads_as_stored(engine, info) else dtype)
-            plans.append(LoadPlan(info, engine, device, dtype, context, {device.key: estimate.total}, warnings))
+            stored = _reads_as_stored(engine, info)
+            sequences = _sequences(config, info, context) if stored else 1
+            estimate = estimate_memory(info, context, dtype=None if stored else dtype, sequences=sequences)
+            memory = {device.key: estimate.total}
+            plans.append(LoadPlan(info, engine, device, dtype, context, memory, sequences, warnings))
     if not plans and refusal is not None:
         raise refusal
     return tuple(plans)
@@ -146,6 +151,16 @@ def _context_length(config: ModelConfig, info: ModelInfo) -> int:
             model_name=config.model_name, hint=f"Ask for {trained:,} or less.",
         )  # fmt: skip
     return config.context_length
+
+
+def _sequences(config: ModelConfig, info: ModelInfo, context: int) -> int:
+    """How many requests are computed at once where nobody says: up to 8, as long as their caches take no more memory
+    than the weights, or a GiB."""
+    if config.parallel is not None:
+        return config.parallel
+    estimate = estimate_memory(info, context)
+    allowed = max(estimate.weights, 2**30)
+    return next((count for count in (8, 4, 2) if estimate.kv_cache * count <= allowed), 1)
 
 
 def _reads_as_stored(engine: str, info: ModelInfo) -> bool:

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult
+from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,25 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """More of the answer's tool call number `index`: `id` and `name` come first and once, `arguments` in pieces."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More of the answer; `tokens` have been generated so far."""
+    """More of the answer: of its text, of the reasoning before it, of its tool calls. `tokens` have been generated."""
 
     text: str
     tokens: int
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens since the last delta, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +210,7 @@ class Request:
 
 
 class GenerationStream:
-    """The answer as it comes: iterate it with `for` or `async for` to get text.
+    """The answer as it comes: iterate it with `for` or `async for` to get text, or `deltas` to get everything.
 
     Leaving early (a break, a closed generator, a cancelled task) cancels the computation. `result` is there at the end.
     `progress`, if given, hears of downloads and loads on the way.
@@ -216,9 +230,9 @@ class GenerationStream:
         """End the computation; the stream then closes with what there is."""
         return self.request.cancel()
 
-    def _handle(self, event: Event) -> str | None:
+    def _handle(self, event: Event) -> TextDelta | None:
         if isinstance(event, TextDelta):
-            return event.text
+            return event
         if isinstance(event, Finished):
             self.result = event.result
         elif isinstance(event, Failed):
@@ -227,23 +241,37 @@ class GenerationStream:
             self._progress(event)
         return None
 
-    def __iter__(self) -> Iterator[str]:
+    def deltas(self) -> Iterator[TextDelta]:
+        """Text, reasoning, tool calls and logprobs, on this thread."""
         try:
             while self.result is None:
-                text = self._handle(self.request.channel.get())
-                if text:
-                    yield text
+                delta = self._handle(self.request.channel.get())
+                if delta is not None:
+                    yield delta
         finally:
             self.request.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def adeltas(self) -> AsyncIterator[TextDelta]:
+        """Text, reasoning, tool calls and logprobs, on this event loop."""
         try:
             while self.result is None:
-                text = self._handle(await self.request.channel.aget())
-                if text:
-                    yield text
+                delta = self._handle(await self.request.channel.aget())
+                if delta is not None:
+                    yield delta
         finally:
             self.request.cancel()
+
+    def __iter__(self) -> Iterator[str]:
+        with contextlib.closing(self.deltas()) as deltas:  # type: ignore[type-var]
+            for delta in deltas:
+                if delta.text:
+                    yield delta.text
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async with contextlib.aclosing(self.adeltas()) as deltas:  # type: ignore[type-var]
+            async for delta in deltas:
+                if delta.text:
+                    yield delta.text
 
     def wait(self) -> GenerationResult:
         """Run to the end on this thread.

@@ -4,11 +4,12 @@ Templates and the end-of-turn stop come from `templates`, for every engine; here
 (its activations overflow), a word about sizes, and a runtime whose first token is as fast as its later ones.
 """
 
+import queue
 import re
 from dataclasses import replace
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, GenerationConfig, ModelConfig
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
@@ -61,9 +62,9 @@ class GemmaLocalRuntime(ModelRuntime):
         self._inner.warnings = self.warnings  # one list: what is added later shows in every result
         self._inner._load(plan, context)
 
-    def _serve(self, request: Request) -> None:
+    def _work(self, inbox: Inbox) -> None:
         assert self._inner is not None
-        self._inner._serve(request)
+        self._inner._work(inbox)
 
     def _close(self) -> None:
         if self._inner is not None:
@@ -85,5 +86,7 @@ class GemmaStreamingRuntime(GemmaLocalRuntime):
         request = Request(
             self.config.model_name, GenerationConfig(prompt="Hello", raw=True, max_tokens=1, temperature=0)
         )
-        request.start()
-        self._serve(request)
+        inbox: Inbox = queue.SimpleQueue()
+        inbox.put(request)
+        inbox.put(None)
+        self._work(inbox)

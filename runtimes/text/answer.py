@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow
-from lfx_local_runtimes.runtimes.config import FinishReason, GenerationResult
+from lfx_local_runtimes.runtimes.config import FinishReason, GenerationResult, TokenLogprob
 from lfx_local_runtimes.runtimes.requests import Finished, Request, TextDelta
 from lfx_local_runtimes.runtimes.text.filters import StopFilter
 from lfx_local_runtimes.runtimes.text.templates import Template, render, strip_bos
 
 
 class Answer:
-    """Follows one request from its prompt to its result. Times run from the moment it is made.
+    """Follows one request from its prompt to its result. Times run from `begin`, or else from the moment it is made.
 
     Args:
         request: what was asked.
@@ -35,9 +35,29 @@ class Answer:
         self._trim = not config.raw and template.name == "dialogue"
         self._turn = StopFilter(() if config.raw else template.stop)
         self._stop = StopFilter(config.stop)
+        self._logprobs: list[TokenLogprob] = []
+        self._told = 0
         self.prompt_tokens = 0
         self.tokens = 0
         """Generated so far, an end token not counted."""
+        self._cut = 0
+
+    def begin(self) -> None:
+        """The computation starts now."""
+        self._started = time.perf_counter()
+
+    def fit(self, prompt: list[int], context_length: int) -> list[int]:
+        """The prompt's tokens, the oldest cut off if the request allows it and the context is too short.
+
+        The first token stays (it may begin the sequence). Room is left for `max_tokens`, but for no more than half of
+        the context.
+        """
+        config = self._request.config
+        room = context_length - min(config.max_tokens, context_length // 2)
+        if not config.truncate or len(prompt) <= room:
+            return prompt
+        self._cut = len(prompt) - room
+        return [prompt[0], *prompt[len(prompt) - room + 1 :]]
 
     def admit(self, prompt_tokens: int, context_length: int) -> int:
         """Note the prompt's length. Returns how many tokens may follow.
@@ -50,13 +70,19 @@ class Answer:
         if room < 1:
             raise ContextOverflow(
                 f"The prompt has {prompt_tokens:,} tokens; the context holds {context_length:,}, the answer included.",
-                model_name=self._request.model_name, hint="Shorten it, or load the model with a larger context_length.",
+                model_name=self._request.model_name,
+                hint="Shorten it, set truncate, or load the model with a larger context_length.",
             )  # fmt: skip
         return min(room, self._request.config.max_tokens)
 
-    def push(self, text: str) -> bool:
-        """A token was generated and `text` became final with it (perhaps none). False once a stop string came."""
+    def push(self, text: str, logprob: TokenLogprob | None = None) -> bool:
+        """A token was generated and `text` became final with it (perhaps none). False once a stop string came.
+
+        `logprob` is told with the next text that is delivered.
+        """
         self.tokens += 1
+        if logprob is not None:
+            self._logprobs.append(logprob)
         if self._first is None:
             self._first = time.perf_counter()
         self._take(self._turn.push(text))
@@ -75,7 +101,8 @@ class Answer:
     def _deliver(self, text: str) -> None:
         if text:
             self._pieces.append(text)
-            self._request.emit(TextDelta(text, self.tokens))
+            told, self._told = self._logprobs[self._told :], len(self._logprobs)
+            self._request.emit(TextDelta(text, self.tokens, logprobs=tuple(told)))
 
     def finish(self, reason: FinishReason, rest: str, metadata: Mapping[str, Any]) -> None:
         """Emit the result. `rest` is text still in the decoder; `metadata` is the engine's share."""
@@ -88,8 +115,17 @@ class Answer:
         result = GenerationResult(
             text="".join(self._pieces), model_name=self._request.model_name, tokens_generated=self.tokens,
             prompt_tokens=self.prompt_tokens, finish_reason="stop" if self._stopped else reason,
+            logprobs=tuple(self._logprobs) if self._request.config.logprobs else None,
             execution_time=now - self._started,
             time_to_first_token=None if self._first is None else self._first - self._started,
-            metadata={**metadata, "seed": self.seed, "template": self.template, "request_id": self._request.id},
+            metadata={**metadata, **self._about()},
         )  # fmt: skip
         self._request.emit(Finished(result))
+
+    def _about(self) -> dict[str, Any]:
+        about = {"seed": self.seed, "template": self.template, "request_id": self._request.id}
+        if self._cut:
+            about["truncated_tokens"] = self._cut
+        if self._request.config.return_prompt:
+            about["prompt"] = self.prompt
+        return about

@@ -1,4 +1,4 @@
-"""llama.cpp through ctypes: one model, one context, one sequence. No policy here, and no thread but the caller's.
+"""llama.cpp through ctypes: one model, one context, several sequences. No policy here, and no thread but the caller's.
 
 The native library speaks through one global log callback; what it says during a load is caught per thread, because its
 error messages and buffer sizes are told nowhere else.
@@ -12,16 +12,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed
 from lfx_local_runtimes.optional import require
-from lfx_local_runtimes.runtimes.config import GenerationConfig
 
 logger = logging.getLogger(__name__)
 
 _WARN, _ERROR = 2, 3
 _SPLIT_NONE = 0
+_FLASH_ATTENTION_OFF = 0
 _caught = threading.local()
 _BUFFER = re.compile(r"(\S+)\s+(?:model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
 
@@ -69,8 +69,9 @@ class LlamaModel:
 
     Args:
         path: the GGUF file, the first one of a split model.
-        n_ctx: context in tokens.
-        n_batch: tokens of a prefill chunk.
+        n_ctx: context of a sequence in tokens.
+        n_seq: sequences that are held at once, each with a cache of its own.
+        n_batch: rows of one `decode` at most.
         n_threads: CPU threads.
         gpu: index of the accelerator, None for the CPU.
         gpu_layers: layers on the accelerator, None for all.
@@ -81,12 +82,12 @@ class LlamaModel:
     """
 
     def __init__(
-        self, path: Path, *, n_ctx: int, n_batch: int, n_threads: int, gpu: int | None, gpu_layers: int | None,
-        progress: Callable[[float], bool],
+        self, path: Path, *, n_ctx: int, n_seq: int, n_batch: int, n_threads: int, gpu: int | None,
+        gpu_layers: int | None, progress: Callable[[float], bool],
     ) -> None:  # fmt: skip
         self.lib = library()
         self.n_batch = n_batch
-        self._model = self.context = self._batch = None
+        self._model = self.context = None
         self.buffers: dict[str, int] = {}
         """Bytes by ggml's buffer name (`CPU_Mapped`, `CUDA0` …), as the library logged them."""
         if gpu is not None and not self.lib.llama_supports_gpu_offload():
@@ -96,15 +97,16 @@ class LlamaModel:
             )
         with _catch_log() as lines:
             self._load(path, gpu, gpu_layers, progress, lines)
-            self._open(n_ctx, n_threads, gpu, lines)
+            self._open(n_ctx, n_seq, n_threads, gpu, lines)
         for _, line in lines:
             for name, mib in _BUFFER.findall(line):
                 self.buffers[name] = self.buffers.get(name, 0) + int(float(mib) * 2**20)
         self._memory = self.lib.llama_get_memory(self.context)
         self._vocab = self.lib.llama_model_get_vocab(self._model)
-        self._batch = self.lib.llama_batch_init(n_batch, 0, 1)
+        self._batch = _Batch(self.lib, n_batch)
         self._piece = ctypes.create_string_buffer(256)
-        self.n_ctx = int(self.lib.llama_n_ctx(self.context))
+        self._ends: list[int] | None = None
+        self.n_ctx = int(self.lib.llama_n_ctx_seq(self.context))
         self.n_vocab = int(self.lib.llama_vocab_n_tokens(self._vocab))
 
     def _load(
@@ -134,28 +136,31 @@ class LlamaModel:
                 "The load was cancelled." if stopped else f"llama.cpp cannot load {path.name}: {_reason(lines)}."
             )
 
-    def _open(self, n_ctx: int, n_threads: int, gpu: int | None, lines: list[tuple[int, str]]) -> None:
+    def _open(self, n_ctx: int, n_seq: int, n_threads: int, gpu: int | None, lines: list[tuple[int, str]]) -> None:
         params = self.lib.llama_context_default_params()
-        params.n_ctx = n_ctx
+        params.n_ctx = n_ctx * n_seq
         params.n_batch = params.n_ubatch = self.n_batch
-        params.n_seq_max = params.n_outputs_max = 1
+        params.n_seq_max = params.n_outputs_max = n_seq
         params.n_threads = params.n_threads_batch = n_threads
         params.offload_kqv = params.op_offload = gpu is not None
+        if gpu is None:  # the plain kernels give a token the same result wherever a prompt is cut, and are no slower
+            params.flash_attn_type = _FLASH_ATTENTION_OFF
         params.no_perf = True
         self.context = self.lib.llama_init_from_model(self._model, params)
         if not self.context:
             self.close()
-            raise LoadFailed(f"llama.cpp cannot make a context of {n_ctx:,} tokens: {_reason(lines)}.")
+            raise LoadFailed(
+                f"llama.cpp cannot make a context of {n_seq} × {n_ctx:,} tokens: {_reason(lines)}.",
+                hint="Load it with a shorter context_length, or fewer requests in parallel.",
+            )
 
     def close(self) -> None:
         """Free context and model."""
-        if self._batch is not None:
-            self.lib.llama_batch_free(self._batch)
         if self.context:
             self.lib.llama_free(self.context)
         if self._model:
             self.lib.llama_model_free(self._model)
-        self._model = self.context = self._batch = None
+        self._model = self.context = None
 
     # -- text --------------------------------------------------------------------------------------------------------
 
@@ -196,67 +201,99 @@ class LlamaModel:
             return None
         return token, (self.lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
 
+    def end_tokens(self) -> list[int]:
+        """Every token that ends an answer. The first call asks for each of the vocabulary."""
+        if self._ends is None:
+            self._ends = [token for token in range(self.n_vocab) if self.is_end(token)]
+        return self._ends
+
+    @property
+    def vocabulary(self) -> int:
+        """The address of the native vocabulary, for libraries that read it themselves."""
+        return ctypes.cast(self._vocab, ctypes.c_void_p).value or 0
+
     # -- computing ---------------------------------------------------------------------------------------------------
 
-    def keep(self, length: int) -> bool:
-        """Cut the cache to its first `length` tokens. False when it cannot be cut: then it is empty."""
-        if self.lib.llama_memory_seq_rm(self._memory, 0, length, -1):
-            return True
-        self.lib.llama_memory_clear(self._memory, False)
-        return False
-
-    def decode(self, tokens: Sequence[int], position: int) -> None:
-        """Evaluate up to `n_batch` tokens from `position` on; the last one's logits are then there to sample from.
+    def decode(self, rows: Sequence["Row"]) -> None:
+        """Evaluate up to `n_batch` rows; `logits` are then there for those that asked for them.
 
         Raises:
-            EngineFailure: llama.cpp failed, with its code.
+            EngineFailure: llama.cpp failed, with its code. What the rows' sequences hold from there on is not known.
         """
-        batch: Any = self._batch
-        last = len(tokens) - 1
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, position + i, 1, 0
-            batch.logits[i] = i == last
-        batch.n_tokens = last + 1
-        code = self.lib.llama_decode(self.context, batch)
+        code = self.lib.llama_decode(self.context, self._batch.of(rows))
         if code != 0:
-            raise EngineFailure(f"llama_decode failed with code {code} at token {position}.")
+            where = ", ".join(sorted({f"{row.sequence} at {row.position}" for row in rows}))[:200]
+            raise EngineFailure(f"llama_decode failed with code {code} (sequence {where}).")
 
-    def sampler(self, config: GenerationConfig, seed: int, prompt: Sequence[int]) -> "Sampler":
-        """A sampler for one request."""
-        return Sampler(self, config, seed, prompt)
+    def logits(self, row: int) -> Any:
+        """The scores after a row of the last `decode`, a float32 array of the vocabulary's length; may be changed."""
+        import numpy as np
+
+        return np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, row), (self.n_vocab,))
+
+    def cut(self, sequence: int, length: int) -> bool:
+        """Keep a sequence's first `length` tokens. False when its cache cannot be cut there: then it is empty."""
+        first = self.lib.llama_memory_seq_pos_min(self._memory, sequence) if length else 0
+        if first <= 0 and self.lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
+            return True
+        self.lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` holds."""
+        self.lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        self.lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def save(self, sequence: int) -> bytes:
+        """A sequence's state, to `restore` later."""
+        size = self.lib.llama_state_seq_get_size(self.context, sequence)
+        data = (ctypes.c_uint8 * size)()
+        written = self.lib.llama_state_seq_get_data(self.context, data, size, sequence)
+        return bytes(memoryview(data)[:written])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Put a saved state into a sequence. False when it does not fit; the sequence is empty then."""
+        self.lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if self.lib.llama_state_seq_set_data(self.context, data, len(state), sequence):
+            return True
+        self.lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
 
 
-class Sampler:
-    """llama.cpp's own chain: repetition penalty, top-k, top-p, min-p, temperature, draw. Close it after use."""
+class Row(NamedTuple):
+    """One token to evaluate."""
 
-    def __init__(self, model: LlamaModel, config: GenerationConfig, seed: int, prompt: Sequence[int]) -> None:
-        lib = self._lib = model.lib
-        self._context = model.context
-        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    token: int
+    position: int
+    sequence: int
+    wants_logits: bool
 
-        def add(link: Any) -> None:
-            lib.llama_sampler_chain_add(self._chain, link)
 
-        if config.repetition_penalty != 1.0:
-            add(lib.llama_sampler_init_penalties(model.n_vocab, model.n_ctx, config.repetition_penalty, 0.0, 0.0))
-            for token in prompt:
-                lib.llama_sampler_accept(self._chain, token)
-        if config.temperature == 0:
-            add(lib.llama_sampler_init_greedy())
-            return
-        if config.top_k:
-            add(lib.llama_sampler_init_top_k(config.top_k))
-        if config.top_p < 1:
-            add(lib.llama_sampler_init_top_p(config.top_p, 1))
-        if config.min_p > 0:
-            add(lib.llama_sampler_init_min_p(config.min_p, 1))
-        add(lib.llama_sampler_init_temp(config.temperature))
-        add(lib.llama_sampler_init_dist(seed))
+class _Batch:
+    """A `llama_batch` over arrays of our own, which numpy fills."""
 
-    def sample(self) -> int:
-        """Draw the next token from the last logits."""
-        return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
+    def __init__(self, lib: Any, size: int) -> None:
+        import numpy as np
 
-    def close(self) -> None:
-        """Free the chain."""
-        self._lib.llama_sampler_free(self._chain)
+        self._tokens, self._positions, self._sequences = (np.zeros(size, np.int32) for _ in range(3))
+        self._counts, self._outputs = np.ones(size, np.int32), np.zeros(size, np.int8)
+        start = self._sequences.ctypes.data
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self._lists = (pointer * size)(*(ctypes.cast(start + 4 * row, pointer) for row in range(size)))
+        self._native = lib.llama_batch()
+        self._native.embd = None
+        for name, array in (
+            ("token", self._tokens), ("pos", self._positions), ("n_seq_id", self._counts), ("logits", self._outputs),
+        ):  # fmt: skip
+            setattr(self._native, name, ctypes.cast(array.ctypes.data, type(getattr(self._native, name))))
+        self._native.seq_id = ctypes.cast(self._lists, type(self._native.seq_id))
+
+    def of(self, rows: Sequence[Row]) -> Any:
+        """The native batch of these rows."""
+        count = len(rows)
+        tokens, positions, sequences, outputs = zip(*rows, strict=True)
+        self._tokens[:count], self._positions[:count] = tokens, positions
+        self._sequences[:count], self._outputs[:count] = sequences, outputs
+        self._native.n_tokens = count
+        return self._native

@@ -1,26 +1,35 @@
-"""GGUF models in llama.cpp."""
+"""`LlamaCppRuntime`: a GGUF model that answers several requests at once."""
 
-from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import DeviceType, FinishReason, ModelConfig
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
+from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
-from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Sampler
+from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel
+from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Scheduler
+from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import SequenceTable, StateStore
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
 from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
 
 CHUNK = 256
-"""Tokens of a prefill chunk: a cancel lands between two of them, and a prefix is reused in whole ones."""
+"""Tokens of prompts evaluated between two decoding steps: a cancel lands between two of them."""
+
+STORE_BYTES = 256 * 2**20
+"""Host memory for the states of prompts that had to leave the context; never more than the context's own."""
+
+_LONGEST_TOKEN = 512
+"""Characters. A prompt with more than this per token of context cannot fit and is not tokenized."""
 
 
 class LlamaCppRuntime(ModelRuntime):
-    """A GGUF model, one request at a time; the cache of the last one is reused where the next begins the same.
+    """A GGUF model with continuous batching and reuse of what prompts have in common.
 
-    Floating-point results depend on how many tokens are evaluated together. So that an answer does not depend on what
-    was asked before, prompts are always cut at the same places, and only whole chunks of an earlier prompt are reused:
-    with them or without, every token is evaluated in the same company.
+    Prompts are rendered and tokenized on a thread beside the loop, so that they hold no running answer up.
     """
 
     engine = "llama_cpp"
@@ -28,10 +37,7 @@ class LlamaCppRuntime(ModelRuntime):
     def __init__(self, config: ModelConfig, plan: LoadPlan | None = None) -> None:
         super().__init__(config, plan)
         self._model: LlamaModel | None = None
-        self._cached: list[int] = []
-        """The tokens whose state is in the context."""
-        self._reusable = 0
-        """How many of them, from the first on, were evaluated in whole chunks of a prompt."""
+        self._store = StateStore(0)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -47,7 +53,8 @@ class LlamaCppRuntime(ModelRuntime):
         self._model = LlamaModel(
             plan.info.files[0],
             n_ctx=plan.context_length,
-            n_batch=min(CHUNK, plan.context_length),
+            n_seq=plan.sequences,
+            n_batch=max(min(CHUNK, plan.context_length), plan.sequences),
             n_threads=self.config.threads or physical_cores(),
             gpu=None if plan.device.type is DeviceType.CPU else plan.device.index,
             gpu_layers=self.config.gpu_layers,
@@ -55,11 +62,11 @@ class LlamaCppRuntime(ModelRuntime):
         )
 
     def _close(self) -> None:
+        self._store.clear()
         if self._model is not None:
             self._model.close()
             self._model = None
             release_memory()
-        self._cached, self._reusable = [], 0
 
     def _measure(self) -> dict[str, int]:
         assert self._model is not None
@@ -73,70 +80,61 @@ class LlamaCppRuntime(ModelRuntime):
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _serve(self, request: Request) -> None:
+    def _work(self, inbox: Inbox) -> None:
         model, plan = self._model, self._plan
         assert model is not None
         assert plan is not None
+        self._store = StateStore(STORE_BYTES if plan.sequences > 1 else 0)
+        table = SequenceTable(plan.sequences, self._store)
+        scheduler = Scheduler(model, table, model.n_batch, self._about)
+        ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        with ThreadPoolExecutor(1, f"prompts {self.config.model_name}") as preparing:
+            preparing.submit(self._prepare_all, inbox, ready, model, plan)
+            open_ = True
+            while open_ or scheduler.busy:
+                while open_ and not (scheduler.busy and ready.empty()):  # blocks only when there is nothing to do
+                    job = ready.get()
+                    if job is None:
+                        open_ = False
+                    else:
+                        scheduler.add(job)
+                scheduler.step()
+
+    def _prepare_all(
+        self, inbox: Inbox, ready: "queue.SimpleQueue[Job | None]", model: LlamaModel, plan: LoadPlan
+    ) -> None:
+        while (request := inbox.get()) is not None:
+            with self._answering(request):
+                if not request.cancelled:
+                    ready.put(self._prepare(request, model, plan))
+        ready.put(None)
+
+    def _prepare(self, request: Request, model: LlamaModel, plan: LoadPlan) -> Job:
+        """The request's tokens.
+
+        Raises:
+            RuntimeFault: the prompt cannot be evaluated.
+        """
         bos, eos = model.bos, model.eos
         answer = Answer(request, self._template, bos=bos[1] if bos else "", eos=eos[1] if eos else "")
+        if len(answer.prompt) > plan.context_length * _LONGEST_TOKEN and not request.config.truncate:
+            raise ContextOverflow(
+                f"The prompt has {len(answer.prompt):,} characters; the context holds {plan.context_length:,} tokens.",
+                hint="Shorten it, or set truncate.",
+            )
         prompt = model.tokenize(answer.prompt, add_special=True)
         if answer.had_bos and bos and prompt[:1] != [bos[0]]:
             prompt.insert(0, bos[0])
         if not prompt:
             raise InvalidInput("The prompt is empty.", hint="Give the model at least one word to continue.")
-        limit = answer.admit(len(prompt), plan.context_length)
-        reused = self._prefill(model, prompt, request)
-        sampler = model.sampler(request.config, answer.seed, prompt)
-        try:
-            reason, rest = self._decode(model, sampler, request, answer, limit)
-        finally:
-            sampler.close()
-        answer.finish(reason, rest, {
-            "engine": self.engine, "engine_version": model.lib.__version__, "device": plan.device.key,
-            "quantization": plan.dtype, "context_length": plan.context_length, "cached_tokens": reused,
+        prompt = answer.fit(prompt, plan.context_length)
+        return Job(request, answer, prompt, answer.admit(len(prompt), plan.context_length))
+
+    def _about(self) -> dict[str, Any]:
+        assert self._model is not None
+        assert self._plan is not None
+        return {
+            "engine": self.engine, "engine_version": self._model.lib.__version__, "device": self._plan.device.key,
+            "quantization": self._plan.dtype, "context_length": self._plan.context_length,
             "warnings": list(self.warnings),
-        })  # fmt: skip
-
-    def _prefill(self, model: LlamaModel, prompt: list[int], request: Request) -> int:
-        """Bring the prompt into the context, up to a cancel. Returns how many tokens were there already."""
-        reusable = self._cached[: min(self._reusable, len(prompt) - 1)]  # the last one is evaluated for its logits
-        common = next((i for i, token in enumerate(reusable) if token != prompt[i]), len(reusable))
-        common -= common % model.n_batch
-        if not model.keep(common):
-            common = 0
-        del self._cached[common:]
-        self._reusable = common
-        for start in range(common, len(prompt), model.n_batch):
-            if request.cancelled:
-                break
-            chunk = prompt[start : start + model.n_batch]
-            self._evaluate(model, chunk)
-            if len(chunk) == model.n_batch:
-                self._reusable += len(chunk)
-        return common
-
-    def _decode(
-        self, model: LlamaModel, sampler: Sampler, request: Request, answer: Answer, limit: int
-    ) -> tuple[FinishReason, str]:
-        """Sample to the end. Returns why it ended, and what an unfinished character leaves."""
-        decoder = Utf8Decoder()
-        reason: FinishReason = "cancelled"
-        while not request.cancelled:
-            token = sampler.sample()
-            if model.is_end(token) or not answer.push(decoder.push(model.piece(token))):
-                reason = "stop"
-                break
-            if answer.tokens >= limit:
-                reason = "length"
-                break
-            self._evaluate(model, [token])
-        return reason, decoder.flush()
-
-    def _evaluate(self, model: LlamaModel, tokens: list[int]) -> None:
-        try:
-            model.decode(tokens, len(self._cached))
-        except BaseException:
-            model.keep(0)  # what a failed call leaves behind is not known
-            self._cached, self._reusable = [], 0
-            raise
-        self._cached += tokens
+        }  # fmt: skip

@@ -85,7 +85,6 @@ def load(plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadC
         raise LoadFailed(f"{plan.info.path.name} lacks {len(missing)} of the model's weights: {names} …")
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
-    model.requires_grad_(False)
     compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
     return Loaded(model, tokenizer, compute, end_ids)
 

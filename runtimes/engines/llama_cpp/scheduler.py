@@ -1,0 +1,228 @@
+"""Continuous batching: one loop that computes every running request of a model together.
+
+A step decodes one token for each sequence that is answering, in one `llama_decode`, and then evaluates at most one
+chunk of prompts, so that a long prompt holds running answers up for no longer than a chunk takes. Prompts are evaluated
+one sequence at a time and are cut at fixed places: whether a request is alone, with others, or finds its prompt's
+beginning in the cache, its prompt is evaluated to the same numbers, bit for bit. Decoding several sequences together
+rounds differently than decoding one.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
+from lfx_local_runtimes.runtimes.config import FinishReason
+from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Row
+from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler
+from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import Cached, Placement, SequenceTable, next_piece
+from lfx_local_runtimes.runtimes.requests import Failed, Request
+from lfx_local_runtimes.runtimes.text.answer import Answer
+from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Job:
+    """A request whose prompt is ready to be evaluated, and how far it has come."""
+
+    request: Request
+    answer: Answer
+    prompt: list[int]
+    limit: int
+    """Tokens of the answer at most."""
+    sequence: Cached | None = None
+    sampler: Sampler | None = None
+    next_token: int | None = None
+    """Sampled, delivered, and to be evaluated next; None while the prompt is not."""
+    cached_tokens: int = 0
+    decoder: Utf8Decoder = field(default_factory=Utf8Decoder)
+
+
+class Scheduler:
+    """The loop's state and its steps. Everything runs on the model's thread.
+
+    Args:
+        model: the loaded model.
+        table: its sequences.
+        chunk: tokens of prompts evaluated between two decoding steps.
+        metadata: the engine's share of a result's.
+    """
+
+    def __init__(
+        self, model: LlamaModel, table: SequenceTable, chunk: int, metadata: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._model = model
+        self._table = table
+        self._chunk = chunk
+        self._metadata = metadata
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self.steps = 0
+        """Calls of `llama_decode` so far."""
+
+    @property
+    def busy(self) -> bool:
+        """Something is left to do."""
+        return bool(self._waiting or self._running)
+
+    def add(self, job: Job) -> None:
+        """Queue a request."""
+        self._waiting.append(job)
+
+    def step(self) -> None:
+        """Admit what has room, decode once, evaluate a chunk of prompts."""
+        for job in [job for job in self._running if job.request.cancelled]:
+            self._finish(job, "cancelled")
+        self._admit()
+        answering = [job for job in self._running if job.next_token is not None]
+        if answering:
+            self._decode(answering)
+        self._evaluate_prompts()
+
+    # -- admission ---------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Give waiting requests sequences, in order; one that waits for another's prompt lets those behind it pass."""
+        waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            placement = self._table.place(job.prompt) if not job.request.cancelled else None
+            if placement is not None and job.request.start():
+                self._place(job, placement)
+            elif not job.request.cancelled:
+                self._waiting.append(job)
+
+    def _place(self, job: Job, placement: Placement) -> None:
+        job.answer.begin()
+        target, keep = placement.target, placement.keep
+        try:
+            if self._table.is_worth_saving(placement):
+                self._save(target)
+            if placement.source is not None:
+                self._model.copy(placement.source.id, target.id)
+            elif placement.saved is not None and not self._model.restore(
+                target.id, self._table.store.get(placement.saved)
+            ):
+                keep = 0
+            if not self._model.cut(target.id, keep):
+                keep = 0
+            self._table.take(target, job.prompt, keep)
+            job.sequence, job.cached_tokens = target, keep
+            self._running.append(job)
+            job.sampler = Sampler(self._model, job.request.config, job.answer.seed, job.prompt)
+        except Exception as error:  # noqa: BLE001 - this request's alone
+            self._fail(job, error)
+
+    def _save(self, sequence: Cached) -> None:
+        prompt = tuple(sequence.evaluated)
+        if self._model.cut(sequence.id, len(prompt)):
+            self._table.store.put(prompt, self._model.save(sequence.id))
+
+    # -- computing ---------------------------------------------------------------------------------------------------
+
+    def _decode(self, jobs: Sequence[Job]) -> None:
+        rows = [self._next_row(job) for job in jobs]
+        try:
+            self._compute(rows)
+        except EngineFailure as error:
+            for job in jobs:
+                self._recover(job)
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            for job in jobs:  # one of them may be to blame: each for itself
+                self._decode([job])
+            return
+        for index, job in enumerate(jobs):
+            assert job.sequence is not None
+            assert job.next_token is not None
+            job.sequence.tokens.append(job.next_token)
+            self._sample(job, index)
+
+    @staticmethod
+    def _next_row(job: Job) -> Row:
+        assert job.sequence is not None
+        assert job.next_token is not None
+        return Row(job.next_token, len(job.sequence.tokens), job.sequence.id, True)
+
+    def _evaluate_prompts(self) -> None:
+        """Evaluate prompts in the order of their requests, up to a chunk; the first one always gets its share."""
+        budget = self._chunk
+        for job in [job for job in self._running if job.next_token is None]:
+            assert job.sequence is not None
+            start = len(job.sequence.tokens)
+            size = next_piece(len(job.prompt) - start, budget)
+            if size == 0:
+                break
+            if job.request.cancelled:
+                self._finish(job, "cancelled")
+                continue
+            budget -= size
+            self._evaluate(job, start, start + size)
+
+    def _evaluate(self, job: Job, start: int, end: int) -> None:
+        assert job.sequence is not None
+        last = len(job.prompt) - 1
+        rows = [
+            Row(token, position, job.sequence.id, position == last)
+            for position, token in enumerate(job.prompt[start:end], start)
+        ]
+        try:
+            self._compute(rows)
+        except EngineFailure as error:
+            self._recover(job)
+            self._fail(job, error)
+            return
+        job.sequence.tokens += job.prompt[start:end]
+        if end == len(job.prompt):
+            self._sample(job, len(rows) - 1)
+
+    def _compute(self, rows: Sequence[Row]) -> None:
+        self.steps += 1
+        self._model.decode(rows)
+
+    def _recover(self, job: Job) -> None:
+        """After a failed call: what the sequence holds beyond what we know is dropped."""
+        assert job.sequence is not None
+        if not self._model.cut(job.sequence.id, len(job.sequence.tokens)):
+            self._table.empty(job.sequence)
+
+    def _sample(self, job: Job, row: int) -> None:
+        assert job.sampler is not None
+        try:
+            scores = self._model.logits(row)
+            before = scores.copy() if job.sampler.tells else None
+            token = job.sampler.sample(row, scores)
+            logprob = None if before is None else job.sampler.logprob(token, before)
+            if self._model.is_end(token) or not job.answer.push(job.decoder.push(self._model.piece(token)), logprob):
+                self._finish(job, "stop")
+            elif job.answer.tokens >= job.limit:
+                self._finish(job, "length")
+            else:
+                job.next_token = token
+        except Exception as error:  # noqa: BLE001 - this request's alone
+            self._fail(job, error)
+
+    # -- endings -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, job: Job, reason: FinishReason) -> None:
+        self._leave(job)
+        job.answer.finish(reason, job.decoder.flush(), {**self._metadata(), "cached_tokens": job.cached_tokens})
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._leave(job)
+        if not isinstance(error, RuntimeFault):
+            logger.error("request %s", job.request.id, exc_info=error)
+        job.request.emit(Failed(as_fault(error, EngineFailure, "llama_cpp failed", job.request.model_name)))
+
+    def _leave(self, job: Job) -> None:
+        """Free the sequence and the sampler, before anybody hears of the end."""
+        if job in self._running:
+            self._running.remove(job)
+        if job.sequence is not None:
+            self._table.release(job.sequence)
+        if job.sampler is not None:
+            job.sampler.close()
