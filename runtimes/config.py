@@ -110,6 +110,10 @@ class ModelConfig(_Strict):
     parallel: int | None = Field(
         default=None, ge=1, le=64, description="Requests computed at once. Unset: up to 8, as many as memory allows."
     )
+    deterministic: bool = Field(
+        default=False,
+        description="Greedy answers do not depend on what else is computed, bit for bit; costs speed from four requests on.",
+    )
     max_queued: int = Field(
         default=256, ge=1, le=100_000, description="Requests in hand and waiting; more are refused."
     )

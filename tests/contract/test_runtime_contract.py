@@ -36,6 +36,15 @@ class Ended:
         assert self._event.wait(WAIT_S)
 
 
+async def occupied(runtime):
+    """Streams that keep every sequence of the model busy, and their pieces."""
+    streams = [runtime.stream(endless()) for _ in range(runtime.plan.sequences)]
+    pieces = [aiter(stream) for stream in streams]
+    for one in pieces:
+        assert await anext(one)
+    return streams, pieces
+
+
 async def still_works(runtime):
     result = await runtime.generate(asks())
     assert (result.finish_reason, result.tokens_generated) == ("length", 12)
@@ -173,13 +182,13 @@ async def test_a_cancel_from_another_thread_ends_it_within_a_step(runtime):
 
 
 async def test_a_cancelled_request_in_the_queue_never_runs(runtime):
-    running, waiting = runtime.stream(endless()), runtime.stream(asks())
-    pieces = aiter(running)
-    assert await anext(pieces)
+    running, _pieces = await occupied(runtime)
+    waiting = runtime.stream(asks())
     assert waiting.cancel() is RequestState.QUEUED
     result = await waiting.wait_async()
     assert (result.finish_reason, result.tokens_generated, result.text) == ("cancelled", 0, "")
-    running.cancel()
+    for one in running:
+        one.cancel()
     await still_works(runtime)
 
 
@@ -278,12 +287,11 @@ async def test_load_use_unload_and_again(fresh):
 
 async def test_unloading_cancels_what_runs_and_waits(fresh):
     await fresh.load()
-    running, waiting = fresh.stream(endless()), fresh.stream(asks())
-    pieces = aiter(running)
-    assert await anext(pieces)
+    running, _pieces = await occupied(fresh)
+    waiting = fresh.stream(asks())
     await fresh.unload()
     assert not fresh.loaded
-    assert (await running.wait_async()).finish_reason == "cancelled"
+    assert {(await one.wait_async()).finish_reason for one in running} == {"cancelled"}
     result = await waiting.wait_async()
     assert (result.finish_reason, result.tokens_generated) == ("cancelled", 0)
 

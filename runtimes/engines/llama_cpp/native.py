@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,61 +65,70 @@ def _reason(lines: list[tuple[int, str]]) -> str:
     return errors[0] if errors else "llama.cpp gave no reason"
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a model is loaded."""
+
+    n_ctx: int
+    """Context of a sequence in tokens."""
+    n_seq: int
+    """Sequences that are held at once, each with a cache of its own."""
+    n_batch: int
+    """Rows of one `decode` at most."""
+    n_threads: int
+    """CPU threads."""
+    gpu: int | None
+    """Index of the accelerator, None for the CPU."""
+    gpu_layers: int | None
+    """Layers on the accelerator, None for all."""
+    repack: bool
+    """Rearrange weights for faster batches, which rounds batches of four rows and more in another way."""
+
+
 class LlamaModel:
     """A loaded model and its context. Use and close it on one thread.
 
     Args:
         path: the GGUF file, the first one of a split model.
-        n_ctx: context of a sequence in tokens.
-        n_seq: sequences that are held at once, each with a cache of its own.
-        n_batch: rows of one `decode` at most.
-        n_threads: CPU threads.
-        gpu: index of the accelerator, None for the CPU.
-        gpu_layers: layers on the accelerator, None for all.
+        options: how to load it.
         progress: called with the share done (0..1); returning False aborts the load.
 
     Raises:
         LoadFailed: llama.cpp refused the file or the context, with its reason.
     """
 
-    def __init__(
-        self, path: Path, *, n_ctx: int, n_seq: int, n_batch: int, n_threads: int, gpu: int | None,
-        gpu_layers: int | None, progress: Callable[[float], bool],
-    ) -> None:  # fmt: skip
+    def __init__(self, path: Path, options: Options, progress: Callable[[float], bool]) -> None:
         self.lib = library()
-        self.n_batch = n_batch
+        self.n_batch = options.n_batch
         self._model = self.context = None
         self.buffers: dict[str, int] = {}
         """Bytes by ggml's buffer name (`CPU_Mapped`, `CUDA0` …), as the library logged them."""
-        if gpu is not None and not self.lib.llama_supports_gpu_offload():
+        if options.gpu is not None and not self.lib.llama_supports_gpu_offload():
             raise LoadFailed(
                 "llama-cpp-python was built without GPU support.",
                 hint="Reinstall it with the CMAKE_ARGS of your accelerator to use the GPU.",
             )
         with _catch_log() as lines:
-            self._load(path, gpu, gpu_layers, progress, lines)
-            self._open(n_ctx, n_seq, n_threads, gpu, lines)
+            self._load(path, options, progress, lines)
+            self._open(options, lines)
         for _, line in lines:
             for name, mib in _BUFFER.findall(line):
                 self.buffers[name] = self.buffers.get(name, 0) + int(float(mib) * 2**20)
         self._memory = self.lib.llama_get_memory(self.context)
         self._vocab = self.lib.llama_model_get_vocab(self._model)
-        self._batch = _Batch(self.lib, n_batch)
+        self._batch = _Batch(self.lib, options.n_batch)
         self._piece = ctypes.create_string_buffer(256)
         self._ends: list[int] | None = None
         self.n_ctx = int(self.lib.llama_n_ctx_seq(self.context))
         self.n_vocab = int(self.lib.llama_vocab_n_tokens(self._vocab))
 
     def _load(
-        self,
-        path: Path,
-        gpu: int | None,
-        gpu_layers: int | None,
-        progress: Callable[[float], bool],
-        lines: list[tuple[int, str]],
+        self, path: Path, options: Options, progress: Callable[[float], bool], lines: list[tuple[int, str]]
     ) -> None:
+        gpu = options.gpu
         params = self.lib.llama_model_default_params()
-        params.n_gpu_layers = 0 if gpu is None else -1 if gpu_layers is None else gpu_layers
+        params.use_extra_bufts = options.repack
+        params.n_gpu_layers = 0 if gpu is None else -1 if options.gpu_layers is None else options.gpu_layers
         if gpu is not None:
             params.split_mode, params.main_gpu = _SPLIT_NONE, gpu
         stopped = False
@@ -136,21 +146,21 @@ class LlamaModel:
                 "The load was cancelled." if stopped else f"llama.cpp cannot load {path.name}: {_reason(lines)}."
             )
 
-    def _open(self, n_ctx: int, n_seq: int, n_threads: int, gpu: int | None, lines: list[tuple[int, str]]) -> None:
+    def _open(self, options: Options, lines: list[tuple[int, str]]) -> None:
         params = self.lib.llama_context_default_params()
-        params.n_ctx = n_ctx * n_seq
-        params.n_batch = params.n_ubatch = self.n_batch
-        params.n_seq_max = params.n_outputs_max = n_seq
-        params.n_threads = params.n_threads_batch = n_threads
-        params.offload_kqv = params.op_offload = gpu is not None
-        if gpu is None:  # the plain kernels give a token the same result wherever a prompt is cut, and are no slower
+        params.n_ctx = options.n_ctx * options.n_seq
+        params.n_batch = params.n_ubatch = options.n_batch
+        params.n_seq_max = params.n_outputs_max = options.n_seq
+        params.n_threads = params.n_threads_batch = options.n_threads
+        params.offload_kqv = params.op_offload = options.gpu is not None
+        if options.gpu is None:  # the plain kernels give a token the same result wherever a prompt is cut
             params.flash_attn_type = _FLASH_ATTENTION_OFF
         params.no_perf = True
         self.context = self.lib.llama_init_from_model(self._model, params)
         if not self.context:
             self.close()
             raise LoadFailed(
-                f"llama.cpp cannot make a context of {n_seq} × {n_ctx:,} tokens: {_reason(lines)}.",
+                f"llama.cpp cannot make a context of {options.n_seq} × {options.n_ctx:,} tokens: {_reason(lines)}.",
                 hint="Load it with a shorter context_length, or fewer requests in parallel.",
             )
 

@@ -1,14 +1,15 @@
 """`LlamaCppRuntime`: a GGUF model that answers several requests at once."""
 
 import queue
-from concurrent.futures import ThreadPoolExecutor
+import re
+import threading
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
-from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel
+from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options
 from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import SequenceTable, StateStore
 from lfx_local_runtimes.runtimes.planning import LoadPlan
@@ -20,7 +21,11 @@ CHUNK = 256
 """Tokens of prompts evaluated between two decoding steps: a cancel lands between two of them."""
 
 STORE_BYTES = 256 * 2**20
-"""Host memory for the states of prompts that had to leave the context; never more than the context's own."""
+"""Host memory for the states of prompts that had to leave the context."""
+
+_ALIKE = 7
+"""Rows of a decoding step that llama.cpp's CPU kernels for Q4_K to Q8_0 round as they round one row, as long as weights
+are not repacked. Found by comparing every tensor of the graph: from 8 rows on K-quants go through its tiled kernels."""
 
 _LONGEST_TOKEN = 512
 """Characters. A prompt with more than this per token of context cannot fit and is not tokenized."""
@@ -37,7 +42,7 @@ class LlamaCppRuntime(ModelRuntime):
     def __init__(self, config: ModelConfig, plan: LoadPlan | None = None) -> None:
         super().__init__(config, plan)
         self._model: LlamaModel | None = None
-        self._store = StateStore(0)
+        self._scheduler: Scheduler | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -50,19 +55,21 @@ class LlamaCppRuntime(ModelRuntime):
             context.report(Progress("load", int(share * size), size))
             return not context.cancelled
 
-        self._model = LlamaModel(
-            plan.info.files[0],
+        options = Options(
             n_ctx=plan.context_length,
             n_seq=plan.sequences,
             n_batch=max(min(CHUNK, plan.context_length), plan.sequences),
             n_threads=self.config.threads or physical_cores(),
             gpu=None if plan.device.type is DeviceType.CPU else plan.device.index,
             gpu_layers=self.config.gpu_layers,
-            progress=progress,
+            repack=not self.config.deterministic,
         )
+        self._model = model = LlamaModel(plan.info.files[0], options, progress)
+        table = SequenceTable(plan.sequences, StateStore(STORE_BYTES))
+        self._scheduler = Scheduler(model, table, options.n_batch, self._rows_at_once(plan), self._about)
 
     def _close(self) -> None:
-        self._store.clear()
+        self._scheduler = None
         if self._model is not None:
             self._model.close()
             self._model = None
@@ -81,40 +88,52 @@ class LlamaCppRuntime(ModelRuntime):
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _work(self, inbox: Inbox) -> None:
-        model, plan = self._model, self._plan
-        assert model is not None
-        assert plan is not None
-        self._store = StateStore(STORE_BYTES if plan.sequences > 1 else 0)
-        table = SequenceTable(plan.sequences, self._store)
-        scheduler = Scheduler(model, table, model.n_batch, self._about)
+        assert self._scheduler is not None
         ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        with ThreadPoolExecutor(1, f"prompts {self.config.model_name}") as preparing:
-            preparing.submit(self._prepare_all, inbox, ready, model, plan)
-            open_ = True
-            while open_ or scheduler.busy:
-                while open_ and not (scheduler.busy and ready.empty()):  # blocks only when there is nothing to do
-                    job = ready.get()
-                    if job is None:
-                        open_ = False
-                    else:
-                        scheduler.add(job)
-                scheduler.step()
+        preparing = threading.Thread(  # a daemon: an executor's thread would hold the end of the process up
+            target=self._prepare_all, args=(inbox, ready), name=f"prompts {self.config.model_name}",
+            daemon=True,
+        )  # fmt: skip
+        preparing.start()
+        try:
+            self._loop(self._scheduler, ready)
+        finally:
+            inbox.put(None)  # where the loop failed
+            preparing.join()
 
-    def _prepare_all(
-        self, inbox: Inbox, ready: "queue.SimpleQueue[Job | None]", model: LlamaModel, plan: LoadPlan
-    ) -> None:
+    @staticmethod
+    def _loop(scheduler: Scheduler, ready: "queue.SimpleQueue[Job | None]") -> None:
+        open_ = True
+        while open_ or scheduler.busy:
+            while open_ and not (scheduler.busy and ready.empty()):  # blocks only when there is nothing to do
+                job = ready.get()
+                if job is None:
+                    open_ = False
+                else:
+                    scheduler.add(job)
+            scheduler.step()
+
+    def _rows_at_once(self, plan: LoadPlan) -> int:
+        if not self.config.deterministic:
+            return plan.sequences
+        return _ALIKE if plan.device.type is DeviceType.CPU and re.search("Q[5-8]_|Q4_K", plan.dtype) else 1
+
+    def _prepare_all(self, inbox: Inbox, ready: "queue.SimpleQueue[Job | None]") -> None:
         while (request := inbox.get()) is not None:
             with self._answering(request):
                 if not request.cancelled:
-                    ready.put(self._prepare(request, model, plan))
+                    ready.put(self._prepare(request))
         ready.put(None)
 
-    def _prepare(self, request: Request, model: LlamaModel, plan: LoadPlan) -> Job:
+    def _prepare(self, request: Request) -> Job:
         """The request's tokens.
 
         Raises:
             RuntimeFault: the prompt cannot be evaluated.
         """
+        model, plan = self._model, self._plan
+        assert model is not None
+        assert plan is not None
         bos, eos = model.bos, model.eos
         answer = Answer(request, self._template, bos=bos[1] if bos else "", eos=eos[1] if eos else "")
         if len(answer.prompt) > plan.context_length * _LONGEST_TOKEN and not request.config.truncate:

@@ -98,7 +98,10 @@ class Sampler:
     def _told(self, token: int, shares: Any, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         piece = self._model.piece(token)
         return TokenLogprob(
-            token=piece.decode("utf-8", "replace"), logprob=max(float(shares[token]), _LEAST), bytes=tuple(piece), top=top
+            token=piece.decode("utf-8", "replace"),
+            logprob=max(float(shares[token]), _LEAST),
+            bytes=tuple(piece),
+            top=top,
         )
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ rounds differently than decoding one.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,15 +50,17 @@ class Scheduler:
         model: the loaded model.
         table: its sequences.
         chunk: tokens of prompts evaluated between two decoding steps.
+        rows: sequences decoded in one call at most.
         metadata: the engine's share of a result's.
     """
 
     def __init__(
-        self, model: LlamaModel, table: SequenceTable, chunk: int, metadata: Callable[[], dict[str, Any]]
+        self, model: LlamaModel, table: SequenceTable, chunk: int, rows: int, metadata: Callable[[], dict[str, Any]]
     ) -> None:
         self._model = model
-        self._table = table
+        self.table = table
         self._chunk = chunk
+        self._rows = rows
         self._metadata = metadata
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
@@ -79,8 +82,9 @@ class Scheduler:
             self._finish(job, "cancelled")
         self._admit()
         answering = [job for job in self._running if job.next_token is not None]
-        if answering:
-            self._decode(answering)
+        calls = math.ceil(len(answering) / self._rows)
+        for first in range(calls):
+            self._decode(answering[first::calls])
         self._evaluate_prompts()
 
     # -- admission ---------------------------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ class Scheduler:
         """Give waiting requests sequences, in order; one that waits for another's prompt lets those behind it pass."""
         waiting, self._waiting = self._waiting, deque()
         for job in waiting:
-            placement = self._table.place(job.prompt) if not job.request.cancelled else None
+            placement = self.table.place(job.prompt) if not job.request.cancelled else None
             if placement is not None and job.request.start():
                 self._place(job, placement)
             elif not job.request.cancelled:
@@ -99,17 +103,17 @@ class Scheduler:
         job.answer.begin()
         target, keep = placement.target, placement.keep
         try:
-            if self._table.is_worth_saving(placement):
+            if self.table.is_worth_saving(placement):
                 self._save(target)
             if placement.source is not None:
                 self._model.copy(placement.source.id, target.id)
             elif placement.saved is not None and not self._model.restore(
-                target.id, self._table.store.get(placement.saved)
+                target.id, self.table.store.get(placement.saved)
             ):
                 keep = 0
             if not self._model.cut(target.id, keep):
                 keep = 0
-            self._table.take(target, job.prompt, keep)
+            self.table.take(target, job.prompt, keep)
             job.sequence, job.cached_tokens = target, keep
             self._running.append(job)
             job.sampler = Sampler(self._model, job.request.config, job.answer.seed, job.prompt)
@@ -119,7 +123,7 @@ class Scheduler:
     def _save(self, sequence: Cached) -> None:
         prompt = tuple(sequence.evaluated)
         if self._model.cut(sequence.id, len(prompt)):
-            self._table.store.put(prompt, self._model.save(sequence.id))
+            self.table.store.put(prompt, self._model.save(sequence.id))
 
     # -- computing ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class Scheduler:
         """After a failed call: what the sequence holds beyond what we know is dropped."""
         assert job.sequence is not None
         if not self._model.cut(job.sequence.id, len(job.sequence.tokens)):
-            self._table.empty(job.sequence)
+            self.table.empty(job.sequence)
 
     def _sample(self, job: Job, row: int) -> None:
         assert job.sampler is not None
@@ -223,6 +227,6 @@ class Scheduler:
         if job in self._running:
             self._running.remove(job)
         if job.sequence is not None:
-            self._table.release(job.sequence)
+            self.table.release(job.sequence)
         if job.sampler is not None:
             job.sampler.close()

@@ -108,11 +108,6 @@ class StateStore:
         self._states.move_to_end(tokens)
         return self._states[tokens]
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._states.clear()
-        self.size = 0
-
 
 class SequenceTable:
     """The sequences of a context.
