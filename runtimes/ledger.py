@@ -17,6 +17,14 @@ _GPU_SHARE = 0.95
 _GIB = 2**30
 
 
+def device_budget(device: Device, settings: Settings, probe: DeviceProbe) -> int:
+    """What models may take of a device's memory in all, in bytes."""
+    limit, share = (
+        (settings.memory_budget_gb, _RAM_SHARE) if device.key == CPU.key else (settings.max_gpu_mem_gb, _GPU_SHARE)
+    )
+    return int(probe.memory(device).total * share) if limit is None else int(limit * _GIB)
+
+
 class MemoryLedger:
     """Who holds how many bytes of what. Not thread-safe: the manager's lock guards it."""
 
@@ -34,10 +42,7 @@ class MemoryLedger:
         """What models may take of it in all, in bytes; None is no limit."""
         if resource == MODELS:
             return self._settings.max_loaded_models
-        limit = self._settings.memory_budget_gb if resource == CPU.key else self._settings.max_gpu_mem_gb
-        if limit is not None:
-            return int(limit * _GIB)
-        return int(self._probe.memory(_device(resource)).total * (_RAM_SHARE if resource == CPU.key else _GPU_SHARE))
+        return device_budget(_device(resource), self._settings, self._probe)
 
     def accounted(self, resource: str) -> int:
         """What models hold or were promised of it."""

@@ -20,6 +20,7 @@ from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProb
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
 from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.ledger import device_budget
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.settings import Settings, get_settings
 
@@ -78,8 +79,9 @@ def plan_loads(
                 refusal = refusal or error
                 continue
             stored = _reads_as_stored(engine, info)
-            sequences = _sequences(config, info, context) if stored else 1
-            estimate = estimate_memory(info, context, dtype=None if stored else dtype, sequences=sequences)
+            loaded = None if stored else dtype
+            sequences = _sequences(config, info, context, loaded, device_budget(device, settings, probe))
+            estimate = estimate_memory(info, context, dtype=loaded, sequences=sequences, outputs=sequences)
             memory = {device.key: estimate.total}
             plans.append(LoadPlan(info, engine, device, dtype, context, memory, sequences, warnings))
     if not plans and refusal is not None:
@@ -153,14 +155,16 @@ def _context_length(config: ModelConfig, info: ModelInfo) -> int:
     return config.context_length
 
 
-def _sequences(config: ModelConfig, info: ModelInfo, context: int) -> int:
+def _sequences(config: ModelConfig, info: ModelInfo, context: int, dtype: str | None, budget: int) -> int:
     """How many requests are computed at once where nobody says: up to 8, as long as their caches take no more memory
-    than the weights, or a GiB."""
+    than the weights, or a GiB, and the whole takes no more than half of the device's budget."""
     if config.parallel is not None:
         return config.parallel
-    estimate = estimate_memory(info, context)
-    allowed = max(estimate.weights, 2**30)
-    return next((count for count in (8, 4, 2) if estimate.kv_cache * count <= allowed), 1)
+    for count in (8, 4, 2):
+        estimate = estimate_memory(info, context, dtype=dtype, sequences=count)
+        if estimate.kv_cache <= max(estimate.weights, 2**30) and estimate.total <= budget // 2:
+            return count
+    return 1
 
 
 def _reads_as_stored(engine: str, info: ModelInfo) -> bool:
