@@ -1,0 +1,370 @@
+"""Many streams at once on llama.cpp: against its own ceiling, its server, and one stream after the other."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks import models
+from benchmarks.report import print_table, verdict
+from benchmarks.text import SUBJECTS, THREADS, our_manager
+from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
+from lfx_local_runtimes.runtimes.config import GenerationConfig
+
+ROUNDS = 5
+STREAMS = 8
+TOKENS = 64
+CONTEXT = 2048
+MODEL = "gemma-3-270m"
+STORY = "It was the year of the great flood, and the miller counted his sacks for the third time that morning. "
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of several streams: all tokens, the seconds in all, and those until each stream's first token."""
+
+    tokens: int
+    seconds: float
+    firsts: tuple[float, ...]
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, all streams together."""
+        return self.tokens / self.seconds
+
+
+def prompts(number: int, count: int, words: int = 60) -> list[str]:
+    """Different ones for every round, of `words` words, so that nothing finds an earlier round's cache."""
+    return [
+        f"{number}.{index} {subject.capitalize()}: " + " ".join((STORY * 20).split()[index : index + words])
+        for index, subject in enumerate(SUBJECTS[:count])
+    ]
+
+
+class RawBatch:
+    """llama.cpp's own batching as little as possible around it: every sequence at once, greedy, natively sampled."""
+
+    def __init__(self, path: Path, sequences: int) -> None:
+        import llama_cpp as lib
+
+        self.lib = lib
+        lib.llama_backend_init()
+        self.model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_seq_max = CONTEXT * sequences, CONTEXT, sequences
+        params.n_outputs_max = sequences
+        params.n_threads = params.n_threads_batch = THREADS
+        params.no_perf = True
+        self.context = lib.llama_init_from_model(self.model, params)
+        self.batch = lib.llama_batch_init(CONTEXT, 0, 1)
+        self.sampler = lib.llama_sampler_init_greedy()
+
+    def tokenize(self, text: str) -> list[int]:
+        """With the begin-of-sequence token."""
+        data = text.encode()
+        tokens = (self.lib.llama_token * (len(data) + 8))()
+        return list(tokens[: self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), True, True)])
+
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+        """Token, position, sequence, whether its logits are wanted."""
+        for index, (token, position, sequence, output) in enumerate(rows):
+            self.batch.token[index], self.batch.pos[index], self.batch.logits[index] = token, position, output
+            self.batch.n_seq_id[index], self.batch.seq_id[index][0] = 1, sequence
+        self.batch.n_tokens = len(rows)
+        assert self.lib.llama_decode(self.context, self.batch) == 0
+
+    def run(self, texts: Sequence[str], tokens: int = TOKENS) -> Sample:
+        """Evaluate all prompts in one call, then decode them together."""
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), False)
+        asked = [self.tokenize(text) for text in texts]
+        begin = time.perf_counter()
+        rows = [
+            (token, position, sequence, position == len(prompt) - 1)
+            for sequence, prompt in enumerate(asked)
+            for position, token in enumerate(prompt)
+        ]
+        self.decode(rows)
+        ends = [index for index, row in enumerate(rows) if row[3]]
+        last = [self.lib.llama_sampler_sample(self.sampler, self.context, index) for index in ends]
+        first = time.perf_counter() - begin
+        for step in range(tokens - 1):
+            self.decode([(token, len(asked[index]) + step, index, True) for index, token in enumerate(last)])
+            last = [self.lib.llama_sampler_sample(self.sampler, self.context, index) for index in range(len(last))]
+        return Sample(tokens * len(texts), time.perf_counter() - begin, (first,) * len(texts))
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
+    """A server as a child process; yields its URL once `ready` answers."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | environment,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(url + ready, timeout=5).is_success:
+                        break
+                time.sleep(0.2)
+            else:
+                raise RuntimeError(f"{command[:4]} did not start")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def our_server() -> contextlib.AbstractContextManager[str]:
+    """`lfx-local-runtimes serve`."""
+    command = [sys.executable, "-m", "lfx_local_runtimes.cli", "serve"]
+    return served(
+        command, "/health", LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE), LOCAL_RUNTIMES_OFFLINE="true",
+        LOCAL_RUNTIMES_HOME=str(models.CACHE.with_name("benchmarks")),
+    )  # fmt: skip
+
+
+def llama_cpp_server(path: Path) -> contextlib.AbstractContextManager[str]:
+    """The server that comes with llama-cpp-python."""
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--n_ctx", str(CONTEXT)]
+    return served([*command, "--n_threads", str(THREADS), "--model_alias", MODEL], "/v1/models")
+
+
+async def over_http(url: str, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Sample, list[int]]:
+    """Stream completions of all prompts at once. Also returns the tokens of each."""
+    limits = httpx.Limits(max_connections=64)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+
+        async def one(text: str) -> tuple[int, float]:
+            body = {
+                "model": MODEL, "prompt": text, "max_tokens": tokens, "temperature": 0, "stream": True,
+                "stream_options": {"include_usage": True}, "ignore_eos": True,
+            }  # fmt: skip
+            begin, first, count, told = time.perf_counter(), 0.0, 0, 0
+            with contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError):  # cut off: what came counts
+                async with client.stream("POST", "/v1/completions", json=body) as response:
+                    response.raise_for_status()
+                    async for line in response.aiter_lines():
+                        if not line.startswith("data: {"):
+                            continue
+                        first = first or time.perf_counter() - begin
+                        count += 1
+                        if '"usage":{' in line.replace(" ", ""):
+                            told = json.loads(line[6:])["usage"]["completion_tokens"]
+            return told or count, first
+
+        begin = time.perf_counter()
+        ends = await asyncio.gather(*(one(text) for text in texts))
+        seconds = time.perf_counter() - begin
+    counts = [count for count, _ in ends]
+    return Sample(sum(counts), seconds, tuple(first for _, first in ends)), counts
+
+
+def asks(texts: Sequence[str], tokens: int = TOKENS) -> list[GenerationConfig]:
+    """Greedy continuations of full length."""
+    return [
+        GenerationConfig(prompt=text, raw=True, max_tokens=tokens, temperature=0, ignore_eos=True) for text in texts
+    ]
+
+
+async def through_manager(manager: RuntimeManager, texts: Sequence[str], tokens: int = TOKENS) -> Sample:
+    """All prompts at once through our manager."""
+    begin = time.perf_counter()
+
+    async def one(config: GenerationConfig) -> tuple[int, float]:
+        stream, first = manager.stream(MODEL, config), 0.0
+        async for _ in stream.adeltas():
+            first = first or time.perf_counter() - begin
+        assert stream.result is not None
+        return stream.result.tokens_generated, first
+
+    ends = await asyncio.gather(*(one(config) for config in asks(texts, tokens)))
+    return Sample(sum(count for count, _ in ends), time.perf_counter() - begin, tuple(first for _, first in ends))
+
+
+async def in_a_row(manager: RuntimeManager, texts: Sequence[str], tokens: int = TOKENS) -> Sample:
+    """The same, one after the other."""
+    begin = time.perf_counter()
+    total = 0
+    for config in asks(texts, tokens):
+        total += (await manager.generate(MODEL, config)).tokens_generated
+    return Sample(total, time.perf_counter() - begin, ())
+
+
+def p95(values: Sequence[float]) -> float:
+    """The 95th percentile, of few values the largest."""
+    return sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]
+
+
+def median(values: Sequence[float]) -> float:
+    """Shorthand."""
+    return statistics.median(values)
+
+
+def streams(path: Path, manager: RuntimeManager) -> None:
+    """One and eight streams: the raw library, the ceiling, our manager and our server, in turns."""
+    import llama_cpp as library
+
+    raw = library.Llama(str(path), n_ctx=CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
+    ceiling = RawBatch(path, STREAMS)
+
+    def high_level(texts: Sequence[str]) -> Sample:
+        begin, count, first = time.perf_counter(), 0, 0.0
+        for _ in raw.create_completion(texts[0], max_tokens=TOKENS, temperature=0, stream=True):
+            first, count = first or time.perf_counter() - begin, count + 1
+        return Sample(count, time.perf_counter() - begin, (first,))
+
+    with our_server() as url:
+        sides: dict[str, tuple[int, Callable[[Sequence[str]], Sample]]] = {
+            "raw1": (1, high_level),
+            "rest1": (1, lambda texts: asyncio.run(over_http(url, texts))[0]),
+            "raw8": (STREAMS, ceiling.run),
+            "manager8": (STREAMS, lambda texts: asyncio.run(through_manager(manager, texts))),
+            "rest8": (STREAMS, lambda texts: asyncio.run(over_http(url, texts))[0]),
+        }
+        samples: dict[str, list[Sample]] = {name: [] for name in sides}
+        for number in range(ROUNDS + 1):
+            for name in list(sides)[:: 1 if number % 2 else -1]:
+                count, run = sides[name]
+                sample = run(prompts(number, count))
+                if number:
+                    samples[name].append(sample)
+
+    def speed(name: str) -> float:
+        return median([sample.speed for sample in samples[name]])
+
+    def ratio(one: str, other: str) -> float:
+        return median([a.speed / b.speed for a, b in zip(samples[one], samples[other], strict=True)])
+
+    late = median([
+        p95(a.firsts) / b.firsts[0] for a, b in zip(samples["manager8"], samples["raw8"], strict=True)
+    ])  # fmt: skip
+    print_table(
+        "llama.cpp: one and eight streams",
+        ["", "tokens/s", "against", "ratio", "target"],
+        [
+            ["raw llama-cpp-python, one stream", f"{speed('raw1'):.1f}", "", "", ""],
+            row("REST `/v1/completions`, one stream", speed("rest1"), "raw, one stream", ratio("rest1", "raw1"), 0.95),
+            ["raw `llama_decode`, eight sequences: the ceiling", f"{speed('raw8'):.1f}", "", "", ""],
+            row("manager, eight streams", speed("manager8"), "the ceiling", ratio("manager8", "raw8"), 0.85),
+            row("REST, eight streams", speed("rest8"), "the ceiling", ratio("rest8", "raw8"), 0.85),
+            row("REST, eight streams", speed("rest8"), "REST, one stream", ratio("rest8", "rest1"), 2.0),
+            ["first token of eight at once, p95", "", "one raw `llama_decode` of all eight prompts",
+             f"{late:.2f} {verdict(late, at_most=1.15)}", "≤ 1.15"],
+        ],
+        f"Gemma 3 270M Q4_K_M, prompts of about 80 tokens, {TOKENS} tokens greedy, {THREADS} threads, medians of {ROUNDS} rounds.",
+    )  # fmt: skip
+    raw.close()
+
+
+def row(name: str, speed: float, against: str, ratio: float, target: float) -> list[str]:
+    """A line of the table."""
+    return [name, f"{speed:.1f}", against, f"{ratio:.2f} {verdict(ratio, at_least=target)}", f"≥ {target}"]
+
+
+def prefixes(manager: RuntimeManager) -> None:
+    """First token of a second request that shares a thousand tokens with the first."""
+    ratios, cached = [], 0
+    for number in range(ROUNDS):
+        story = f"Chapter {number}. " + STORY * 45
+        firsts = []
+        for question in ("Who counted?", "When was it?"):
+            result = asyncio.run(manager.generate(MODEL, asks([f"{story}{question}"], 4)[0]))
+            firsts.append(result.time_to_first_token or 0.0)
+        cached = int(result.metadata["cached_tokens"])
+        ratios.append(firsts[1] / firsts[0])
+    value = median(ratios)
+    print_table(
+        "A shared prefix",
+        ["", "first token against the first request's", "target"],
+        [[f"second request, {cached:,} of {result.prompt_tokens:,} tokens cached", f"{value:.3f} {verdict(value, at_most=0.15)}", "≤ 0.15"]],
+    )  # fmt: skip
+
+
+def siblings(manager: RuntimeManager) -> None:
+    """Four requests at once, as four parallel nodes make them, against four in a row."""
+    gains = []
+    for number in range(ROUNDS + 1):
+        texts = prompts(100 + number, 4, words=20)
+        turns: list[Callable[[], Awaitable[Sample]]] = [
+            lambda texts=texts: through_manager(manager, texts),  # type: ignore[misc]
+            lambda number=number: in_a_row(manager, prompts(200 + number, 4, words=20)),  # type: ignore[misc]
+        ]
+        if number % 2:
+            turns.reverse()
+        results = [asyncio.run(turn()) for turn in turns]  # type: ignore[arg-type]
+        together, alone = results[::-1] if number % 2 else results
+        if number:
+            gains.append(together.speed / alone.speed)
+    value = median(gains)
+    print_table(
+        "Four parallel requests on one model",
+        ["", "against four in a row", "target"],
+        [["together", f"{value:.2f} {verdict(value, at_least=1.4)}", "≥ 1.4"]],
+    )
+
+
+def cancelling(manager: RuntimeManager) -> None:
+    """Calls of `llama_decode` between a cancel and the end of the request."""
+    runtime: Any = manager._residency._slots[MODEL].runtime
+    steps = []
+    for number in range(20):
+        stream = manager.stream(MODEL, asks(prompts(300 + number, 1), 500)[0])
+        for index, _ in enumerate(stream.deltas()):
+            if index == 5:
+                before = runtime._scheduler.steps
+                stream.cancel()
+        steps.append(runtime._scheduler.steps - before)
+    print_table(
+        "Cancel",
+        ["", "steps until the model is idle, worst of 20", "target"],
+        [["from another thread, while decoding", f"{max(steps)} {verdict(max(steps), at_most=1)}", "≤ 1"]],
+    )
+
+
+def servers(path: Path) -> None:
+    """Eight at once: who answers in full."""
+    rows = []
+    for name, server in (("`lfx-local-runtimes serve`", our_server()), ("`llama_cpp.server`", llama_cpp_server(path))):
+        with server as url:
+            asyncio.run(over_http(url, prompts(0, 1)))
+            with contextlib.suppress(httpx.HTTPError):
+                sample, counts = asyncio.run(over_http(url, prompts(1, STREAMS)))
+                full = sum(count >= TOKENS for count in counts)
+                rows.append(
+                    [name, f"{full} of {STREAMS}", f"{sample.tokens} of {TOKENS * STREAMS}", f"{sample.speed:.1f}"]
+                )
+    print_table("Eight streams at once over HTTP", ["", "answers of full length", "tokens", "tokens/s"], rows)
+
+
+def main() -> None:
+    """Print every table."""
+    path = models.gguf()
+    config = ModelConfig(model_id=str(path), model_name=MODEL, context_length=CONTEXT, threads=THREADS, parallel=8)
+    with our_manager(config) as manager:
+        streams(path, manager)
+        prefixes(manager)
+        siblings(manager)
+        cancelling(manager)
+    servers(path)
