@@ -2,45 +2,52 @@
 
 import asyncio
 import contextlib
-import json
-import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
-)
-from langchain_core.messages import ChatMessage as LangChainChatMessage
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field, SecretStr, ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.messages import (
+    about,
+    first_problem,
+    to_chat_message,
+    to_chunk,
+    to_grammar,
+    to_last_chunk,
+    to_message,
+    to_tool_choice,
+    to_tools,
+)
 from lfx_local_runtimes.runtimes import get_runtime_manager
-from lfx_local_runtimes.runtimes.config import ChatMessage, GenerationConfig, GenerationResult
+from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
-
-logger = logging.getLogger(__name__)
+from lfx_local_runtimes.runtimes.text.tool_choice import close_objects
 
 Observer = Callable[[Progress | GenerationResult], object]
 
 _SAMPLING = frozenset(
-    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "keep_alive"}
+    {
+        "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty",
+        "presence_penalty", "logprobs", "top_logprobs", "reasoning_budget", "seed", "keep_alive",
+    }
+)  # fmt: skip
+_PER_CALL = frozenset(
+    {"logit_bias", "min_tokens", "ignore_eos", "continue_final_message", "truncate", "return_prompt", "grammar"}
 )
 _LOADING = ("runtime_type", "device_type", "quantization", "context_length")
-_TOOL_OPTIONS = frozenset({"tools", "tool_choice", "strict", "parallel_tool_calls"})
-_NOT_TEXT_BUT_SAID_ELSEWHERE = frozenset({"tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking"})
-_AUTO_CHOICE = (None, False, "auto", "none")
+_TOOL_OPTIONS = frozenset({"tools", "tool_choice", "strict", "parallel_tool_calls", "response_format"})
 
 
 class ChatLocalRuntime(BaseChatModel):
@@ -50,16 +57,17 @@ class ChatLocalRuntime(BaseChatModel):
     all users of the model and takes them out of memory when nobody needs them. Options left at None are the manager's
     defaults; 0 is a value. Leaving a stream early, or cancelling an async call, ends the computation.
 
-    Tool calling and structured output come in a later release. Until then `bind_tools` is accepted, so that a model can
-    stand where one with tools is expected; the model is not told of the tools, and every answer says so in
-    `response_metadata["warnings"]` and in the log. What needs a tool call (`tool_choice`, `with_structured_output`)
-    raises `NotImplementedError`.
+    Tools: a model told to call one (`tool_choice`) does, with arguments that its schema allows, even a base model; left
+    to choose, it calls as well as it was trained to. Structured output is enforced token by token. `strict` is accepted
+    and changes nothing.
+
+    What the model thought before its answer is in `additional_kwargs["reasoning_content"]`.
 
     `response_metadata` holds model_name, finish_reason, execution_time, time_to_first_token, and what the result's
-    metadata says: engine, device, quantization, seed, template, request_id, warnings.
+    metadata says: engine, device, quantization, seed, template, request_id, warnings; and logprobs if asked for.
 
     Raises, where a model is called:
-        InvalidInput: an option out of range, an image, audio or file in a message.
+        InvalidInput: an option out of range, an image, audio or file in a message, a tool that is no function.
         RuntimeFault: the model cannot be found, loaded or run, with the reason.
         TimeoutError: `timeout` seconds went by.
     """
@@ -75,6 +83,11 @@ class ChatLocalRuntime(BaseChatModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    reasoning_budget: int | None = Field(default=None, description="Tokens the model may think for.")
     stop: list[str] | None = None
     seed: int | None = None
     keep_alive: float | None = Field(
@@ -121,26 +134,67 @@ class ChatLocalRuntime(BaseChatModel):
         return params
 
     def bind_tools(
-        self, tools: Sequence[Any], *, tool_choice: str | bool | dict[str, Any] | None = None, **kwargs: Any
+        self, tools: Sequence[Any], *, tool_choice: str | bool | Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Accept tools without using them, which every answer then says.
+        """Tell the model of tools.
+
+        Args:
+            tools: functions, pydantic models, `BaseTool`s or OpenAI's dictionaries.
+            tool_choice: auto (or None), none, any (or required, or True), or the name of the function to call.
+            kwargs: further options of the calls, such as `parallel_tool_calls`.
 
         Raises:
-            NotImplementedError: `tool_choice` demands a call.
+            InvalidInput: a tool that is no function, or a choice that is none of the tools.
         """
-        if tool_choice not in _AUTO_CHOICE:
-            raise NotImplementedError(
-                f"{self.model} cannot be made to call a tool: tool calling comes in a later release."
+        choice = to_tool_choice(tool_choice, to_tools(tools))
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], tool_choice=choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Any = None,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A model that answers with objects of a schema.
+
+        Args:
+            schema: a pydantic class, whose instances are the answers; or a TypedDict or JSON schema, for dictionaries.
+                json_mode needs none.
+            method: json_schema holds the answer to the schema; function_calling forces a call with it as parameters;
+                json_mode asks for any JSON object, and the prompt has to say which.
+            include_raw: answer `{"raw": message, "parsed": object or None, "parsing_error": error or None}`.
+            strict: accepted and changes nothing.
+            kwargs: further options of the calls.
+
+        Raises:
+            InvalidInput: no schema, or an unknown method.
+        """
+        if schema is None and method != "json_mode":
+            raise InvalidInput(f"with_structured_output needs a schema with the method {method}.")
+        is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+        traced = {"ls_structured_output_format": {"kwargs": {"method": method}, "schema": schema}}
+        parser: Runnable[Any, Any] = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
+        model: Runnable[LanguageModelInput, AIMessage]
+        if method == "json_schema":
+            shape = convert_to_json_schema(schema)
+            described = {"name": shape.get("title", "answer"), "schema": close_objects(shape)}
+            model = self.bind(response_format={"type": method, method: described}, **traced, **kwargs)
+        elif method == "json_mode":
+            model = self.bind(response_format={"type": "json_object"}, **traced, **kwargs)
+        elif method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]
+            model = self.bind_tools([schema], tool_choice=name, **traced, **kwargs)
+            parser = (
+                PydanticToolsParser(tools=[schema], first_tool_only=True)
+                if is_class
+                else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
             )
-        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
-
-    def with_structured_output(self, schema: Any, *, include_raw: bool = False, **kwargs: Any) -> Any:
-        """Not there yet.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("Structured output comes in a later release.")
+        else:
+            raise InvalidInput(f"method {method!r} is unknown.", hint="Use json_schema, function_calling or json_mode.")
+        return _with_raw(model, parser) if include_raw else model | parser
 
     # -- generation --------------------------------------------------------------------------------------------------
 
@@ -148,179 +202,105 @@ class ChatLocalRuntime(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
-        model, overrides, config, warnings, timeout = self._request(messages, stop, kwargs)
+        model, overrides, config, timeout = self._request(messages, stop, kwargs)
         stream = self._start(_variant(model, overrides), config)
         with _deadline(stream, timeout):
             result = stream.wait()
-        return ChatResult(generations=[ChatGeneration(message=self._message(result, warnings))])
+        return ChatResult(generations=[ChatGeneration(message=to_message(result, self._about(result)))])
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
-        model, overrides, config, warnings, timeout = self._request(messages, stop, kwargs)
+        model, overrides, config, timeout = self._request(messages, stop, kwargs)
         stream = self._start(await _avariant(model, overrides), config)
         with _deadline(stream, timeout):
             result = await stream.wait_async()
-        return ChatResult(generations=[ChatGeneration(message=self._message(result, warnings))])
+        return ChatResult(generations=[ChatGeneration(message=to_message(result, self._about(result)))])
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:  # fmt: skip
-        model, overrides, config, warnings, timeout = self._request(messages, stop, kwargs)
+        model, overrides, config, timeout = self._request(messages, stop, kwargs)
         stream = self._start(_variant(model, overrides), config)
-        with _deadline(stream, timeout), contextlib.closing(iter(stream)) as pieces:  # type: ignore[type-var]
-            for text in pieces:
-                yield ChatGenerationChunk(message=AIMessageChunk(content=text))
-        yield self._last_chunk(stream, warnings)
+        with _deadline(stream, timeout), contextlib.closing(stream.deltas()) as deltas:  # type: ignore[type-var]
+            for delta in deltas:
+                yield ChatGenerationChunk(message=to_chunk(delta))
+        yield self._last_chunk(stream)
 
     async def _astream(
         self, messages: list[BaseMessage], stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:  # fmt: skip
-        model, overrides, config, warnings, timeout = self._request(messages, stop, kwargs)
+        model, overrides, config, timeout = self._request(messages, stop, kwargs)
         stream = self._start(await _avariant(model, overrides), config)
         with _deadline(stream, timeout):
-            async with contextlib.aclosing(aiter(stream)) as pieces:  # type: ignore[type-var]
-                async for text in pieces:
-                    yield ChatGenerationChunk(message=AIMessageChunk(content=text))
-        yield self._last_chunk(stream, warnings)
+            async with contextlib.aclosing(stream.adeltas()) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    yield ChatGenerationChunk(message=to_chunk(delta))
+        yield self._last_chunk(stream)
 
     def _start(self, model: str, config: GenerationConfig) -> GenerationStream:
         return get_runtime_manager().stream(model, config, progress=self.observer)
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]
-    ) -> tuple[str, dict[str, Any], GenerationConfig, list[str], float | None]:
-        """What to ask of the manager: model, load options, request, warnings, seconds."""
-        known = {"model", "raw", "stream", "timeout", *_SAMPLING, *_LOADING, *_TOOL_OPTIONS}
+    ) -> tuple[str, dict[str, Any], GenerationConfig, float | None]:
+        """What to ask of the manager: model, load options, request, seconds."""
+        known = {"model", "raw", "stream", "timeout", *_SAMPLING, *_PER_CALL, *_LOADING, *_TOOL_OPTIONS}
         if unknown := sorted(call.keys() - known):
             raise InvalidInput(
                 f"unknown option {', '.join(unknown)}.",
                 model_name=self.model,
                 hint=f"Options are {', '.join(sorted(known))}.",
             )
-        if call.get("tool_choice") not in _AUTO_CHOICE:
-            raise NotImplementedError(
-                f"{self.model} cannot be made to call a tool: tool calling comes in a later release."
-            )
 
         def chosen(name: str) -> Any:
             return getattr(self, name) if call.get(name) is None else call[name]
 
         model = chosen("model")
-        sampling = {name: value for name in _SAMPLING if (value := chosen(name)) is not None}
-        stops = self.stop if stop is None else stop
+        asked: dict[str, Any] = {name: value for name in _SAMPLING if (value := chosen(name)) is not None}
+        asked |= {name: call[name] for name in _PER_CALL if call.get(name) is not None}
+        asked["stop"] = tuple((self.stop if stop is None else stop) or ())
         said = [to_chat_message(message) for message in messages]
-        text = (
-            {"prompt": "\n".join(one.content for one in said), "raw": True}
-            if chosen("raw")
-            else {"messages": tuple(said)}
-        )
+        if chosen("raw"):
+            asked |= {"prompt": "\n".join(one.content for one in said), "raw": True}
+        else:
+            asked["messages"] = tuple(said)
+        asked |= _tool_options(call)
         try:
-            config = GenerationConfig.model_validate({**text, **sampling, "stop": tuple(stops or ())})
+            config = GenerationConfig.model_validate(asked)
         except ValidationError as error:
-            raise InvalidInput(_first_problem(error), model_name=model) from error
-        return (
-            model,
-            {name: chosen(name) for name in _LOADING},
-            config,
-            _tool_warnings(model, call.get("tools")),
-            chosen("timeout"),
-        )
+            raise InvalidInput(first_problem(error), model_name=model) from error
+        return model, {name: chosen(name) for name in _LOADING}, config, chosen("timeout")
 
-    def _message(self, result: GenerationResult, warnings: list[str]) -> AIMessage:
-        return AIMessage(
-            content=result.text, response_metadata=self._metadata(result, warnings), usage_metadata=_usage(result)
-        )
-
-    def _last_chunk(self, stream: GenerationStream, warnings: list[str]) -> ChatGenerationChunk:
+    def _last_chunk(self, stream: GenerationStream) -> ChatGenerationChunk:
         assert stream.result is not None  # its iterator ended without a fault
-        message = AIMessageChunk(
-            content="", response_metadata=self._metadata(stream.result, warnings), usage_metadata=_usage(stream.result),
-            chunk_position="last",
-        )  # fmt: skip
-        return ChatGenerationChunk(message=message)
+        return ChatGenerationChunk(message=to_last_chunk(stream.result, self._about(stream.result)))
 
-    def _metadata(self, result: GenerationResult, warnings: list[str]) -> dict[str, Any]:
+    def _about(self, result: GenerationResult) -> dict[str, Any]:
         if self.observer is not None:
             self.observer(result)
-        said = [*result.metadata.get("warnings", ()), *warnings]
-        return {
-            **{key: value for key, value in result.metadata.items() if key != "warnings"},
-            "model_name": result.model_name,
-            "model_provider": "local-runtimes",
-            "finish_reason": result.finish_reason,
-            "execution_time": result.execution_time,
-            "time_to_first_token": result.time_to_first_token,
-            **({"warnings": said} if said else {}),
-        }
+        return about(result)
 
 
-def to_chat_message(message: BaseMessage) -> ChatMessage:
-    """A LangChain message as the engine room's.
-
-    Tool calls of earlier turns are written out as JSON, one per line, so that the model sees what was called.
-
-    Raises:
-        InvalidInput: a role that is none of ours, or content that is not text.
-    """
-    text = _text_of(message)
-    if isinstance(message, AIMessage) and message.tool_calls:
-        calls = (json.dumps({"name": call["name"], "arguments": call["args"]}) for call in message.tool_calls)
-        text = "\n".join([*([text] if text else []), *calls])
-    return ChatMessage(role=_role_of(message), content=text)
+def _tool_options(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a call that need translating, as the engine room's."""
+    tools = to_tools(call.get("tools") or ())
+    asked: dict[str, Any] = {"tools": tools, "tool_choice": to_tool_choice(call.get("tool_choice"), tools)}
+    if call.get("parallel_tool_calls") is not None:
+        asked["parallel_tool_calls"] = call["parallel_tool_calls"]
+    if (grammar := to_grammar(call.get("response_format"))) is not None:
+        asked["grammar"] = grammar
+    return asked
 
 
-def _role_of(message: BaseMessage) -> Literal["system", "user", "assistant", "tool"]:
-    if isinstance(message, HumanMessage):
-        return "user"
-    if isinstance(message, AIMessage):
-        return "assistant"
-    if isinstance(message, SystemMessage):
-        return "system"
-    if isinstance(message, ToolMessage):
-        return "tool"
-    if isinstance(message, LangChainChatMessage):
-        for ours, theirs in (("user", "human"), ("assistant", "ai"), ("system", "developer"), ("tool", "function")):
-            if message.role in (ours, theirs):
-                return ours  # type: ignore[return-value]
-        raise InvalidInput(f"role {message.role!r} is unknown.", hint="Use user, assistant, system or tool.")
-    raise InvalidInput(f"{type(message).__name__} cannot be sent to a local model.")
-
-
-def _text_of(message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    parts = []
-    for part in message.content:
-        if isinstance(part, str):
-            parts.append(part)
-        elif part.get("type") == "text":
-            parts.append(str(part.get("text", "")))
-        elif part.get("type") not in _NOT_TEXT_BUT_SAID_ELSEWHERE:
-            raise InvalidInput(
-                f"A message holds {part.get('type', 'content without a type')}: local models read text only for now.",
-                hint="Remove the attachment, or describe it in words.",
-            )
-    return "".join(parts)
-
-
-def _tool_warnings(model: str, tools: Iterable[Mapping[str, Any]] | None) -> list[str]:
-    names = [str(tool.get("function", tool).get("name", "unnamed")) for tool in tools or ()]
-    if not names:
-        return []
-    warning = f"{model} was not told of its tools ({', '.join(names)}): tool calling comes in a later release."
-    logger.warning(warning)
-    return [warning]
-
-
-def _usage(result: GenerationResult) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=result.prompt_tokens, output_tokens=result.tokens_generated,
-        total_tokens=result.prompt_tokens + result.tokens_generated,
-    )  # fmt: skip
+def _with_raw(model: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """The message, what it was parsed to, and what went wrong with that."""
+    parsing = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failing = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=model) | parsing.with_fallbacks([failing], exception_key="parsing_error")
 
 
 def _variant(model: str, overrides: Mapping[str, Any]) -> str:
@@ -331,11 +311,6 @@ async def _avariant(model: str, overrides: Mapping[str, Any]) -> str:
     if all(value is None for value in overrides.values()):
         return model
     return await asyncio.to_thread(_variant, model, overrides)  # it may look for the model on disk
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'request'}: {first['msg']}"
 
 
 @contextlib.contextmanager

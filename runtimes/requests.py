@@ -110,6 +110,12 @@ class Channel:
                 return event
             ready.wait()
 
+    def listen(self, wake: Callable[[], object]) -> bool:
+        """Call `wake` once, on the producer's thread, when an event is there. True, and no call, when one is already."""
+        with self._lock:
+            self._wake = None if self._events else wake
+            return bool(self._events)
+
     def drain(self) -> list[Event]:
         """What is there already; never waits."""
         with self._lock:

@@ -131,7 +131,7 @@ class ScriptedRuntime(ModelRuntime):
                     return "cancelled"
                 continue
             self.tokens += 1
-            if not answer.push(step):
+            if not answer.push(step) or ((forced := answer.take_forced()) and not answer.push(forced)):
                 return "stop"
             if answer.tokens >= limit:
                 return "length"

@@ -1,6 +1,7 @@
-"""Text on its way out of an engine: whole characters only, and nothing of a stop string."""
+"""Text on its way out of an engine: whole characters only, nothing of a stop string, cut where marks stand."""
 
 import codecs
+import re
 from collections.abc import Sequence
 
 
@@ -73,6 +74,48 @@ def _borders(pattern: str) -> list[int]:
             length += 1
         borders[index] = length
     return borders
+
+
+class MarkScanner:
+    """Cuts a text that comes in pieces at marks such as `<think>`; holds back what may yet become one.
+
+    Where the pieces are cut makes no difference. Linear in the text.
+
+    Args:
+        marks: none of them part of another.
+    """
+
+    def __init__(self, marks: Sequence[str]) -> None:
+        self._marks = tuple(dict.fromkeys(marks))
+        assert not any(a in b for a in self._marks for b in self._marks if a != b), "one mark is part of another"
+        self._pattern = re.compile("|".join(map(re.escape, self._marks)) or r"(?!)")
+        self._firsts = frozenset(mark[0] for mark in self._marks)
+        self._longest = max(map(len, self._marks), default=0)
+        self._held = ""
+
+    def push(self, text: str) -> list[tuple[str, str]]:
+        """Take more text. Returns pairs of plain text and the mark after it; the last pair has no mark."""
+        if not self._held and self._firsts.isdisjoint(text):
+            return [(text, "")]
+        text, start, found = self._held + text, 0, []
+        for match in self._pattern.finditer(text):
+            found.append((text[start : match.start()], match[0]))
+            start = match.end()
+        keep = self._unfinished(text, start)
+        self._held = text[keep:]
+        return [*found, (text[start:keep], "")]
+
+    def flush(self) -> str:
+        """The text is over: return what was held back."""
+        held, self._held = self._held, ""
+        return held
+
+    def _unfinished(self, text: str, start: int) -> int:
+        """Where the longest beginning of a mark stands at the end of the text."""
+        for index in range(max(start, len(text) - self._longest + 1), len(text)):
+            if text[index] in self._firsts and any(mark.startswith(text[index:]) for mark in self._marks):
+                return index
+        return len(text)
 
 
 class Utf8Decoder:

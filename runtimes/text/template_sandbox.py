@@ -35,6 +35,10 @@ class TemplateRefusal(TemplateFault):
     """The template itself refused the conversation (`raise_exception`)."""
 
 
+class TemplateOverrun(TemplateFault):
+    """The template took too long, or its process ended."""
+
+
 class _Worker:
     """One process. Used by one thread at a time."""
 
@@ -55,7 +59,7 @@ class _Worker:
         """The answer to a request.
 
         Raises:
-            TemplateFault: there is none within the limit; the process is gone then.
+            TemplateOverrun: there is none within the limit; the process is gone then.
         """
         if not self._ready:
             self._exchange(None, START_LIMIT_S)
@@ -78,10 +82,10 @@ class _Worker:
             timer.cancel()
             timer.join()  # so that it cannot kill the process during the next exchange
         if overdue.is_set():
-            raise TemplateFault(f"The chat template took longer than {limit_s:g} s.", hint=_HINT)
+            raise TemplateOverrun(f"The chat template took longer than {limit_s:g} s.", hint=_HINT)
         if answer is None:
             code = self._process.wait()
-            raise TemplateFault(f"The process for chat templates ended (exit code {code}).", hint=_HINT)
+            raise TemplateOverrun(f"The process for chat templates ended (exit code {code}).", hint=_HINT)
         return answer
 
     def _talk(self, data: bytes | None) -> dict[str, Any] | None:
@@ -160,7 +164,8 @@ class TemplateSandbox:
 
         Raises:
             TemplateRefusal: the template called `raise_exception`; the message is its own.
-            TemplateFault: it does not compile, fails, or runs past a limit.
+            TemplateOverrun: it took too long.
+            TemplateFault: it does not compile, fails, or runs past another limit.
         """
         with self._worker() as worker:
             answer = worker.ask({"source": source, "variables": dict(variables), "max_chars": max_chars}, self._limit_s)

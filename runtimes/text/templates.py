@@ -8,17 +8,26 @@ dialogue, which base models continue well where turn markers make them babble.
 spoils the answer. The rule, for every engine: `strip_bos` the rendered text; tokenize the rest *with* a BOS when it
 says that there was one, and by the tokenizer's own default when there was not. The built-in forms write none.
 
-Jinja templates come from strangers: they run in `template_sandbox`. The built-in forms are plain Python.
+Jinja templates come from strangers: they run in `template_sandbox`. The built-in forms are plain Python. What a
+template does not know of tools is written out for it (`tool_history`).
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.config import ChatMessage
+from lfx_local_runtimes.errors import InvalidInput, TemplateFault
+from lfx_local_runtimes.runtimes.config import ChatMessage, Tool
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
-from lfx_local_runtimes.runtimes.text.template_sandbox import MAX_OUTPUT_CHARS, TemplateRefusal, get_sandbox
+from lfx_local_runtimes.runtimes.text.template_sandbox import (
+    MAX_OUTPUT_CHARS,
+    TemplateOverrun,
+    TemplateRefusal,
+    get_sandbox,
+)
+from lfx_local_runtimes.runtimes.text.tool_formats import ToolFormat, choose_format
+from lfx_local_runtimes.runtimes.text.tool_history import Knows, as_data, as_text, tools_as_data
 
 _GEMMA_END = "<end_of_turn>"
 _CHATML_END = "<|im_end|>"
@@ -26,6 +35,9 @@ _LLAMA3_END = "<|eot_id|>"
 _NEXT_QUESTION = "\nQuestion:"
 
 _LLAMA3_VOCABULARY = 128_256
+
+_CUT = "\ue000the answer goes on here\ue001"
+"""Follows a message that is to be continued, so that the place is found in the rendered text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +93,58 @@ def choose_template(info: ModelInfo, override: str | None = None) -> Template:
     return BUILT_IN["dialogue"]
 
 
-def render(template: Template, messages: Sequence[ChatMessage], *, bos_token: str = "", eos_token: str = "") -> str:
+def render(
+    template: Template,
+    messages: Sequence[ChatMessage],
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    tools: Sequence[Tool] = (),
+    continue_final: bool = False,
+    thinking: bool = True,
+) -> str:
     """The text to continue, up to and with the opening of the assistant's turn.
 
-    A last message of the assistant is left open, to be continued, by the built-in forms.
+    A last message of the assistant is left open, to be continued: by the built-in forms always, by Jinja templates if
+    `continue_final` says so.
 
     Args:
         template: from `choose_template`.
         messages: the conversation, one message or more.
         bos_token: the tokenizer's, as text; empty where it has none.
         eos_token: likewise.
+        tools: what the model may call.
+        continue_final: the last message is the assistant's and is continued.
+        thinking: False asks templates that can to leave the model no thought before its answer.
 
     Raises:
-        InvalidInput: the last message is the assistant's and the template is Jinja.
-        TemplateFault: the template refuses the conversation (with its own words), fails, or runs past its limits.
+        InvalidInput: the last message is the assistant's, and the template is Jinja and was not told to continue it.
+        TemplateFault: the template refuses the conversation (with its own words and the message it stumbles on, where
+            that can be told), fails, or runs past its limits.
     """
+    form = choose_format(template.name, template.source)
     if template.source is None:
-        return _WRITERS[template.name](messages)
-    if messages[-1].role == "assistant":
+        return _WRITERS[template.name](as_text(messages, tools, form, Knows()))
+    if messages[-1].role == "assistant" and not continue_final:
         raise InvalidInput(
-            f"messages[{len(messages) - 1}] is the assistant's: the {template.name} chat template cannot continue it.",
-            hint="End with a user message, or send the text as a raw prompt.",
+            f"messages[{len(messages) - 1}] is the assistant's: the {template.name} chat template would answer it.",
+            hint="Set continue_final_message to have it continued, or end with a user message.",
         )
-    try:
-        return _render_jinja(template.source, messages, bos_token, eos_token)
-    except TemplateRefusal:
-        folded = _fold_system(messages)
-        if not template.folds_system or folded == list(messages):
-            raise
-        return _render_jinja(template.source, folded, bos_token, eos_token)
+    variables: dict[str, Any] = {
+        "tools": tools_as_data(tools), "documents": None, "bos_token": bos_token, "eos_token": eos_token,
+        **({} if thinking else {"enable_thinking": False, "thinking": False}),
+    }  # fmt: skip
+    jinja = _Jinja(template, variables, tools, form)
+    if not continue_final:
+        return _blaming(jinja, messages)
+    last = messages[-1].model_copy(update={"content": messages[-1].content + _CUT})
+    text, found, _ = _blaming(jinja, [*messages[:-1], last], prompt=False).rpartition(_CUT)
+    if not found:
+        raise InvalidInput(
+            f"The {template.name} chat template does not write messages[{len(messages) - 1}] down as it is: it cannot be continued.",
+            hint="End with a user message.",
+        )
+    return text
 
 
 def warm(template: Template) -> None:
@@ -146,17 +181,82 @@ def _family(info: ModelInfo) -> str | None:
     return None
 
 
-def _render_jinja(source: str, messages: Sequence[ChatMessage], bos_token: str, eos_token: str) -> str:
-    variables = {
-        "messages": [{"role": message.role, "content": message.content} for message in messages],
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": True,
-        "bos_token": bos_token,
-        "eos_token": eos_token,
-    }
-    allowed = MAX_OUTPUT_CHARS + sum(len(message.content) for message in messages)
-    return get_sandbox().render(source, variables, max_chars=allowed)
+@dataclass(frozen=True, slots=True)
+class _Jinja:
+    """A template with what it is told beside the messages."""
+
+    template: Template
+    variables: dict[str, Any]
+    tools: Sequence[Tool]
+    form: ToolFormat
+
+    def render(self, messages: Sequence[ChatMessage], prompt: bool) -> str:
+        """The conversation; where the template refuses the system role, with its text in the first user turn.
+
+        Some templates join the arguments of calls to text; those get text.
+        """
+        assert self.template.source is not None
+        knows = Knows.of(self.template.source)
+        told = as_text(messages, self.tools, self.form, knows)
+        try:
+            return self._render(told, prompt, knows)
+        except TemplateRefusal:
+            folded = _fold_system(told)
+            folds = self.template.folds_system or (self.tools and not knows.tools)
+            if not folds or folded == told:
+                raise
+            return self._render(folded, prompt, knows)
+        except TemplateOverrun:
+            raise
+        except TemplateFault as fault:
+            if not any(message.tool_calls for message in told):
+                raise
+            try:
+                return self._render(told, prompt, knows, text_arguments=True)
+            except TemplateFault:
+                raise fault from None
+
+    def _render(
+        self, messages: Sequence[ChatMessage], prompt: bool, knows: Knows, *, text_arguments: bool = False
+    ) -> str:
+        assert self.template.source is not None
+        data = as_data(messages, text_arguments=text_arguments, short_ids=knows.short_ids)
+        variables = {**self.variables, "messages": data, "add_generation_prompt": prompt}
+        allowed = MAX_OUTPUT_CHARS + sum(len(message.content) for message in messages)
+        return get_sandbox().render(self.template.source, variables, max_chars=allowed)
+
+
+def _blaming(jinja: _Jinja, messages: Sequence[ChatMessage], *, prompt: bool = True) -> str:
+    """Render; a failure names the message before which all is well, found by halving.
+
+    Raises:
+        TemplateFault: of the same kind, or as it came where no single message is to blame.
+    """
+    try:
+        return jinja.render(messages, prompt)
+    except TemplateOverrun:
+        raise
+    except TemplateFault as fault:
+        good, bad = 0, len(messages)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            problem = _problem(jinja, messages[:middle])
+            if problem not in (None, fault.message):
+                raise
+            good, bad = (middle, bad) if problem is None else (good, middle)
+        if bad == 1 and _problem(jinja, [ChatMessage(role="user", content="Hello")]) == fault.message:
+            raise  # it is the template
+        message = f"messages[{bad - 1}] ({messages[bad - 1].role}): {fault.message}"
+        raise type(fault)(message, hint=fault.hint) from fault
+
+
+def _problem(jinja: _Jinja, messages: Sequence[ChatMessage]) -> str | None:
+    """What the template has against these messages."""
+    try:
+        jinja.render(messages, prompt=False)
+    except TemplateFault as fault:
+        return fault.message
+    return None
 
 
 def _fold_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:

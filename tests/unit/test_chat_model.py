@@ -1,10 +1,10 @@
 """`ChatLocalRuntime` over scripted models: what is asked of the manager, what comes back, and that leaving cancels."""
 
 import asyncio
-import logging
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from langchain_core.messages import (
@@ -16,11 +16,14 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.messages import ChatMessage as LangChainChatMessage
+from langchain_core.messages.tool import invalid_tool_call
+from pydantic import BaseModel
 
-from lfx_local_runtimes.chat import ChatLocalRuntime, to_chat_message
+from lfx_local_runtimes.chat import ChatLocalRuntime
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
+from lfx_local_runtimes.messages import about, to_chat_message, to_tools
 from lfx_local_runtimes.runtimes import GenerationConfig
-from lfx_local_runtimes.runtimes.config import GenerationResult
+from lfx_local_runtimes.runtimes.config import GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 
 
@@ -96,24 +99,28 @@ def test_load_options_make_a_variant(stage: Theatre) -> None:
         (HumanMessage(["a", {"type": "text", "text": "b"}]), "user", "ab"),
         (ToolMessage("3", tool_call_id="1"), "tool", "3"),
         (LangChainChatMessage(role="developer", content="a"), "system", "a"),
-        (
-            AIMessage("Let me see.", tool_calls=[{"name": "add", "args": {"a": 1}, "id": "1"}]),
-            "assistant",
-            'Let me see.\n{"name": "add", "arguments": {"a": 1}}',
-        ),
-        (
-            AIMessage(
-                [{"type": "tool_use", "id": "1", "name": "add", "input": {}}],
-                tool_calls=[{"name": "add", "args": {}, "id": "1"}],
-            ),
-            "assistant",
-            '{"name": "add", "arguments": {}}',
-        ),
     ],
 )
 def test_messages_are_translated(message: BaseMessage, role: str, content: str) -> None:
     translated = to_chat_message(message)
     assert (translated.role, translated.content) == (role, content)
+
+
+def test_calls_and_results_of_earlier_turns_are_translated() -> None:
+    called = AIMessage(
+        [{"type": "text", "text": "Let me see."}, {"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1}}],
+        tool_calls=[{"name": "add", "args": {"a": "é"}, "id": "1"}, {"name": "now", "args": {}, "id": None}],
+        invalid_tool_calls=[invalid_tool_call(name="add", args='{"a":', id="3", error="cut off")],
+    )
+    translated = to_chat_message(called)
+    assert (translated.role, translated.content) == ("assistant", "Let me see.")
+    assert translated.tool_calls == (
+        ToolCall(id="1", name="add", arguments='{"a": "é"}'),
+        ToolCall(id="call_1", name="now", arguments="{}"),
+        ToolCall(id="3", name="add", arguments='{"a":'),
+    )
+    answered = to_chat_message(ToolMessage("3", tool_call_id="1", name="add"))
+    assert (answered.role, answered.content, answered.tool_call_id, answered.name) == ("tool", "3", "1", "add")
 
 
 @pytest.mark.parametrize(
@@ -204,27 +211,182 @@ def test_the_fault_of_an_engine_arrives(stage: Theatre) -> None:
 # -- tools ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_tools_are_accepted_and_every_answer_warns(stage: Theatre, caplog: pytest.LogCaptureFixture) -> None:
-    model = parrot().bind_tools([add])
-    with caplog.at_level(logging.WARNING, logger="lfx_local_runtimes.chat"):
-        answers: list[Any] = [await asyncio.to_thread(model.invoke, "Hi"), await model.ainvoke("Hi")]
-        answers.append([chunk async for chunk in model.astream("Hi")][-1])
-    for answer in answers:
-        (warning,) = answer.response_metadata["warnings"]
-        assert "add" in warning
-        assert "later release" in warning
-    assert len(caplog.records) == 3
+def sections(count: int) -> Any:
+    """A tool described as pydantic does it."""
+
+    class Sections(BaseModel):
+        """Make sections."""
+
+        count: int
+
+    return Sections
 
 
-@pytest.mark.parametrize("choice", ["any", "required", "add", True, {"type": "function", "function": {"name": "add"}}])
-def test_a_forced_tool_call_is_refused(choice: Any) -> None:
-    with pytest.raises(NotImplementedError, match="parrot"):
+CALLS = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
+
+
+def test_tools_reach_the_model(stage: Theatre) -> None:
+    parrot().bind_tools([add], parallel_tool_calls=False).invoke("Hi")
+    (tool,) = stage.requests[-1].tools
+    assert (tool.name, tool.description) == ("add", "Add two numbers.")
+    assert tool.parameters["properties"] == {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    assert (stage.requests[-1].tool_choice, stage.requests[-1].parallel_tool_calls) == ("auto", False)
+
+
+@pytest.mark.parametrize(
+    ("choice", "ours"),
+    [
+        (None, "auto"), (False, "auto"), ("auto", "auto"), ("none", "none"), ("any", "required"), ("required", "required"),
+        (True, "required"), ("add", "add"), ({"type": "function", "function": {"name": "add"}}, "add"),
+        ({"type": "tool", "name": "add"}, "add"),
+    ],
+)  # fmt: skip
+def test_choices_are_translated(stage: Theatre, choice: Any, ours: str) -> None:
+    parrot().bind_tools([add], tool_choice=choice).invoke("Hi")
+    assert stage.requests[-1].tool_choice == ours
+
+
+@pytest.mark.parametrize("choice", ["subtract", {"type": "function"}, {"function": {"name": "subtract"}}])
+def test_a_choice_that_is_none_of_the_tools_is_refused(choice: Any) -> None:
+    with pytest.raises(InvalidInput, match="tool_choice"):
         parrot().bind_tools([add], tool_choice=choice)
 
 
-def test_structured_output_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="later release"):
-        parrot().with_structured_output({"title": "x", "type": "object"})
+@pytest.mark.parametrize(
+    ("tool", "named"),
+    [({"type": "web_search"}, "web_search"), ({"type": "function", "function": {"name": "a b"}}, "a b")],
+)
+def test_a_tool_that_is_no_function_is_refused_by_name(tool: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        parrot().bind_tools([tool])
+
+
+def test_tools_of_every_kind() -> None:
+    (made,) = to_tools([sections(1)])
+    assert made.parameters["required"] == ["count"]
+    assert to_tools([{"type": "function", "function": {"name": "now"}}]) == (Tool(name="now"),)
+
+
+@pytest.mark.parametrize("choice", ["auto", "any"])
+async def test_calls_arrive_whole_and_in_pieces(stage: Theatre, choice: str) -> None:
+    stage.script = lambda config: (CALLS[:20], CALLS[20:35], CALLS[35:])
+    model = parrot().bind_tools([add], tool_choice=choice)
+    for answer in (await asyncio.to_thread(model.invoke, "Hi"), await model.ainvoke("Hi")):
+        (call,) = answer.tool_calls
+        assert (call["name"], call["args"]) == ("add", {"a": 1, "b": 2})
+        assert answer.content == ""
+        assert answer.response_metadata["finish_reason"] == "tool_calls"
+    chunks: list[Any] = [chunk async for chunk in model.astream("Hi")]
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    assert [(call["name"], call["args"]) for call in whole.tool_calls] == [("add", {"a": 1, "b": 2})]
+    assert whole.tool_calls[0]["id"].startswith("call_")
+    assert len([chunk for chunk in chunks if chunk.tool_call_chunks]) == (2 if choice == "any" else 1)
+
+
+def test_a_call_that_was_cut_off_is_invalid(stage: Theatre) -> None:
+    stage.script = lambda config: (CALLS[:42], CALLS[42:])
+    answer = parrot(max_tokens=1).bind_tools([add], tool_choice="any").invoke("Hi")
+    assert answer.tool_calls == []
+    assert answer.invalid_tool_calls[0]["args"] == '{"a": 1, "b": '[: len(answer.invalid_tool_calls[0]["args"] or "")]
+    assert answer.response_metadata["finish_reason"] == "length"
+
+
+class Sum(BaseModel):
+    """A sum."""
+
+    total: int
+
+
+class SumDict(TypedDict):
+    """A sum."""
+
+    total: int
+
+
+@pytest.mark.parametrize(
+    ("schema", "parsed"),
+    [(Sum, Sum(total=3)), (SumDict, {"total": 3}), (Sum.model_json_schema(), {"total": 3})],
+)
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output(stage: Theatre, schema: Any, parsed: Any, method: Any) -> None:
+    said = '{"total": 3}' if method == "json_schema" else '{"name": "%s", "arguments": {"total": 3}}'
+    stage.script = lambda config: (said % config.tools[0].name if config.tools else said,)
+    assert parrot().with_structured_output(schema, method=method).invoke("1 + 2") == parsed
+    asked = stage.requests[-1]
+    if method == "json_schema":
+        assert asked.grammar is not None
+        assert isinstance(asked.grammar.json_schema, dict)
+        assert asked.grammar.json_schema["properties"]["total"]["type"] == "integer"
+        assert asked.grammar.json_schema["additionalProperties"] is False
+    else:
+        assert asked.tool_choice == asked.tools[0].name
+
+
+def test_structured_output_with_what_it_was_made_of(stage: Theatre) -> None:
+    model = parrot().with_structured_output(Sum, include_raw=True)
+    answer = model.invoke("1 + 2")
+    assert (answer["raw"].content, answer["parsed"]) == ("Hello", None)
+    assert isinstance(answer["parsing_error"], Exception)
+    stage.script = lambda config: ('{"total": 3}',)
+    answer = model.invoke("1 + 2")
+    assert (answer["parsed"], answer["parsing_error"]) == (Sum(total=3), None)
+
+
+def test_json_mode(stage: Theatre) -> None:
+    stage.script = lambda config: ('{"a": [1]}',)
+    assert parrot().with_structured_output(method="json_mode").invoke("Hi") == {"a": [1]}
+    assert stage.requests[-1].grammar == Grammar(kind="json_object")
+
+
+@pytest.mark.parametrize(("options", "named"), [({}, "schema"), ({"schema": Sum, "method": "telepathy"}, "telepathy")])
+def test_structured_output_that_cannot_be(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        parrot().with_structured_output(**options)
+
+
+@pytest.mark.parametrize(
+    "response_format", [{"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}}]
+)
+def test_a_response_format_we_do_not_know_is_refused(stage: Theatre, response_format: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=response_format["type"]):
+        parrot().invoke("Hi", response_format=response_format)
+
+
+async def test_reasoning_is_told_apart(stage: Theatre) -> None:
+    stage.script = lambda config: ("<think>", "Hm", "m.", "</think>\n\n", "Hello")
+    answer = await parrot().ainvoke("Hi")
+    assert (answer.content, answer.additional_kwargs) == ("Hello", {"reasoning_content": "Hmm."})
+    chunks: list[Any] = [chunk async for chunk in parrot().astream("Hi")]
+    assert [chunk.additional_kwargs.get("reasoning_content") for chunk in chunks] == ["Hm", "m.", None, None]
+    assert [chunk.content for chunk in chunks] == ["", "", "Hello", ""]
+
+
+def test_logprobs_are_told_as_openai_does() -> None:
+    one = TokenLogprob(token="a", logprob=-0.5, bytes=(97,), top=(TokenLogprob(token="b", logprob=-1.0, bytes=(98,)),))
+    result = GenerationResult(
+        text="a", model_name="m", tokens_generated=1, prompt_tokens=1, finish_reason="stop", logprobs=(one,),
+        execution_time=1, time_to_first_token=1, metadata={"warnings": []},
+    )  # fmt: skip
+    told = about(result)
+    assert told["logprobs"] == {
+        "content": [
+            {
+                "token": "a", "bytes": [97], "logprob": -0.5,
+                "top_logprobs": [{"token": "b", "bytes": [98], "logprob": -1.0}],
+            }
+        ]
+    }  # fmt: skip
+    assert json.dumps(told)
+    assert "logprobs" not in about(result.model_copy(update={"logprobs": None}))
+
+
+def test_options_of_a_call_reach_the_model(stage: Theatre) -> None:
+    parrot(logprobs=True, reasoning_budget=5).invoke("Hi", top_logprobs=2, min_tokens=1, frequency_penalty=0.5)
+    asked = stage.requests[-1]
+    assert (asked.logprobs, asked.top_logprobs, asked.reasoning_budget) == (True, 2, 5)
+    assert (asked.min_tokens, asked.frequency_penalty) == (1, 0.5)
 
 
 # -- leaving -------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class CountingModel:
 class Counting:
     """In place of the sampler."""
 
-    tells = False
+    tells = done = False
     open = 0
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -199,6 +199,22 @@ def test_a_failure_in_a_step_is_pinned_on_the_one_that_caused_it(stage: SimpleNa
     again = stage.ask(2000, max_tokens=2)
     stage.run()
     assert again.wait().text == counted(2000, tokens=2)
+
+
+def test_a_cache_that_cannot_be_cut_takes_the_others_down_too_but_not_the_model(stage: SimpleNamespace) -> None:
+    """A recurrent model's state has no past to go back to."""
+    streams = [stage.ask(1000), stage.ask(2000)]
+    stage.model.poison = 2010
+    stage.model.cut = lambda sequence, length: not stage.model.cache[sequence].clear() and length == 0
+    stage.run()
+    for stream in streams:
+        with pytest.raises(EngineFailure):
+            stream.wait()
+    stage.model.poison = None
+    again = stage.ask(1000)
+    stage.run()
+    assert again.wait().text == counted(1000)
+    assert again.result.metadata["cached_tokens"] == 0
 
 
 def test_a_failure_in_a_prompt_fails_that_request(stage: SimpleNamespace) -> None:

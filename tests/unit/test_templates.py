@@ -11,7 +11,7 @@ import pytest
 from jinja2 import TemplateError
 
 from lfx_local_runtimes.errors import InvalidInput, TemplateFault
-from lfx_local_runtimes.runtimes.config import ChatMessage
+from lfx_local_runtimes.runtimes.config import ChatMessage, Tool, ToolCall
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.text.template_sandbox import TemplateRefusal, TemplateSandbox
 from lfx_local_runtimes.runtimes.text.templates import BUILT_IN, Template, choose_template, render, strip_bos
@@ -137,7 +137,7 @@ CONVERSATION = said(("s", "Be brief."), ("u", " Hi "), ("a", "Hello."), ("t", "4
     ("name", "messages", "text"),
     [
         ("dialogue", said(("u", "Why?")), "Question: Why?\nAnswer:"),
-        ("dialogue", CONVERSATION, "Be brief.\n\nQuestion: Hi\nAnswer: Hello.\nQuestion: 42\nQuestion: Sum?\nAnswer:"),
+        ("dialogue", CONVERSATION, "Be brief.\n\nQuestion: Hi\nAnswer: Hello.\nQuestion: 42\n\nSum?\nAnswer:"),
         ("dialogue", said(("u", "Why?"), ("a", " So")), "Question: Why?\nAnswer: So"),
         ("dialogue", said(("s", "Once")), "Once\n\nAnswer:"),
         ("none", said(("u", " as is ")), " as is "),
@@ -147,7 +147,7 @@ CONVERSATION = said(("s", "Be brief."), ("u", " Hi "), ("a", "Hello."), ("t", "4
             "gemma",
             CONVERSATION,
             "<start_of_turn>user\nBe brief.\n\n Hi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
-            "<start_of_turn>user\n42<end_of_turn>\n<start_of_turn>user\nSum?<end_of_turn>\n<start_of_turn>model\n",
+            "<start_of_turn>user\n```tool_output\n42\n```\n\nSum?<end_of_turn>\n<start_of_turn>model\n",
         ),
         ("gemma", said(("s", "Go.")), "<start_of_turn>user\nGo.<end_of_turn>\n<start_of_turn>model\n"),
         (
@@ -158,7 +158,8 @@ CONVERSATION = said(("s", "Be brief."), ("u", " Hi "), ("a", "Hello."), ("t", "4
         (
             "chatml",
             said(("s", "S"), ("u", "U"), ("t", "T")),
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>user\nT<|im_end|>\n"
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>user\n"
+            "<tool_response>\nT\n</tool_response><|im_end|>\n"
             "<|im_start|>assistant\n",
         ),
         (
@@ -212,7 +213,9 @@ def tokenizer():
     ids=["one", "turns", "system", "tools"],
 )
 def test_jinja_as_transformers_renders_it(tokenizer, source, messages):
-    plain = [message.model_dump() for message in messages]
+    if source is LLAMA3:  # knows no results of tools: they are told as the user's
+        messages = [message for message in messages if message.role != "tool"]
+    plain = [{"role": message.role, "content": message.content} for message in messages]
     template = Template("model", source)
     try:
         expected = tokenizer.apply_chat_template(
@@ -228,7 +231,8 @@ def test_jinja_as_transformers_renders_it(tokenizer, source, messages):
 def test_tojson_as_transformers_renders_it(tokenizer):
     source = "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ dict(a=1) | tojson }}"
     messages = said(("u", "<é&'>"))
-    expected = tokenizer.apply_chat_template([messages[0].model_dump()], chat_template=source, tokenize=False)
+    plain = [{"role": "user", "content": "<é&'>"}]
+    expected = tokenizer.apply_chat_template(plain, chat_template=source, tokenize=False)
     assert render(Template("model", source), messages) == expected
 
 
@@ -244,15 +248,164 @@ def test_other_families_hear_their_templates_refusal():
         render(template, said(("s", "Be brief."), ("u", "Hi")))
 
 
-def test_refusal_in_the_templates_words():
+def test_refusal_in_the_templates_words_names_the_message():
     template = choose_template(info(architecture="gemma2", chat_template=GEMMA))
-    with pytest.raises(TemplateFault, match="roles must alternate"):
-        render(template, said(("s", "x"), ("u", "Hi"), ("u", "there")))
+    with pytest.raises(TemplateFault, match=r"messages\[2\] \(user\): .*roles must alternate"):
+        render(
+            template, said(("s", "x"), ("u", "Hi"), ("u", "there"), ("a", "Yes"), ("u", "Bye"), ("a", "…"), ("u", "?"))
+        )
 
 
-def test_jinja_does_not_continue_the_assistant():
-    with pytest.raises(InvalidInput, match=r"messages\[1\] is the assistant's"):
+def test_jinja_does_not_continue_the_assistant_without_being_told():
+    with pytest.raises(InvalidInput, match=r"messages\[1\] is the assistant's.*continue_final_message"):
         render(Template("model", CHATML), said(("u", "Hi"), ("a", "Yes")))
+
+
+# -- whose fault a failure is ----------------------------------------------------------------------------------------
+
+PICKY = (
+    "{% for message in messages %}{% if message.content == 'bad' %}{{ nothing.at.all }}{% endif %}"
+    "{{ message.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 6])
+def test_the_message_at_fault_is_named(place):
+    messages = said(*[("ua"[index % 2], "bad" if index == place else "good") for index in range(7)])
+    with pytest.raises(TemplateFault, match=rf"^messages\[{place}\] \({messages[place].role}\): .*undefined"):
+        render(Template("model", PICKY), messages)
+
+
+@pytest.mark.parametrize("source", ["{{ nothing.at.all }}", "{% if messages %}", "{{ raise_exception('No.') }}"])
+def test_a_template_that_always_fails_blames_no_message(source):
+    with pytest.raises(TemplateFault, match=r"^The chat template"):
+        render(Template("model", source), said(("s", "a"), ("u", "b")))
+
+
+# -- tools -----------------------------------------------------------------------------------------------------------
+
+ADD = Tool(name="add", description="Adds.", parameters={"type": "object", "properties": {"a": {"type": "integer"}}})
+CALLED = [
+    *said(("s", "Be brief."), ("u", "1 + 2?")),
+    ChatMessage(role="assistant", content="", tool_calls=(ToolCall(id="call_1", name="add", arguments='{"a": 1}'),)),
+    ChatMessage(role="tool", content="3", tool_call_id="call_1"),
+    ChatMessage(role="user", content="And?"),
+]
+
+QWEN = """{%- if tools %}{{ '<tools>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '</tools>' }}{% endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>' + call.function.name + ' ' + call.function.arguments | tojson + '</tool_call>' }}
+    {%- endfor %}
+    {%- if message.role == 'tool' %}{{ ' for ' + message.name + ' ' + message.tool_call_id }}{% endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think></think>' }}{% endif %}"""
+
+STRICT_IDS = (
+    "{% for message in messages %}{% for call in message.tool_calls or [] %}{% if call.id | length != 9 %}"
+    "{{ raise_exception('ids have length 9') }}{% endif %}{{ call.id }}{% endfor %}"
+    "{% if message.role == 'tool' %}={{ message.tool_call_id }}{% endif %}{% endfor %}{{ tools }}"
+)
+
+
+def test_a_template_that_knows_tools_gets_them_as_data():
+    text = render(Template("model", QWEN), CALLED, tools=[ADD])
+    data = '{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": '
+    assert text.startswith(f"<tools>{data}")
+    assert '<tool_call>add {"a": 1}</tool_call>' in text
+    assert "<|im_start|>tool\n3 for add call_1<|im_end|>" in text
+    assert text.endswith("<|im_start|>assistant\n")
+    assert "<tools>" not in render(Template("model", QWEN), CALLED)
+
+
+def test_as_transformers_renders_tools(tokenizer):
+    plain = [
+        {"role": "user", "content": "1 + 2?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "call_1", "name": "add"},
+    ]
+    tools = [{"type": "function", "function": ADD.model_dump()}]
+    expected = tokenizer.apply_chat_template(
+        plain, tools=tools, chat_template=QWEN, tokenize=False, add_generation_prompt=True
+    )
+    assert render(Template("model", QWEN), CALLED[1:4], tools=[ADD]) == expected
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_built_in_forms_are_told_in_words(name):
+    text = render(BUILT_IN[name], CALLED, tools=[ADD])
+    assert text.index("Be brief.") < text.index("Adds.") < text.index("1 + 2?")
+    assert text.index("1 + 2?") < text.index('{"a": 1}') < text.index("3", text.index('{"a": 1}')) < text.index("And?")
+
+
+def test_a_template_that_knows_no_tools_is_told_in_words():
+    template = choose_template(info(architecture="gemma2", chat_template=GEMMA))
+    text = render(template, CALLED, tools=[ADD], bos_token="<bos>")
+    assert text.startswith("<bos><start_of_turn>user\nBe brief.\n\nYou can call functions.")
+    assert 'model\n```json\n{"name": "add", "arguments": {"a": 1}}\n```<end_of_turn>' in text
+    assert "user\n```tool_output\nadd returned: 3\n```\n\nAnd?<end_of_turn>" in text
+
+
+def test_our_system_message_is_folded_where_the_role_is_refused():
+    text = render(Template("model", GEMMA), said(("u", "Hi")), tools=[ADD])
+    assert text.startswith("<start_of_turn>user\nYou can call functions.")
+
+
+def test_a_blamed_message_is_the_callers():
+    source = PICKY + "{% if false %}'tool'{% endif %}"
+    messages = [*CALLED[1:4], ChatMessage(role="user", content="bad")]
+    with pytest.raises(TemplateFault, match=r"messages\[3\] \(user\)"):
+        render(Template("model", source), messages, tools=[ADD])
+
+
+def test_arguments_are_text_for_templates_that_join_them():
+    source = (
+        "{% for message in messages %}{% for call in message.tool_calls or [] %}"
+        "{{ 'CALL ' + call.function.arguments }}{% endfor %}{% endfor %}"
+    )
+    assert render(Template("model", source), CALLED) == 'CALL {"a": 1}'
+
+
+def test_ids_have_the_length_a_template_wants():
+    text = render(Template("model", STRICT_IDS), CALLED, tools=[ADD])
+    (call_id, _, answered) = text.partition("=")
+    assert len(call_id) == 9
+    assert answered.startswith(call_id)
+
+
+def test_arguments_that_are_no_json_stay_text():
+    broken = CALLED[2].model_copy(update={"tool_calls": (ToolCall(id="1", name="add", arguments='{"a":'),)})
+    assert '<tool_call>add "{\\"a\\":"</tool_call>' in render(Template("model", QWEN), [*CALLED[:2], broken, CALLED[4]])
+
+
+def test_a_template_that_can_is_asked_for_no_thought():
+    assert render(Template("model", QWEN), said(("u", "Hi")), thinking=False).endswith("<think></think>")
+
+
+# -- continuing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [CHATML, LLAMA3, GEMMA, QWEN], ids=["chatml", "llama3", "gemma", "qwen"])
+@pytest.mark.parametrize("content", ["Well, ", "Hi", "", "{% x %}\n"])
+def test_jinja_continues_the_last_message(source, content):
+    messages = said(("u", "Hi"), ("a", content))
+    text = render(Template("model", source), messages, continue_final=True)
+    closed = render(Template("model", source), [*messages, *said(("u", "And?"))])
+    assert text.endswith(content)
+    assert closed.startswith(text.rstrip())
+    assert "<|im_end|>" not in text[-20:]
+
+
+def test_a_message_that_the_template_leaves_out_cannot_be_continued():
+    with pytest.raises(InvalidInput, match=r"messages\[1\]"):
+        render(Template("model", "{{ messages[0].content }}"), said(("u", "Hi"), ("a", "Well")), continue_final=True)
 
 
 # -- hostile templates -----------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """`LlamaCppRuntime`: a GGUF model that answers several requests at once."""
 
-import queue
 import re
-import threading
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
-from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
+from lfx_local_runtimes.runtimes.batching import BatchingRuntime
+from lfx_local_runtimes.runtimes.config import DeviceType, Grammar, ModelConfig
+from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, llama_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options
 from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Scheduler
@@ -31,17 +31,16 @@ _LONGEST_TOKEN = 512
 """Characters. A prompt with more than this per token of context cannot fit and is not tokenized."""
 
 
-class LlamaCppRuntime(ModelRuntime):
-    """A GGUF model with continuous batching and reuse of what prompts have in common.
-
-    Prompts are rendered and tokenized on a thread beside the loop, so that they hold no running answer up.
-    """
+class LlamaCppRuntime(BatchingRuntime):
+    """A GGUF model with continuous batching and reuse of what prompts have in common."""
 
     engine = "llama_cpp"
 
     def __init__(self, config: ModelConfig, plan: LoadPlan | None = None) -> None:
         super().__init__(config, plan)
         self._model: LlamaModel | None = None
+        self._grammar_tokenizer: Any = None
+        """llguidance's view of the vocabulary, made when the first request needs it."""
         self._scheduler: Scheduler | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -71,6 +70,7 @@ class LlamaCppRuntime(ModelRuntime):
     def _close(self) -> None:
         self._scheduler = None
         if self._model is not None:
+            self._grammar_tokenizer = None
             self._model.close()
             self._model = None
             release_memory()
@@ -89,41 +89,12 @@ class LlamaCppRuntime(ModelRuntime):
 
     def _work(self, inbox: Inbox) -> None:
         assert self._scheduler is not None
-        ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        preparing = threading.Thread(  # a daemon: an executor's thread would hold the end of the process up
-            target=self._prepare_all, args=(inbox, ready), name=f"prompts {self.config.model_name}",
-            daemon=True,
-        )  # fmt: skip
-        preparing.start()
-        try:
-            self._loop(self._scheduler, ready)
-        finally:
-            inbox.put(None)  # where the loop failed
-            preparing.join()
-
-    @staticmethod
-    def _loop(scheduler: Scheduler, ready: "queue.SimpleQueue[Job | None]") -> None:
-        open_ = True
-        while open_ or scheduler.busy:
-            while open_ and not (scheduler.busy and ready.empty()):  # blocks only when there is nothing to do
-                job = ready.get()
-                if job is None:
-                    open_ = False
-                else:
-                    scheduler.add(job)
-            scheduler.step()
+        self._batch_work(inbox, self._scheduler)
 
     def _rows_at_once(self, plan: LoadPlan) -> int:
         if not self.config.deterministic:
             return plan.sequences
         return _ALIKE if plan.device.type is DeviceType.CPU and re.search("Q[5-8]_|Q4_K", plan.dtype) else 1
-
-    def _prepare_all(self, inbox: Inbox, ready: "queue.SimpleQueue[Job | None]") -> None:
-        while (request := inbox.get()) is not None:
-            with self._answering(request):
-                if not request.cancelled:
-                    ready.put(self._prepare(request))
-        ready.put(None)
 
     def _prepare(self, request: Request) -> Job:
         """The request's tokens.
@@ -147,7 +118,20 @@ class LlamaCppRuntime(ModelRuntime):
         if not prompt:
             raise InvalidInput("The prompt is empty.", hint="Give the model at least one word to continue.")
         prompt = answer.fit(prompt, plan.context_length)
-        return Job(request, answer, prompt, answer.admit(len(prompt), plan.context_length))
+        limit = answer.admit(len(prompt), plan.context_length)
+        constraint = self._compile(answer.grammar)
+        marks = ((model.tokenize(mark, add_special=False), mark.encode()) for mark in answer.marks)
+        return Job(
+            request, answer, prompt, limit, constraint, shown={ids[0]: text for ids, text in marks if len(ids) == 1}
+        )
+
+    def _compile(self, grammar: Grammar | None) -> Constraint | None:
+        if grammar is None:
+            return None
+        assert self._model is not None
+        if self._grammar_tokenizer is None:
+            self._grammar_tokenizer = llama_tokenizer(self._model.vocabulary, self._model.end_tokens())
+        return compile_constraint(grammar, self._grammar_tokenizer)
 
     def _about(self) -> dict[str, Any]:
         assert self._model is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure
 from lfx_local_runtimes.runtimes.config import GenerationConfig, TokenLogprob
+from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel
 
 _LEAST = -9999.0
@@ -20,10 +21,15 @@ class Sampler:
         config: the sampling options.
         seed: of the draw: the same seed and scores give the same tokens.
         prompt: its tokens, which the repetition penalty counts.
+        constraint: what the answer has to look like.
     """
 
-    def __init__(self, model: LlamaModel, config: GenerationConfig, seed: int, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, model: LlamaModel, config: GenerationConfig, seed: int, prompt: Sequence[int],
+        constraint: Constraint | None = None,
+    ) -> None:  # fmt: skip
         self._model = model
+        self._constraint = constraint
         self._bias = list(config.logit_bias.items())
         self._banned_until = math.inf if config.ignore_eos else config.min_tokens
         self._end_ids = model.end_tokens() if self._banned_until else []
@@ -70,19 +76,30 @@ class Sampler:
 
         Raises:
             EngineFailure: the scores are not numbers.
+            InvalidInput: the constraint leaves no token, or becomes too complex.
         """
         for token, bias in self._bias:
             if token < len(logits):
                 logits[token] += bias if bias > -100 else -math.inf
         if self._drawn < self._banned_until:
             logits[self._end_ids] = -math.inf
+        if self._constraint is not None:
+            self._constraint.mask(logits)
         self._drawn += 1
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):
             raise EngineFailure("The model's scores are not numbers.", hint="Fetch its file again, or use another.")
-        if self._chain is None:
-            return best
-        return int(self._model.lib.llama_sampler_sample(self._chain, self._model.context, row))
+        token = best
+        if self._chain is not None:
+            token = int(self._model.lib.llama_sampler_sample(self._chain, self._model.context, row))
+        if self._constraint is not None:
+            self._constraint.accept(token)
+        return token
+
+    @property
+    def done(self) -> bool:
+        """The constraint allows nothing more."""
+        return self._constraint is not None and self._constraint.done
 
     def logprob(self, token: int, scores: Any) -> TokenLogprob:
         """How likely a token was, and the likeliest others, from a copy of the scores that was made before `sample`."""

@@ -10,12 +10,13 @@ rounds differently than decoding one.
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.config import FinishReason
+from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import Cached, Placement, SequenceTable, next_piece
@@ -35,12 +36,18 @@ class Job:
     prompt: list[int]
     limit: int
     """Tokens of the answer at most."""
+    constraint: Constraint | None = None
+    """What the answer has to look like."""
     sequence: Cached | None = None
     sampler: Sampler | None = None
     next_token: int | None = None
     """Sampled, delivered, and to be evaluated next; None while the prompt is not."""
     cached_tokens: int = 0
     decoder: Utf8Decoder = field(default_factory=Utf8Decoder)
+    shown: Mapping[int, bytes] = field(default_factory=dict)
+    """Control tokens whose text belongs to the answer."""
+    forced: deque[int] = field(default_factory=deque)
+    """Tokens that come next, whatever the model would say."""
 
 
 class Scheduler:
@@ -116,7 +123,7 @@ class Scheduler:
             self.table.take(target, job.prompt, keep)
             job.sequence, job.cached_tokens = target, keep
             self._running.append(job)
-            job.sampler = Sampler(self._model, job.request.config, job.answer.seed, job.prompt)
+            job.sampler = Sampler(self._model, job.request.config, job.answer.seed, job.prompt, job.constraint)
         except Exception as error:  # noqa: BLE001 - this request's alone
             self._fail(job, error)
 
@@ -132,13 +139,11 @@ class Scheduler:
         try:
             self._compute(rows)
         except EngineFailure as error:
-            for job in jobs:
-                self._recover(job)
-            if len(jobs) == 1:
-                self._fail(jobs[0], error)
-                return
             for job in jobs:  # one of them may be to blame: each for itself
-                self._decode([job])
+                if self._recover(job) and len(jobs) > 1:
+                    self._decode([job])
+                else:
+                    self._fail(job, error)
             return
         for index, job in enumerate(jobs):
             assert job.sequence is not None
@@ -188,25 +193,30 @@ class Scheduler:
         self.steps += 1
         self._model.decode(rows)
 
-    def _recover(self, job: Job) -> None:
-        """After a failed call: what the sequence holds beyond what we know is dropped."""
+    def _recover(self, job: Job) -> bool:
+        """After a failed call: drop what the sequence holds beyond what we know. False when that leaves nothing."""
         assert job.sequence is not None
-        if not self._model.cut(job.sequence.id, len(job.sequence.tokens)):
-            self.table.empty(job.sequence)
+        if self._model.cut(job.sequence.id, len(job.sequence.tokens)):
+            return True
+        self.table.empty(job.sequence)
+        return False
 
     def _sample(self, job: Job, row: int) -> None:
         assert job.sampler is not None
         try:
             scores = self._model.logits(row)
             before = scores.copy() if job.sampler.tells else None
-            token = job.sampler.sample(row, scores)
+            token = job.forced.popleft() if job.forced else job.sampler.sample(row, scores)
             logprob = None if before is None else job.sampler.logprob(token, before)
-            if self._model.is_end(token) or not job.answer.push(job.decoder.push(self._model.piece(token)), logprob):
+            piece = job.shown.get(token) or self._model.piece(token)
+            if self._model.is_end(token) or not job.answer.push(job.decoder.push(piece), logprob) or job.sampler.done:
                 self._finish(job, "stop")
             elif job.answer.tokens >= job.limit:
                 self._finish(job, "length")
             else:
                 job.next_token = token
+                if text := job.answer.take_forced():
+                    job.forced.extend(self._model.tokenize(text, add_special=False))
         except Exception as error:  # noqa: BLE001 - this request's alone
             self._fail(job, error)
 

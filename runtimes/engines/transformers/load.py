@@ -22,6 +22,7 @@ from lfx_local_runtimes.errors import (
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
@@ -47,6 +48,18 @@ class Loaded:
     """fp32, fp16 or bf16."""
     end_ids: frozenset[int]
     """The tokens that end an answer."""
+    silent: frozenset[int]
+    """The special tokens, which are left out of text."""
+    piece: Callable[[int], bytes]
+    """Tells the bytes a token stands for."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Text inside of an answer: nothing is put around it."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def text(self, tokens: list[int]) -> str:
+        """What tokens read as, special ones included."""
+        return str(self.tokenizer.decode(tokens))
 
 
 @lru_cache(maxsize=1)
@@ -86,7 +99,7 @@ def load(plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadC
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
     compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
-    return Loaded(model, tokenizer, compute, end_ids)
+    return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer))
 
 
 def _check_dtype(plan: LoadPlan) -> None:
@@ -202,7 +215,7 @@ def faults(plan: LoadPlan) -> Iterator[None]:
         yield
     except RuntimeFault:
         raise
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise _too_large(plan) from error
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error):

@@ -1,13 +1,19 @@
 """Safetensors models, and GGUF where nothing else takes it, in Hugging Face Transformers."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
-from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import FinishReason, ModelConfig
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
+from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
+from lfx_local_runtimes.runtimes.batching import BatchingRuntime
+from lfx_local_runtimes.runtimes.config import Grammar, ModelConfig
+from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, hf_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
+from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch, paged_batch
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded, faults, libraries, load
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler
+from lfx_local_runtimes.runtimes.engines.transformers.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
 from lfx_local_runtimes.runtimes.planning import LoadPlan
@@ -17,19 +23,25 @@ from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
 from lfx_local_runtimes.settings import get_settings
 
 PREFILL_CHUNK = 512
-"""Tokens of a prefill chunk: a cancel lands between two of them."""
+"""Tokens of a prompt evaluated at once by a model that is not batched: a cancel lands between two chunks."""
+
+_LONGEST_TOKEN = 512
+"""Characters. A prompt with more than this per token of context cannot fit and is not tokenized."""
 
 
-class TransformersRuntime(ModelRuntime):
-    """A causal language model, one request at a time."""
+class TransformersRuntime(BatchingRuntime):
+    """A causal language model: continuous batching where the library can batch it, else one request at a time."""
 
     engine = "transformers"
 
     def __init__(self, config: ModelConfig, plan: LoadPlan | None = None) -> None:
         super().__init__(config, plan)
         self._loaded: Loaded | None = None
+        self._batch: PagedBatch | None = None
+        self._grammar_tokenizer: Any = None
+        """llguidance's view of the vocabulary, made when the first request needs it."""
         self._request: Request | None = None
-        """The one being computed."""
+        """The one being computed where there is no batch."""
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -38,10 +50,23 @@ class TransformersRuntime(ModelRuntime):
         warm(self._template)
         torch, _ = libraries()
         torch.set_num_threads(self.config.threads or physical_cores())  # counts for this thread
-        self._loaded = load(plan, self.config, get_settings(), context)
-        self._loaded.model.register_forward_pre_hook(self._before_forward)
+        # The model stays as it is loaded: requires_grad_(False) made prefill in bf16 ten times slower on the CPU.
+        loaded = self._loaded = load(plan, self.config, get_settings(), context)
+        exact = self.config.deterministic  # what a row's neighbours are shows in its last bits
+        if exact:
+            plan = replace(plan, sequences=1)
+        with faults(plan):
+            self._batch = paged_batch(loaded, plan, share=not exact)
+        if self._batch is None:
+            if plan.sequences > 1:
+                warning = f"{type(loaded.model).__name__} answers one request at a time."
+                plan = replace(plan, sequences=1, warnings=(*plan.warnings, warning))
+                self.warnings.append(warning)
+            loaded.model.register_forward_pre_hook(self._before_forward)
+        self._plan = plan
 
     def _close(self) -> None:
+        self._batch = self._grammar_tokenizer = None
         if self._loaded is not None:
             self._loaded = None
             release_memory()
@@ -49,37 +74,83 @@ class TransformersRuntime(ModelRuntime):
     def _measure(self) -> dict[str, int]:
         assert self._loaded is not None
         assert self._plan is not None
-        taken = tensor_bytes(self._loaded.model)
-        plan = self._plan
-        cache = estimate_memory(plan.info, plan.context_length, dtype=self._loaded.compute_dtype).kv_cache
+        taken, plan = tensor_bytes(self._loaded.model), self._plan
+        if self._batch is not None:
+            cache = self._batch.memory
+        else:
+            cache = estimate_memory(plan.info, plan.context_length, dtype=self._loaded.compute_dtype).kv_cache
         taken[plan.device.key] = taken.get(plan.device.key, 0) + cache
         return taken
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _serve(self, request: Request) -> None:
+    def _work(self, inbox: Inbox) -> None:
+        plan = self._plan
+        assert plan is not None
+        if self._batch is None:
+            super()._work(inbox)
+            return
+        self._batch_work(inbox, Scheduler(self._batch, plan.sequences, self._about, lambda: faults(plan)))
+
+    def _prepare(self, request: Request) -> Job:
+        """The request's tokens, and what chooses those of its answer.
+
+        Raises:
+            RuntimeFault: the prompt cannot be evaluated.
+        """
         loaded, plan = self._loaded, self._plan
         assert loaded is not None
         assert plan is not None
-        tokenizer = loaded.tokenizer
+        tokenizer, config, length = loaded.tokenizer, request.config, plan.context_length
         answer = Answer(request, self._template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
-        prompt = _tokenize(tokenizer, answer)
-        limit = answer.admit(len(prompt), plan.context_length)
-        decoder = TokenDecoder(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), prompt[-8:])
-        listener = _Listener(answer, decoder, loaded.end_ids, limit)
+        if len(answer.prompt) > length * _LONGEST_TOKEN and not config.truncate:
+            raise ContextOverflow(
+                f"The prompt has {len(answer.prompt):,} characters; the context holds {length:,} tokens.",
+                hint="Shorten it, or set truncate.",
+            )
+        prompt = answer.fit(_tokenize(tokenizer, answer), length)
+        limit = answer.admit(len(prompt), length)
+        sampler = Sampler(config, answer.seed, prompt, loaded.end_ids, self._compile(answer.grammar))
+        shown = {ids[0] for ids in map(loaded.tokenize, answer.marks) if len(ids) == 1}
+        silent = loaded.silent - shown
+        decoder = TokenDecoder(lambda ids: loaded.text([token for token in ids if token not in silent]), prompt[-8:])
+        return Job(request, answer, prompt, limit, sampler, decoder, loaded)
+
+    def _compile(self, grammar: Grammar | None) -> Constraint | None:
+        if grammar is None:
+            return None
+        assert self._loaded is not None
+        if self._grammar_tokenizer is None:
+            self._grammar_tokenizer = hf_tokenizer(self._loaded.tokenizer, sorted(self._loaded.end_ids))
+        return compile_constraint(grammar, self._grammar_tokenizer)
+
+    def _about(self) -> dict[str, Any]:
+        assert self._loaded is not None
+        assert self._plan is not None
+        return {
+            "engine": self.engine, "engine_version": libraries()[1].__version__, "device": self._plan.device.key,
+            "dtype": self._loaded.compute_dtype, "quantization": self._plan.dtype,
+            "context_length": self._plan.context_length, "warnings": list(self.warnings),
+        }  # fmt: skip
+
+    # -- one at a time -----------------------------------------------------------------------------------------------
+
+    def _serve(self, request: Request) -> None:
+        assert self._loaded is not None
+        assert self._plan is not None
+        job = self._prepare(request)
+        job.answer.begin()
         self._request = request
         try:
-            with faults(plan):
-                _generate(loaded.model, prompt, limit, Sampler(request.config, answer.seed), listener)
+            with faults(self._plan):
+                _generate(self._loaded.model, job)
         except _Cancelled:
             pass
         finally:
             self._request = None
-        answer.finish(listener.reason or "cancelled", decoder.flush(), {
-            "engine": self.engine, "engine_version": libraries()[1].__version__, "device": plan.device.key,
-            "dtype": loaded.compute_dtype, "quantization": plan.dtype, "context_length": plan.context_length,
-            "warnings": list(self.warnings),
-        })  # fmt: skip
+        if job.error is not None:
+            raise job.error
+        job.finish(job.reason or "cancelled", self._about())
 
     def _before_forward(self, model: Any, inputs: Any) -> None:
         if self._request is not None and self._request.cancelled:
@@ -90,36 +161,30 @@ class _Cancelled(Exception):
     """Ends `generate` before its next forward pass."""
 
 
-class _Listener:
-    """Hears every token, as the stopping criterion of `generate`, and says when to end."""
-
-    def __init__(self, answer: Answer, decoder: TokenDecoder, end_ids: frozenset[int], limit: int) -> None:
-        self._answer, self._decoder, self._end_ids, self._limit = answer, decoder, end_ids, limit
-        self.reason: FinishReason | None = None
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        token = int(input_ids[0, -1])
-        if token in self._end_ids or not self._answer.push(self._decoder.push(token)):
-            self.reason = "stop"
-        elif self._answer.tokens >= self._limit:
-            self.reason = "length"
-        return input_ids.new_full((1,), self.reason is not None, dtype=libraries()[0].bool)
-
-
-def _generate(model: Any, prompt: list[int], limit: int, sampler: Sampler, listener: _Listener) -> None:
+def _generate(model: Any, job: Job) -> None:
+    """`generate`, run greedy and made to take the job's choice, as often as it takes one."""
     torch, transformers = libraries()
-    ids = torch.tensor([prompt], device=model.device)
-    chunked = len(prompt) > PREFILL_CHUNK and model._supports_default_dynamic_cache()
+
+    def choose(input_ids: Any, scores: Any) -> Any:
+        scores[0, job.choose(scores[0])] = math.inf
+        return scores
+
+    def ended(input_ids: Any, scores: Any) -> Any:
+        return input_ids.new_full((1,), job.ended, dtype=torch.bool)
+
+    ids = torch.tensor([job.tokens], device=model.device)
+    chunked = len(job.tokens) > PREFILL_CHUNK and model._supports_default_dynamic_cache()
     config = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=limit, use_cache=True, prefill_chunk_size=PREFILL_CHUNK if chunked else None
-    )
+        do_sample=False, max_new_tokens=job.limit, use_cache=True,
+        prefill_chunk_size=PREFILL_CHUNK if chunked else None,
+    )  # fmt: skip
     with torch.inference_mode():
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
-            logits_processor=[sampler],
-            stopping_criteria=[listener],
+            logits_processor=[choose],
+            stopping_criteria=[ended],
         )
 
 

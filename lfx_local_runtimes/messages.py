@@ -1,0 +1,234 @@
+"""LangChain's messages, tools and answers, and the engine room's: each as the other."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages import ChatMessage as LangChainChatMessage
+from langchain_core.messages import ToolCall as LangChainToolCall
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.output_parsers.openai_tools import parse_tool_call
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ValidationError
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.config import ChatMessage, GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
+from lfx_local_runtimes.runtimes.requests import TextDelta
+
+_NOT_TEXT_BUT_SAID_ELSEWHERE = frozenset({"tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking"})
+
+
+# -- what is asked -------------------------------------------------------------------------------------------------------
+
+
+def to_chat_message(message: BaseMessage) -> ChatMessage:
+    """A LangChain message as the engine room's, with its tool calls, or the call it answers.
+
+    Raises:
+        InvalidInput: a role that is none of ours, or content that is not text.
+    """
+    role, text = _role_of(message), _text_of(message)
+    if isinstance(message, AIMessage):
+        return ChatMessage(role=role, content=text, tool_calls=tuple(_calls_of(message)))
+    if isinstance(message, ToolMessage):
+        return ChatMessage(role=role, content=text, tool_call_id=message.tool_call_id, name=message.name)
+    return ChatMessage(role=role, content=text)
+
+
+def _calls_of(message: AIMessage) -> Iterable[ToolCall]:
+    """The calls of an earlier turn; one with broken arguments keeps their text."""
+    for index, call in enumerate(message.tool_calls):
+        arguments = json.dumps(call["args"], ensure_ascii=False)
+        yield ToolCall(id=call["id"] or f"call_{index}", name=call["name"], arguments=arguments)
+    for index, broken in enumerate(message.invalid_tool_calls, len(message.tool_calls)):
+        if broken["name"]:
+            yield ToolCall(id=broken["id"] or f"call_{index}", name=broken["name"], arguments=broken["args"] or "")
+
+
+def _role_of(message: BaseMessage) -> Literal["system", "user", "assistant", "tool"]:
+    if isinstance(message, HumanMessage):
+        return "user"
+    if isinstance(message, AIMessage):
+        return "assistant"
+    if isinstance(message, SystemMessage):
+        return "system"
+    if isinstance(message, ToolMessage):
+        return "tool"
+    if isinstance(message, LangChainChatMessage):
+        for ours, theirs in (("user", "human"), ("assistant", "ai"), ("system", "developer"), ("tool", "function")):
+            if message.role in (ours, theirs):
+                return ours  # type: ignore[return-value]
+        raise InvalidInput(f"role {message.role!r} is unknown.", hint="Use user, assistant, system or tool.")
+    raise InvalidInput(f"{type(message).__name__} cannot be sent to a local model.")
+
+
+def _text_of(message: BaseMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    parts = []
+    for part in message.content:
+        if isinstance(part, str):
+            parts.append(part)
+        elif part.get("type") == "text":
+            parts.append(str(part.get("text", "")))
+        elif part.get("type") not in _NOT_TEXT_BUT_SAID_ELSEWHERE:
+            raise InvalidInput(
+                f"A message holds {part.get('type', 'content without a type')}: local models read text only for now.",
+                hint="Remove the attachment, or describe it in words.",
+            )
+    return "".join(parts)
+
+
+def to_tools(tools: Iterable[Any]) -> tuple[Tool, ...]:
+    """Tools in any form LangChain knows (functions, pydantic models, `BaseTool`, dictionaries) as the engine room's.
+
+    Raises:
+        InvalidInput: one that is no function, or has a name no model could be given.
+    """
+    return tuple(_to_tool(tool) for tool in tools)
+
+
+def _to_tool(tool: Any) -> Tool:
+    described = convert_to_openai_tool(tool)
+    function = described.get("function")
+    if not isinstance(function, dict):
+        raise InvalidInput(f"The tool {described.get('type', described)} is no function: a local model cannot use it.")
+    given = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
+    try:
+        return Tool.model_validate(given)
+    except ValidationError as error:
+        raise InvalidInput(f"The tool {function.get('name')!r}: {first_problem(error)}") from error
+
+
+def to_tool_choice(choice: str | bool | Mapping[str, Any] | None, tools: Sequence[Tool]) -> str:
+    """LangChain's and OpenAI's ways to say it as ours: none, auto, required, or a function's name.
+
+    Raises:
+        InvalidInput: it is none of them.
+    """
+    if isinstance(choice, Mapping):
+        function = choice.get("function", choice)
+        choice = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(choice, str):
+            raise InvalidInput("tool_choice names no function.", hint="Give its name, auto, required or none.")
+    if choice is None or choice is False or choice == "auto":
+        return "auto"
+    if choice is True or choice in ("any", "required"):
+        return "required"
+    if choice != "none" and choice not in {tool.name for tool in tools}:
+        known = ", ".join(tool.name for tool in tools) or "no tool"
+        raise InvalidInput(f"tool_choice {choice!r} is none of the tools: {known}.")
+    return choice
+
+
+def to_grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
+    """OpenAI's `response_format` as a grammar; None where any text will do.
+
+    Raises:
+        InvalidInput: it is none of text, json_object and json_schema.
+    """
+    kind = response_format.get("type") if response_format else "text"
+    if response_format is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar(kind="json_object")
+    described = response_format.get("json_schema")
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    if kind == "json_schema" and isinstance(schema, dict | bool):
+        return Grammar(kind="json_schema", json_schema=schema)
+    raise InvalidInput(
+        f"response_format {kind!r} is not understood.",
+        hint='Use {"type": "json_object"}, or {"type": "json_schema", "json_schema": {"name": …, "schema": …}}.',
+    )
+
+
+def first_problem(error: ValidationError) -> str:
+    """What pydantic has against a value, in a line that names it."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'request'}: {first['msg']}"
+
+
+# -- what is answered ----------------------------------------------------------------------------------------------------
+
+
+def to_message(result: GenerationResult, metadata: dict[str, Any]) -> AIMessage:
+    """An answer as LangChain's message; a call whose arguments were cut off is among the invalid ones."""
+    calls: list[LangChainToolCall] = []
+    broken: list[InvalidToolCall] = []
+    for call in result.tool_calls:
+        function = {"name": call.name, "arguments": call.arguments}
+        try:
+            parsed = parse_tool_call({"id": call.id, "type": "function", "function": function})
+        except OutputParserException as error:
+            broken.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(error)))
+        else:
+            calls.append(tool_call(name=call.name, args=parsed["args"] if parsed else {}, id=call.id))
+    return AIMessage(
+        content=result.text, tool_calls=calls, invalid_tool_calls=broken, additional_kwargs=_reasoning(result.reasoning),
+        response_metadata=metadata, usage_metadata=_usage(result),
+    )  # fmt: skip
+
+
+def to_chunk(delta: TextDelta) -> AIMessageChunk:
+    """A piece of an answer."""
+    chunks = [
+        tool_call_chunk(name=call.name, args=call.arguments, id=call.id, index=call.index) for call in delta.tool_calls
+    ]
+    return AIMessageChunk(
+        content=delta.text, tool_call_chunks=chunks, additional_kwargs=_reasoning(delta.reasoning or None)
+    )
+
+
+def to_last_chunk(result: GenerationResult, metadata: dict[str, Any]) -> AIMessageChunk:
+    """The end of an answer that came in pieces: no text, but everything else about it."""
+    return AIMessageChunk(
+        content="", response_metadata=metadata, usage_metadata=_usage(result), chunk_position="last"
+    )  # fmt: skip
+
+
+def about(result: GenerationResult) -> dict[str, Any]:
+    """The `response_metadata` of an answer."""
+    logprobs = {"content": [_logprob(one) for one in result.logprobs]} if result.logprobs is not None else None
+    return {
+        **{key: value for key, value in result.metadata.items() if key != "warnings" or value},
+        "model_name": result.model_name,
+        "model_provider": "local-runtimes",
+        "finish_reason": result.finish_reason,
+        "execution_time": result.execution_time,
+        "time_to_first_token": result.time_to_first_token,
+        **({} if logprobs is None else {"logprobs": logprobs}),
+    }
+
+
+def _logprob(one: TokenLogprob) -> dict[str, Any]:
+    """A token as OpenAI tells of it."""
+    return {
+        "token": one.token,
+        "bytes": list(one.bytes),
+        "logprob": one.logprob,
+        "top_logprobs": [
+            {"token": other.token, "bytes": list(other.bytes), "logprob": other.logprob} for other in one.top
+        ],
+    }
+
+
+def _reasoning(text: str | None) -> dict[str, Any]:
+    return {} if text is None else {"reasoning_content": text}
+
+
+def _usage(result: GenerationResult) -> UsageMetadata:
+    return UsageMetadata(
+        input_tokens=result.prompt_tokens, output_tokens=result.tokens_generated,
+        total_tokens=result.prompt_tokens + result.tokens_generated,
+    )  # fmt: skip

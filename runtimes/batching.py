@@ -1,0 +1,66 @@
+"""`BatchingRuntime`: a model that computes several requests at once, with a second thread that prepares them."""
+
+import queue
+import threading
+from abc import abstractmethod
+from typing import Any, Protocol
+
+from lfx_local_runtimes.runtimes.base import Inbox, ModelRuntime
+from lfx_local_runtimes.runtimes.requests import Request
+
+
+class Scheduler(Protocol):
+    """What carries prepared requests to their ends, a step at a time, on the model's thread."""
+
+    @property
+    def busy(self) -> bool:
+        """Something is left to do."""
+
+    def add(self, job: Any) -> None:
+        """Queue a prepared request."""
+
+    def step(self) -> None:
+        """Go on by one token of every running request. Raises nothing that one request is to blame for."""
+
+
+class BatchingRuntime(ModelRuntime):
+    """A model with a scheduler.
+
+    Requests are prepared (rendered, tokenized) on a thread beside the loop, so that they hold no running answer up.
+    """
+
+    @abstractmethod
+    def _prepare(self, request: Request) -> Any:
+        """The request as the scheduler takes it.
+
+        Raises:
+            RuntimeFault: this request cannot be served.
+        """
+
+    def _batch_work(self, inbox: Inbox, scheduler: Scheduler) -> None:
+        """Serve requests until None comes."""
+        ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        preparing = threading.Thread(  # a daemon: an executor's thread would hold the end of the process up
+            target=self._prepare_all, args=(inbox, ready), name=f"prompts {self.config.model_name}", daemon=True
+        )
+        preparing.start()
+        try:
+            open_ = True
+            while open_ or scheduler.busy:
+                while open_ and not (scheduler.busy and ready.empty()):  # blocks only when there is nothing to do
+                    job = ready.get()
+                    if job is None:
+                        open_ = False
+                    else:
+                        scheduler.add(job)
+                scheduler.step()
+        finally:
+            inbox.put(None)  # where the loop failed
+            preparing.join()
+
+    def _prepare_all(self, inbox: Inbox, ready: "queue.SimpleQueue[Any]") -> None:
+        while (request := inbox.get()) is not None:
+            with self._answering(request):
+                if not request.cancelled:
+                    ready.put(self._prepare(request))
+        ready.put(None)
