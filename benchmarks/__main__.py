@@ -1,11 +1,11 @@
-"""`python -m benchmarks [text] [memory] [startup]`: all of them, or those named."""
+"""`python -m benchmarks [topic …]`: all of them, or those named."""
 
 import argparse
 import importlib
 
 from benchmarks.report import machine
 
-TOPICS = ("startup", "memory", "text")
+TOPICS = ("startup", "memory", "text", "transformers_batching", "structured")
 
 
 def main() -> None:

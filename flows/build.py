@@ -3,6 +3,7 @@
 A flow carries the source of its nodes, so a changed node makes it stale; a test compares.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from typing import Any
 from lfx.base.prompts.api_utils import process_prompt_template
 from lfx.components.input_output.chat import ChatInput
 from lfx.components.input_output.chat_output import ChatOutput
+from lfx.components.models_and_agents.agent import AgentComponent
 from lfx.components.models_and_agents.prompt import PromptComponent
+from lfx.components.utilities.calculator_core import CalculatorComponent
 from lfx.custom.custom_component.component import Component
 from lfx.custom.utils import create_component_template
 
@@ -38,9 +41,17 @@ class Flow:
     edges: list[dict[str, Any]] = field(default_factory=list)
 
     def add(
-        self, kind: type[Component], label: str, column: float, row: float = 0, *, title: str = "", **values: Any
+        self,
+        kind: type[Component],
+        label: str,
+        column: float,
+        row: float = 0,
+        *,
+        title: str = "",
+        as_tool: bool = False,
+        **values: Any,
     ) -> str:
-        """Place a node, set its fields and return its id. A prompt's variables become its inputs."""
+        """Place a node, set its fields and return its id. A prompt's variables become its inputs; `as_tool` is tool mode."""
         module = kind.__module__
         component = kind()
         template, _ = create_component_template(component_extractor=component, module_name=_module(module))
@@ -48,21 +59,23 @@ class Flow:
             template["template"][name]["value"] = value
         if kind is PromptComponent:
             process_prompt_template(values["template"], "template", template["custom_fields"], template["template"])
+        if as_tool:
+            asyncio.run(component.run_and_validate_update_outputs(template, "tool_mode", True))
         for dependency in template["metadata"]["dependencies"]["dependencies"]:
             dependency["version"] = None  # a flow must not change because a library did
-        node_type = component.name
+        name = node_type = component.name or kind.__name__
         if module.startswith(_OURS):
             node_type = f"ext:local_runtimes:{kind.__name__}@official"
             template |= {
                 "extension": "lfx-local-runtimes",
                 "bundle": "local_runtimes",
                 "namespaced_id": node_type,
-                "name": component.name,
+                "name": name,
             }
         if title:
             template["display_name"] = title
         template["lf_version"] = LANGFLOW
-        node_id = f"{component.name.replace(' ', '')}-{label}"
+        node_id = f"{name.replace(' ', '')}-{label}"
         self.nodes.append(
             {
                 "id": node_id,
@@ -275,7 +288,93 @@ def model_status() -> Flow:
     return flow
 
 
-FLOWS = {"local_chat": local_chat, "code_pipeline": code_pipeline, "model_status": model_status}
+CALCULATING = """Question: How much is 2 + 3?
+Answer: {"name": "evaluate_expression", "arguments": {"expression": "2 + 3"}}
+Question: evaluate_expression returned: {"result": "5"}
+Answer: The result is 5."""
+
+
+def tools_agent() -> Flow:
+    """Langflow's Agent with a local model and a calculator."""
+    flow = Flow("Tools Agent", "Langflow's Agent calculates with a tool, on a local model.", "tools-agent")
+    flow.note(
+        "### Tools Agent\n"
+        "Langflow's own **Agent** asks a model that runs inside Langflow, which calls the **Calculator** and answers with "
+        "its result.\n\n"
+        "`gemma-3-270m` is a base model, too small to decide by itself when to call a tool: *Tool Choice* in the "
+        "*Local Model* node makes it call the calculator first, and the Agent's instructions are an example to continue. "
+        "With a model trained for tools, set the choice to *auto* and say what you want in words.\n\n"
+        "Headless: `lfx run flows/tools_agent.json \"What is 127 + 315?\"`",
+        -1, height=520,
+    )  # fmt: skip
+    question = flow.add(ChatInput, "ask", 0, 0)
+    model = flow.add(
+        LocalModelComponent, "agent", 0, 0.6, max_tokens=64, temperature=0.0, stop_sequences=["\\n"],
+        tool_choice="evaluate_expression",
+    )  # fmt: skip
+    calculator = flow.add(CalculatorComponent, "tool", 1, 0.6, as_tool=True)
+    agent = flow.add(
+        AgentComponent, "calculate", 2, 0, model="connect_other_models", system_prompt=CALCULATING,
+        add_current_date_tool=False, add_calculator_tool=False, n_messages=0,
+    )  # fmt: skip
+    answer = flow.add(ChatOutput, "say", 3, 0)
+    flow.connect(question, "message", agent, "input_value")
+    flow.connect(model, "model_output", agent, "model")
+    flow.connect(calculator, "component_as_tool", agent, "tools")
+    flow.connect(agent, "response", answer, "input_value")
+    return flow
+
+
+BRANCHES = {
+    "Capital": {"Japan": "Tokyo", "Egypt": "Cairo", "Peru": "Lima"},
+    "Language": {"Japan": "Japanese", "Egypt": "Arabic", "Peru": "Spanish"},
+    "Currency": {"Japan": "yen", "Egypt": "pound", "Peru": "sol"},
+    "Continent": {"Japan": "Asia", "Egypt": "Africa", "Peru": "South America"},
+}
+"""What each branch is to say of a country, by example."""
+
+
+def parallel_branches() -> Flow:
+    """Four prompts on one model at once, joined."""
+    flow = Flow(
+        "Parallel Branches",
+        "One input, four prompts on one model, one answer: the engine computes the four together.",
+        "parallel-branches",
+    )
+    flow.note(
+        "### Parallel Branches\n"
+        "Name a country. Four *Local Model* nodes with different prompts ask **one model**; Langflow starts them together, "
+        "and the engine computes their answers as **one batch**, which takes far less time than one after the other.\n\n"
+        "`gemma-3-270m` is a base model, so each prompt is a few examples to continue.\n\n"
+        "Headless: `lfx run flows/parallel_branches.json Italy`. It gives the same answer, but `lfx run` goes through a flow "
+        "node by node.",
+        -1, height=560,
+    )  # fmt: skip
+    country = flow.add(ChatInput, "country", 0, 1.6)
+    join = flow.add(
+        PromptComponent, "join", 2.2, 1.6, title="Join",
+        template="\n".join(f"{topic}: {{{topic.lower()}}}" for topic in BRANCHES),
+    )  # fmt: skip
+    for row, (topic, examples) in enumerate(BRANCHES.items()):
+        prompt = "\n".join(f"Question: {name}\nAnswer: {said}" for name, said in examples.items())
+        branch = flow.add(
+            LocalModelComponent, topic.lower(), 1.1, row * 1.1, title=topic, system_message=prompt,
+            max_tokens=16, temperature=0.0, stop_sequences=["\\n"], stream=False,
+        )  # fmt: skip
+        flow.connect(country, "message", branch, "input_value")
+        flow.connect(branch, "text_output", join, topic.lower())
+    answer = flow.add(ChatOutput, "say", 3.1, 1.6)
+    flow.connect(join, "prompt", answer, "input_value")
+    return flow
+
+
+FLOWS = {
+    "local_chat": local_chat,
+    "code_pipeline": code_pipeline,
+    "model_status": model_status,
+    "tools_agent": tools_agent,
+    "parallel_branches": parallel_branches,
+}
 
 
 def main() -> None:

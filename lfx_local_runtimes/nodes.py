@@ -1,46 +1,39 @@
 """The work behind the Langflow nodes. The files in `components/` are thin, because flows carry their source along."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import json
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.messages import AIMessageChunk
 from lfx.base.models.model import LCModelComponent
 from lfx.custom.custom_component.component import Component
 from lfx.field_typing import LanguageModel
-from lfx.field_typing.range_spec import RangeSpec
-from lfx.io import (
-    BoolInput,
-    DropdownInput,
-    FloatInput,
-    HandleInput,
-    IntInput,
-    MessageInput,
-    MultilineInput,
-    Output,
-    SliderInput,
-    StrInput,
-)
+from lfx.io import Output
+from lfx.schema.data import Data
+from lfx.schema.message import Message
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
+from lfx_local_runtimes.node_inputs import (
+    AUTO,
+    GEMMA_PRESETS,
+    LOADING_FIELDS,
+    given,
+    loading_options,
+    sampling_options,
+    schema_of,
+    stop_texts,
+    told_of,
+)
+from lfx_local_runtimes.runtimes.config import GenerationResult, ModelConfig
 from lfx_local_runtimes.runtimes.requests import Progress
 
-AUTO = "auto"
-PROVIDER_ID = "local-runtimes"
-ENGINES = (AUTO, "llama_cpp", "transformers", "gemma_local", "gemma_streaming")
-DEVICES = (AUTO, "cpu", "cuda", "mps")
-QUANTIZATIONS = (AUTO, "fp32", "fp16", "bf16", "int8", "int4")
+if TYPE_CHECKING:
+    from lfx_local_runtimes.node_tools import NodeModel
 
-KEEP_ALIVES = (AUTO, "0", "300", "3600", "-1")
-ANY_SEED = -1
-LOADING_FIELDS = ("runtime_type", "device_type", "quantization", "context_length", "keep_alive")
-SAMPLING_DEFAULTS: Mapping[str, Any] = {
-    name: GenerationConfig.model_fields[name].default
-    for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-}
+PROVIDER_ID = "local-runtimes"
 
 GEMMA_SIZES: Mapping[str, Mapping[str, str]] = {
     "gemma-3-270m": {"parameters": "270M", "in Q4": "0.3 GB"},
@@ -52,143 +45,6 @@ GEMMA_SIZES: Mapping[str, Mapping[str, str]] = {
     "google/gemma-2-9b-it": {"parameters": "9B", "in bf16": "18 GB"},
 }
 """What the model list shows beside each size; the first is the packaged one, the others are fetched."""
-
-GEMMA_PRESETS: Mapping[str, Mapping[str, float | int]] = {
-    "Recommended": {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0},
-    "Focused": {"temperature": 0.3, "top_k": 40, "top_p": 0.9, "min_p": 0.05},
-    "Repeatable": {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
-}
-"""Sampling by purpose; the first is what Gemma's model cards recommend."""
-
-
-# -- inputs --------------------------------------------------------------------------------------------------------------
-
-
-def model_input(*, value: str, display_name: str = "Model", info: str) -> DropdownInput:
-    """The list of local models, which also takes any other name."""
-    return DropdownInput(
-        name="model_name", display_name=display_name, info=info, options=[], value=value,
-        combobox=True, refresh_button=True, real_time_refresh=True, required=True,
-    )  # fmt: skip
-
-
-def chat_inputs() -> list[Any]:
-    """What is said to the model."""
-    return [
-        MessageInput(name="input_value", display_name="Input", info="The text to answer."),
-        MultilineInput(
-            name="system_message", display_name="System Message",
-            info="How the model should behave. Models without a system role get it at the head of the first message.",
-        ),
-        BoolInput(
-            name="stream", display_name="Stream", value=True, advanced=True,
-            info="Show the answer word by word in the Playground; works when the node is wired to a Chat Output.",
-        ),
-    ]  # fmt: skip
-
-
-def loading_inputs(*, runtime_type: str = AUTO, engines: Iterable[str] = ENGINES) -> list[Any]:
-    """How the model is loaded."""
-    return [
-        DropdownInput(
-            name="runtime_type", display_name="Engine", options=list(engines), value=runtime_type, combobox=True, advanced=True,
-            info="What runs the model. auto chooses by the model's files: llama.cpp for GGUF, Transformers for safetensors.",
-        ),
-        DropdownInput(
-            name="device_type", display_name="Device", options=list(DEVICES), value=AUTO, advanced=True,
-            info="Where the model runs. auto takes the best device that is there.",
-        ),
-        DropdownInput(
-            name="quantization", display_name="Quantization", options=list(QUANTIZATIONS), value=AUTO, combobox=True, advanced=True,
-            info="Precision of the weights in memory. A GGUF file on llama.cpp keeps its own.",
-        ),
-        IntInput(
-            name="context_length", display_name="Context Length", value=0, advanced=True,
-            info="Tokens of prompt and answer together. 0 is the model's own, at most 4,096.",
-        ),
-        DropdownInput(
-            name="keep_alive", display_name="Keep Alive", options=list(KEEP_ALIVES), value=AUTO, combobox=True, advanced=True,
-            info="Seconds the model stays in memory when idle; -1 keeps it for good. auto is the server's setting.",
-        ),
-    ]  # fmt: skip
-
-
-def sampling_inputs(sampling: Mapping[str, Any] | None = None) -> list[Any]:
-    """How the next token is chosen, beginning with `sampling` or the engine room's defaults."""
-    values = {**SAMPLING_DEFAULTS, **(sampling or {})}
-    return [
-        IntInput(
-            name="max_tokens", display_name="Max Tokens", value=values["max_tokens"], advanced=True,
-            range_spec=RangeSpec(min=1, max=131072, step=1, step_type="int"), info="The longest answer, in tokens.",
-        ),
-        SliderInput(
-            name="temperature", display_name="Temperature", value=values["temperature"], advanced=True,
-            range_spec=RangeSpec(min=0, max=2, step=0.01), info="0 always takes the likeliest token; higher is more varied.",
-        ),
-        FloatInput(
-            name="top_p", display_name="Top P", value=values["top_p"], advanced=True,
-            info="Choose among the likeliest tokens that make up this share; 1 is all.",
-        ),
-        IntInput(
-            name="top_k", display_name="Top K", value=values["top_k"], advanced=True,
-            info="Choose among this many of the likeliest tokens; 0 is no limit.",
-        ),
-        FloatInput(
-            name="min_p", display_name="Min P", value=values["min_p"], advanced=True,
-            info="Leave out tokens less likely than this share of the likeliest; 0 leaves out none.",
-        ),
-        FloatInput(
-            name="repetition_penalty", display_name="Repetition Penalty", value=values["repetition_penalty"], advanced=True,
-            info="Above 1 makes repeating less likely; 1 is no penalty.",
-        ),
-        IntInput(
-            name="seed", display_name="Seed", value=ANY_SEED, advanced=True,
-            info="The same seed gives the same answer; -1 draws a new one each time.",
-        ),
-        StrInput(
-            name="stop_sequences", display_name="Stop", is_list=True, advanced=True, list_add_label="Add stop text",
-            info="The answer ends before any of these texts. Write \\n for a new line.",
-        ),
-        BoolInput(
-            name="raw", display_name="Plain Continuation", value=False, advanced=True,
-            info="Continue the input as it stands, without a chat template: for base models and completion prompts.",
-        ),
-    ]  # fmt: skip
-
-
-def preset_input() -> DropdownInput:
-    """Gemma's sampling presets."""
-    return DropdownInput(
-        name="preset", display_name="Preset", options=list(GEMMA_PRESETS), value="Recommended", real_time_refresh=True,
-        info="Fills in temperature, top-k, top-p and min-p; change them afterwards as you like.",
-    )  # fmt: skip
-
-
-def given(value: Any) -> Any:
-    """An input's value; None when it was left empty, or at auto."""
-    return None if value is None or value in ("", AUTO) else value
-
-
-def loading_options(node: Component) -> dict[str, Any]:
-    """A node's load options; those left open are absent."""
-    values = {name: given(getattr(node, name)) for name in LOADING_FIELDS}
-    if values["context_length"] == 0:
-        values["context_length"] = None
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def sampling_options(node: Component) -> dict[str, Any]:
-    """A node's sampling options; those left open are absent."""
-    values = {name: given(getattr(node, name)) for name in (*SAMPLING_DEFAULTS, "seed")}
-    if values["seed"] == ANY_SEED:
-        values["seed"] = None
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def stop_texts(values: Any) -> list[str]:
-    r"""The texts of a stop input, with \n and \t read as a new line and a tab."""
-    items = values if isinstance(values, list) else [values]
-    return [str(item).replace("\\n", "\n").replace("\\t", "\t") for item in items if given(item) is not None]
 
 
 # -- models to choose from -----------------------------------------------------------------------------------------------
@@ -225,26 +81,70 @@ class LocalModelBaseComponent(LCModelComponent):
     outputs: ClassVar[list[Output]] = [
         Output(display_name="Model Response", name="text_output", method="text_response", types=["Message"]),
         Output(display_name="Language Model", name="model_output", method="build_model", types=["LanguageModel"]),
+        Output(display_name="Structured", name="structured_output", method="structured_response", types=["Data"]),
     ]
 
     def build_model(self) -> LanguageModel:
         """The chat model with this node's options. Loads nothing."""
-        from lfx_local_runtimes.chat import ChatLocalRuntime
+        return self._model()
+
+    def _model(self) -> "NodeModel":
+        from lfx_local_runtimes.node_tools import NodeModel
 
         if given(self.model_name) is None:
             raise ModelNotFound("No model is chosen.", hint="Choose one in the node's Model field.")
         try:
-            return ChatLocalRuntime(
+            return NodeModel(
                 model=self.model_name,
                 stop=stop_texts(self.stop_sequences) or None,
                 raw=bool(self.raw),
                 streaming=bool(self.stream),
                 observer=Reporter(self),
+                tool_choice=given(self.tool_choice) or AUTO,
                 **loading_options(self),
                 **sampling_options(self),
             )
         except ValidationError as error:
             raise InvalidInput(first_problem(error), model_name=self.model_name) from error
+
+    async def text_response(self) -> Message:
+        """The model's answer, after running the tools it calls."""
+        from lfx.base.tools.component_tool import disambiguate_tool_names
+
+        from lfx_local_runtimes.node_tools import with_tools
+
+        model, tools = self._model(), disambiguate_tool_names(given(self.tools) or [])
+        if not tools and model.tool_choice not in (AUTO, "none"):
+            raise InvalidInput(
+                f"Tool Choice is {model.tool_choice}, but there is no tool.", model_name=model.model,
+                hint="Wire one to the node's Tools, or set Tool Choice to auto.",
+            )  # fmt: skip
+        runnable = with_tools(model, tools, self.log) if tools else model
+        self.status = await self.get_chat_result(
+            runnable=runnable, stream=self.stream, input_value=self.input_value, system_message=self.system_message
+        )
+        return self.status
+
+    async def structured_response(self) -> Data:
+        """The model's answer as JSON with the fields of the output schema; the text that is cut off is an error."""
+        if (schema := schema_of(self.output_schema)) is None:
+            if self._vertex is not None and not self._vertex.outgoing_edges:
+                return Data()  # nothing is wired to the node, so Langflow asks for every output
+            raise InvalidInput(
+                "The Structured output has no schema.", hint="Add its fields to the node's Output Schema."
+            )
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        message = await self.get_chat_result(
+            runnable=self._model().bind(response_format=form), stream=False, input_value=self.input_value,
+            system_message="\n\n".join(filter(None, [given(self.system_message), told_of(schema)])),
+        )  # fmt: skip
+        try:
+            return Data(data=json.loads(message.text))
+        except ValueError as error:
+            raise InvalidInput(
+                "The answer ended before its JSON was complete.", model_name=self.model_name,
+                hint="Raise the node's Max Tokens, or remove its Stop texts.",
+            ) from error  # fmt: skip
 
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
@@ -355,14 +255,6 @@ class GemmaBaseComponent(LocalModelBaseComponent):
 
 ACTIONS = ("Load", "Unload", "Register", "Pin", "Unpin", "State")
 REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "pinned")
-
-
-def after_input() -> HandleInput:
-    """A handle that gives a node its place in the order of the flow."""
-    return HandleInput(
-        name="after", display_name="After", input_types=["Message", "Data", "JSON", "DataFrame", "Table"], required=False,
-        info="Optional: run once the node wired here has finished. What it sends is not used.",
-    )  # fmt: skip
 
 
 async def manage_model(node: Component) -> dict[str, Any]:

@@ -7,7 +7,7 @@ read without it too (the prefixed name wins).
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     hf_token: SecretStr | None = Field(
         default=None, validation_alias=_also_bare("HF_TOKEN"), description="For gated models."
     )
+    api_key: SecretStr | None = Field(
+        default=None, description="What the standalone server asks for; without one it serves this machine only."
+    )
 
     @field_validator("model_dirs", mode="before")
     @classmethod
@@ -93,14 +96,14 @@ class Settings(BaseSettings):
         return tuple(path.expanduser().resolve() for path in self.model_dirs or (self.home / "models",))
 
 
-def load_settings() -> Settings:
-    """Read the environment afresh.
+def load_settings(**given: Any) -> Settings:
+    """Read the environment afresh. What is `given` and not None stands above it.
 
     Raises:
         SettingsFault: a value is out of range, or two of them contradict each other.
     """
     try:
-        return Settings()
+        return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).upper().removeprefix(PREFIX)

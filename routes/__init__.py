@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 PREFIX = "/api/v1/runtime"
 TAG = "Local Runtimes"
+OPENAI_TAG = "OpenAI"
 
 
 def build_router(
     manager_getter: "Callable[[], RuntimeManager]", http_auth: Callable[..., Any], ws_auth: Callable[..., Any]
 ) -> "APIRouter":
-    """All routes.
+    """All routes; OpenAI's are among them, under `v1`.
 
     Args:
         manager_getter: the manager to serve; called off the event loop, once per request.
@@ -27,20 +28,32 @@ def build_router(
         ws_auth: the same for a WebSocket, raising `WebSocketException`.
     """
     from fastapi import APIRouter, Depends
-    from starlette.requests import HTTPConnection
 
     from lfx_local_runtimes.routes import generation, models, socket
-    from lfx_local_runtimes.routes.access import provide
+    from lfx_local_runtimes.routes.access import provider
     from lfx_local_runtimes.routes.faults import RESPONSES
 
-    def give_manager(connection: HTTPConnection) -> None:
-        provide(connection, manager_getter())
-
-    guards = [Depends(http_auth), Depends(give_manager)]
+    give_manager = Depends(provider(manager_getter))
+    guards = [Depends(http_auth), give_manager]
     router = APIRouter(prefix=PREFIX, tags=[TAG])
     router.include_router(generation.router, dependencies=guards, responses=RESPONSES)
+    router.include_router(build_openai_router(manager_getter, http_auth))  # before models/{model_name:path}
     router.include_router(models.router, dependencies=guards, responses=RESPONSES)
-    router.include_router(socket.router, dependencies=[Depends(ws_auth), Depends(give_manager)])
+    router.include_router(socket.router, dependencies=[Depends(ws_auth), give_manager])
+    return router
+
+
+def build_openai_router(manager_getter: "Callable[[], RuntimeManager]", http_auth: Callable[..., Any]) -> "APIRouter":
+    """OpenAI's routes alone, under `/v1`; the arguments are those of `build_router`."""
+    from fastapi import APIRouter, Depends
+
+    from lfx_local_runtimes.routes.access import provider
+    from lfx_local_runtimes.routes.faults import OPENAI_RESPONSES
+    from lfx_local_runtimes.routes.openai import endpoints
+
+    router = APIRouter(prefix="/v1", tags=[OPENAI_TAG])
+    guards = [Depends(http_auth), Depends(provider(manager_getter))]
+    router.include_router(endpoints.router, dependencies=guards, responses=OPENAI_RESPONSES)
     return router
 
 

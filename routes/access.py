@@ -1,5 +1,6 @@
 """What every endpoint is handed: the manager and a model's name."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
@@ -18,9 +19,13 @@ ModelRef = Annotated[
 """How a request names a model: its name, a path inside an allowed root, or a hub id."""
 
 
-def provide(connection: HTTPConnection, manager: RuntimeManager) -> None:
-    """Keep the manager for the endpoint of this request."""
-    connection.state.local_runtimes_manager = manager
+def provider(manager_getter: Callable[[], RuntimeManager]) -> Callable[[HTTPConnection], None]:
+    """A dependency that keeps the manager for the endpoint of a request; it runs in a thread."""
+
+    def provide(connection: HTTPConnection) -> None:
+        connection.state.local_runtimes_manager = manager_getter()
+
+    return provide
 
 
 async def _provided(connection: HTTPConnection) -> RuntimeManager:

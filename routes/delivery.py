@@ -1,16 +1,27 @@
-"""A request's events on their way to one client: in batches, as plain messages, cancelled when the client leaves."""
+"""Requests' events on their way to one client: in batches, as server-sent events, cancelled when the client leaves."""
 
 import asyncio
+import contextlib
+import json
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from starlette.types import Receive
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
 
-from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.routes.faults import ClientGone, envelope
 from lfx_local_runtimes.runtimes.config import GenerationResult
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, GenerationStream, Progress, TextDelta
+
+KEEP_ALIVE_S = 10.0
+"""Seconds of silence after which a comment keeps proxies from closing a stream."""
+
+KEEP_ALIVE = ": keep-alive\n\n"
+
+Tagged = tuple[int, Event]
+"""An event and the number of the stream it came from."""
 
 Payload = tuple[str, dict[str, Any]]
 """The name of a message (token, done, error, progress) and what it says."""
@@ -22,55 +33,95 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def whole(stream: GenerationStream, gone: Awaitable[None]) -> GenerationResult:
-    """The finished answer.
+def _waker(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> Callable[[], None]:
+    """What resolves the future from any thread, also after its loop was closed."""
+
+    def resolve() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+            loop.call_soon_threadsafe(resolve)
+
+    return wake
+
+
+async def _result(stream: GenerationStream) -> GenerationResult:
+    """The finished answer. Its pieces stay where they are until the end: nobody is woken for a token."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    stream.request.on_end(_waker(loop, ended))
+    await ended
+    return await stream.wait_async()
+
+
+async def whole(streams: Sequence[GenerationStream], gone: Awaitable[None]) -> list[GenerationResult]:
+    """The finished answers, in the streams' order.
 
     Raises:
-        ClientGone: the client left; the computation is cancelled.
-        RuntimeFault: the request failed.
+        ClientGone: the client left; the computations are cancelled.
+        RuntimeFault: a request failed; the others are cancelled.
     """
-    answer, left = asyncio.ensure_future(stream.wait_async()), asyncio.ensure_future(gone)
+    answers = asyncio.ensure_future(asyncio.gather(*map(_result, streams)))
+    left = asyncio.ensure_future(gone)
     try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
+        waiting: set[asyncio.Future[Any]] = {answers, left}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
             raise ClientGone
-        return answer.result()
+        return answers.result()
     finally:
-        stream.cancel()  # if it still runs
-        answer.cancel()
+        for stream in streams:
+            stream.cancel()  # if it still runs
+        answers.cancel()
         left.cancel()
 
 
-class Delivery:
-    """The events of one stream. `close` must be called at the end; it cancels what still runs."""
+class Feed:
+    """The events of one or several streams. `close` must be called at the end; it cancels what still runs.
 
-    def __init__(self, stream: GenerationStream, gone: Awaitable[None] | None = None) -> None:
-        self.request = stream.request
+    Args:
+        streams: started already.
+        gone: completes when the client has left.
+    """
+
+    def __init__(self, streams: Sequence[GenerationStream], gone: Awaitable[None] | None = None) -> None:
+        self.requests = [stream.request for stream in streams]
         self.ended = False
+        """The last events were taken: every stream's end, or the failure of one."""
+        self._running = len(streams)
         self._gone = asyncio.ensure_future(gone) if gone is not None else None
-        self._next: asyncio.Future[Event] | None = None
-        self._tokens = 0
-        self._first_token: float | None = None
-        self._reported: tuple[str, int] | None = None
 
-    async def take(self, timeout: float | None = None) -> list[Event]:
+    async def take(self, timeout: float | None = None) -> list[Tagged]:
         """All events that have come since the last call; waits for one. Empty after `timeout` seconds without.
 
         Raises:
             ClientGone: the client left.
         """
-        if self._next is None:
-            self._next = asyncio.ensure_future(self.request.channel.aget())
-        waiting: set[asyncio.Future[Any]] = {future for future in (self._next, self._gone) if future is not None}
-        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if self._gone is not None and self._gone.done():
-            raise ClientGone
-        if not self._next.done():
-            return []
-        first, self._next = self._next.result(), None
-        return [first, *self.request.channel.drain()]
+        if not (events := self._drain()):
+            await self._wait(timeout)
+            if self._gone is not None and self._gone.done():
+                raise ClientGone
+            events = self._drain()
+        for _, event in events:
+            self._running -= isinstance(event, Finished | Failed)
+            self.ended = self.ended or not self._running or isinstance(event, Failed)
+        return events
 
-    async def take_first(self, timeout: float) -> list[Event]:
+    def _drain(self) -> list[Tagged]:
+        return [(index, event) for index, request in enumerate(self.requests) for event in request.channel.drain()]
+
+    async def _wait(self, timeout: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+        wake = _waker(loop, woken)
+        if any(request.channel.listen(wake) for request in self.requests):
+            return
+        waiting: set[asyncio.Future[Any]] = {woken} if self._gone is None else {woken, self._gone}
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+    async def take_first(self, timeout: float) -> list[Tagged]:
         """The same, but a request that failed before it did anything raises.
 
         Raises:
@@ -78,33 +129,76 @@ class Delivery:
             RuntimeFault: the request failed.
         """
         events = await self.take(timeout)
-        if events and isinstance(events[-1], Failed) and not any(isinstance(event, TextDelta) for event in events):
-            raise events[-1].error
+        if not any(isinstance(event, TextDelta) for _, event in events):
+            for _, event in events:
+                if isinstance(event, Failed):
+                    raise event.error
         return events
 
-    def messages(self, events: list[Event]) -> Iterator[Payload]:
+    def write(self, events: list[Tagged]) -> str:
+        """The events as server-sent ones."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the computations, if they still run, and stop listening."""
+        for request in self.requests:
+            request.cancel()
+        if self._gone is not None:
+            self._gone.cancel()
+
+
+class Told:
+    """Progress as comments, once per percent."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, int] | None = None
+
+    def news(self, event: Progress) -> tuple[str, int] | None:
+        """The phase and its percent, if they have changed."""
+        percent = event.done * 100 // event.total if event.total else 0
+        if self._last == (event.phase, percent):
+            return None
+        self._last = (event.phase, percent)
+        return self._last
+
+    def comment(self, event: Progress) -> str:
+        """The same as a comment of an event stream."""
+        news = self.news(event)
+        return f": {news[0]} {news[1]}%\n\n" if news else ""
+
+
+class Delivery(Feed):
+    """One stream in the native form."""
+
+    def __init__(self, stream: GenerationStream, gone: Awaitable[None] | None = None) -> None:
+        super().__init__([stream], gone)
+        self.request = stream.request
+        self._tokens = 0
+        self._first_token: float | None = None
+        self._told = Told()
+
+    def messages(self, events: list[Tagged]) -> Iterator[Payload]:
         """What to tell the client. Progress is told once per percent."""
-        for event in events:
+        for _, event in events:
             if isinstance(event, TextDelta):
                 if self._first_token is None:
                     self._first_token = time.monotonic()
-                yield "token", {"request_id": self.request.id, "index": self._tokens, "text": event.text}
+                yield (
+                    "token",
+                    {"request_id": self.request.id, "index": self._tokens, "text": event.text, **_besides(event)},
+                )
                 self._tokens += 1
             elif isinstance(event, Progress):
-                percent = event.done * 100 // event.total if event.total else 0
-                if self._reported != (event.phase, percent):
-                    self._reported = (event.phase, percent)
-                    yield "progress", {"request_id": self.request.id, "phase": event.phase, "percent": percent}
+                if (news := self._told.news(event)) is not None:
+                    yield "progress", {"request_id": self.request.id, "phase": news[0], "percent": news[1]}
             elif isinstance(event, Finished):
-                self.ended = True
                 yield "done", self._done(event.result)
             else:
-                self.ended = True
-                yield "error", self.failure(event.error)
+                yield "error", {"request_id": self.request.id, **envelope(event.error)}
 
-    def failure(self, fault: RuntimeFault) -> dict[str, Any]:
-        """An `error` message."""
-        return {"request_id": self.request.id, **envelope(fault)}
+    def write(self, events: list[Tagged]) -> str:
+        """Messages as named events, progress as comments."""
+        return "".join(_frame(name, data) for name, data in self.messages(events))
 
     def _done(self, result: GenerationResult) -> dict[str, Any]:
         """The result and its metrics: latency as this client saw it, with any load; speed of the computation alone."""
@@ -117,9 +211,66 @@ class Delivery:
             "tokens_per_second": round(speed, 2),
         }
 
-    def close(self) -> None:
-        """End the computation, if it still runs, and stop listening."""
-        self.request.cancel()
-        for task in (self._next, self._gone):
-            if task is not None:
-                task.cancel()
+
+def _besides(delta: TextDelta) -> dict[str, Any]:
+    """What a delta holds beside its text."""
+    found: dict[str, Any] = {"reasoning": delta.reasoning} if delta.reasoning else {}
+    if delta.tool_calls:
+        found["tool_calls"] = [asdict(call) for call in delta.tool_calls]
+    if delta.logprobs:
+        found["logprobs"] = [one.model_dump(mode="json") for one in delta.logprobs]
+    return found
+
+
+def _frame(name: str, data: dict[str, Any]) -> str:
+    if name == "progress":
+        return f": {data['phase']} {data['percent']}%\n\n"
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+class EventStream(Response):
+    """Answers as server-sent events. Sends what is waiting in one piece; ends the computation when the client leaves.
+
+    It listens for the client's leave itself: Starlette's streaming response does so only for some ASGI versions.
+    """
+
+    media_type = "text/event-stream"
+    charset = "utf-8"
+
+    def __init__(self, feed: Feed, first: list[Tagged]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._feed = feed
+        self._first = first
+
+    @classmethod
+    async def begin(cls, feed: Feed) -> "EventStream":
+        """Wait for the first events.
+
+        Raises:
+            ClientGone: the client left.
+            RuntimeFault: the request failed before it did anything; the answer is not begun.
+        """
+        try:
+            return cls(feed, await feed.take_first(KEEP_ALIVE_S))
+        except BaseException:
+            feed.close()
+            raise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream to the end."""
+        feed, events = self._feed, self._first
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while True:
+                text = feed.write(events) if events else KEEP_ALIVE
+                if text or feed.ended:
+                    body = text.encode("utf-8", "replace")
+                    await send({"type": "http.response.body", "body": body, "more_body": not feed.ended})
+                if feed.ended:
+                    return
+                events = await feed.take(KEEP_ALIVE_S)
+        except ClientGone:
+            pass
+        finally:
+            feed.close()

@@ -1,4 +1,4 @@
-"""Faults as HTTP: one table from type to status, one JSON envelope."""
+"""Faults as HTTP: one table from type to status, and two JSON envelopes: ours, and OpenAI's."""
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
 from lfx_local_runtimes import errors
-from lfx_local_runtimes.errors import EngineFailure, InvalidInput, RuntimeFault
+from lfx_local_runtimes.errors import ContextOverflow, EngineFailure, InvalidInput, ModelNotFound, RuntimeFault
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,34 @@ class BodyTooLarge(InvalidInput):
         super().__init__(f"The body is larger than {MAX_BODY_BYTES // 2**20} MiB.", hint="Send a shorter prompt.")
 
 
+class InvalidField(InvalidInput):
+    """A request whose field `param` is wrong: its place, as `messages.0.content`; None for the whole."""
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str = "Correct the fields named.") -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+class Unsupported(InvalidField):
+    """A field that is known and cannot be served; ignoring it would change the answer's meaning."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, hint: str, value: str = "") -> None:
+        super().__init__(f"{param}{' ' if value else ''}{value[:40]} is not supported.", param=param, hint=hint)
+
+
+class RequestCancelled(RuntimeFault):
+    """A request that somebody else ended: a cancel by its id, a forced unload, the end of the server."""
+
+    code = "cancelled"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"Request {request_id} was cancelled before its end.", hint="Send it again if it is still wanted."
+        )
+
+
 class ClientGone(Exception):
     """The client left before its answer was there."""
 
@@ -39,6 +67,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     RuntimeFault: 500,
     InvalidInput: 422,
     BodyTooLarge: 413,
+    RequestCancelled: 499,
     errors.ModelNotFound: 404,
     errors.RequestNotFound: 404,
     errors.ModelConflict: 409,
@@ -77,6 +106,7 @@ _MEANINGS = {
     409: "In conflict, or in use",
     413: "The body is too large",
     422: "Invalid input; the message names the field",
+    429: "Too many requests wait for the model",
     500: "The engine failed; the message says why",
     501: "An optional dependency is missing; the hint says how to install it",
     502: "A download failed",
@@ -104,21 +134,71 @@ def envelope(fault: RuntimeFault) -> dict[str, Any]:
     }
 
 
+# -- OpenAI's form -------------------------------------------------------------------------------------------------------
+
+_OPENAI_STATUS = {422: 400}
+_OPENAI_CODES = {ContextOverflow.code: "context_length_exceeded"}
+
+
+class OpenAIError(BaseModel):
+    """What went wrong, in OpenAI's words."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(description="The field at fault.")
+    code: str | None = Field(examples=["model_not_found"])
+
+
+class OpenAIEnvelope(BaseModel):
+    """The body of every error of the OpenAI routes."""
+
+    error: OpenAIError
+
+
+OPENAI_RESPONSES: dict[int | str, dict[str, Any]] = {
+    _OPENAI_STATUS.get(status, status): {"model": OpenAIEnvelope, "description": meaning}
+    for status, meaning in _MEANINGS.items()
+}
+
+
+def openai_status(fault: RuntimeFault) -> int:
+    """The same status, as OpenAI has it: what is invalid is a 400."""
+    status = status_of(fault)
+    return _OPENAI_STATUS.get(status, status)
+
+
+def openai_envelope(fault: RuntimeFault) -> dict[str, Any]:
+    """A fault in the form that OpenAI's clients read."""
+    param = getattr(fault, "param", None)
+    message = fault.message if fault.message.endswith((".", "?", "!")) else f"{fault.message}."
+    return openai_error(
+        openai_status(fault), f"{message} {fault.hint}".strip(), "model" if isinstance(fault, ModelNotFound) else param,
+        _OPENAI_CODES.get(fault.code, fault.code),
+    )  # fmt: skip
+
+
+def openai_error(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """An error in OpenAI's envelope; the status says of what type it is."""
+    kind = "server_error" if status >= 499 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"error": {"message": _printable(message), "type": kind, "param": param and _printable(param), "code": code}}
+
+
 def _printable(text: str) -> str:
     """Bounded, and free of lone surrogates, which JSON can bring in and UTF-8 cannot carry out."""
     return text[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
 
 
-def validation_fault(problems: Sequence[Any]) -> InvalidInput:
+def validation_fault(problems: Sequence[Any]) -> InvalidField:
     """Pydantic's list of problems as one fault that names the fields."""
-    lines = []
+    lines, first = [], None
     for problem in problems[:_SHOWN_ERRORS]:
         field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "query", "path"))
+        first = first or field[:200]
         reason = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{field[:200]}: {reason}" if field else reason)
     if len(problems) > _SHOWN_ERRORS:
         lines.append(f"and {len(problems) - _SHOWN_ERRORS} more")
-    return InvalidInput("; ".join(lines), hint="Correct the fields named.")
+    return InvalidField("; ".join(lines), param=first or None)
 
 
 def as_fault(error: Exception) -> RuntimeFault:
@@ -149,12 +229,20 @@ class FaultRoute(APIRoute):
                 elif error.status_code == 400:  # FastAPI's "There was an error parsing the body"
                     fault = InvalidInput(str(error.detail), hint="Send JSON as application/json.")
                 else:
-                    raise
+                    return self.refused(error)
             except Exception as error:  # noqa: BLE001 - as_fault logs what is not ours
                 fault = as_fault(error)
-            return JSONResponse(envelope(fault), status_of(fault))
+            return self.answer(fault)
 
         return guarded
+
+    def answer(self, fault: RuntimeFault) -> Response:
+        """The envelope."""
+        return JSONResponse(envelope(fault), status_of(fault))
+
+    def refused(self, error: HTTPException) -> Response:
+        """What authentication raised."""
+        raise error
 
 
 def _bounded(request: Request) -> Receive:

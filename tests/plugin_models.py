@@ -33,6 +33,24 @@ def tiny_gguf(tiny_llama: Path) -> Path:
     return save_gguf(tiny_llama, tiny_llama.with_suffix(".gguf"))
 
 
+@pytest.fixture(scope="session")
+def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that Transformers does not batch: its attention would not see the cache."""
+    import torch
+    from transformers import BloomConfig, BloomForCausalLM
+
+    tokenizer, folder = byte_tokenizer(), tmp_path_factory.mktemp("bloom") / "tiny-bloom"
+    config = BloomConfig(
+        vocab_size=len(tokenizer), hidden_size=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BloomForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_llama(folder: Path, *, hidden: int = 64, layers: int = 2, spread: float = 0.1) -> Path:
     """Write a Llama with random weights, the same at every call, and its tokenizer.
 

@@ -21,6 +21,7 @@ from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime, Step
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.requests import Event
 from lfx_local_runtimes.runtimes.requests import Request as EngineRequest
 from lfx_local_runtimes.settings import Settings
 
@@ -35,6 +36,8 @@ class Stage:
         self.load_fault: Exception | None = None
         self.serve_fault: Exception | None = None
         self.fault_after = 0
+        self.events: list[Event] = []
+        """If there are any, these are the answer."""
         self.requests: list[EngineRequest] = []
         self.go_on = threading.Event()
         self.go_on.set()
@@ -90,7 +93,10 @@ class Puppet(ScriptedRuntime):
 
     def _serve(self, request: EngineRequest) -> None:
         self._stage.note(request)
-        super()._serve(request)
+        for event in self._stage.events:
+            request.emit(event)
+        if not self._stage.events:
+            super()._serve(request)
 
 
 def write_model(folder: Path) -> None:
@@ -140,7 +146,15 @@ def _application(layers: int) -> FastAPI:
 class Exchange:
     """One HTTP request, spoken in ASGI: the body may come in chunks, and the client may leave when it likes."""
 
-    def __init__(self, app: FastAPI, path: str, *chunks: bytes, method: str = "POST", window: int = 0) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        path: str,
+        *chunks: bytes,
+        method: str = "POST",
+        window: int = 0,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         """`window`: how many messages fit between the application and a client that does not read; 0 is no limit."""
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         for index, chunk in enumerate(chunks):
@@ -150,7 +164,10 @@ class Exchange:
             "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
             "scheme": "http", "path": PREFIX + path, "raw_path": (PREFIX + path).encode(), "query_string": b"",
             "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
-            "headers": [(b"content-type", b"application/json"), (b"x-api-key", KEY["x-api-key"].encode())],
+            "headers": [
+                (name.encode(), value.encode())
+                for name, value in {"content-type": "application/json", **KEY, **(headers or {})}.items()
+            ],
         }  # fmt: skip
         self.ended = asyncio.ensure_future(app(scope, self._inbox.get, self._sent.put))
         self.status = 0

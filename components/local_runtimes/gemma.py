@@ -1,14 +1,15 @@
 """The Gemma node."""
 
-from lfx_local_runtimes.nodes import (
+from lfx_local_runtimes.node_inputs import (
     GEMMA_PRESETS,
-    GemmaBaseComponent,
     chat_inputs,
     loading_inputs,
     model_input,
     preset_input,
     sampling_inputs,
+    tool_inputs,
 )
+from lfx_local_runtimes.nodes import GemmaBaseComponent
 
 
 class GemmaComponent(GemmaBaseComponent):
@@ -28,6 +29,7 @@ class GemmaComponent(GemmaBaseComponent):
         ),
         preset_input(),
         *chat_inputs(),
-        *loading_inputs(runtime_type="gemma_local", engines=("gemma_local", "gemma_streaming", "auto")),
+        *tool_inputs(),
+        *loading_inputs(engines=("auto", "gemma_local", "gemma_streaming")),
         *sampling_inputs(GEMMA_PRESETS["Recommended"]),
     ]

@@ -1,12 +1,7 @@
 """The Local Model node."""
 
-from lfx_local_runtimes.nodes import (
-    LocalModelBaseComponent,
-    chat_inputs,
-    loading_inputs,
-    model_input,
-    sampling_inputs,
-)
+from lfx_local_runtimes.node_inputs import chat_inputs, loading_inputs, model_input, sampling_inputs, tool_inputs
+from lfx_local_runtimes.nodes import LocalModelBaseComponent
 
 
 class LocalModelComponent(LocalModelBaseComponent):
@@ -25,6 +20,7 @@ class LocalModelComponent(LocalModelBaseComponent):
             info="A model on this machine, or any Hugging Face id, which is fetched when it is first used.",
         ),
         *chat_inputs(),
+        *tool_inputs(),
         *loading_inputs(),
         *sampling_inputs(),
     ]

@@ -66,6 +66,20 @@ def test_code_pipeline_writes_a_program_that_runs(gemma_safetensors: Path) -> No
     assert ran.stdout == "7\n"
 
 
+@pytest.mark.parametrize(("question", "result"), [("What is 127 + 315?", "442"), ("How much is 12 times 12?", "144")])
+def test_tools_agent_calculates_with_its_tool(question: str, result: str) -> None:
+    """Langflow's Agent, which loads no extension here, on our node's model."""
+    answer, ended = lfx_run("tools_agent", question)
+    assert answer == f"The result is {result}."
+    assert ended < END_WITHIN_S
+
+
+def test_parallel_branches_answer_in_one() -> None:
+    answer, ended = lfx_run("parallel_branches", "Italy")
+    assert answer.splitlines() == ["Capital: Rome", "Language: Italian", "Currency: euro", "Continent: Europe"]
+    assert ended < END_WITHIN_S
+
+
 def test_a_missing_model_is_one_clear_error() -> None:
     flow = json.loads((FOLDER / "local_chat.json").read_text(encoding="utf-8"))
     for node in flow["data"]["nodes"]:

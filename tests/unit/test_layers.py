@@ -15,17 +15,19 @@ FOLDERS = {
 }
 
 BASE = {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("errors", "settings", "optional"))}
-ADAPTERS = {f"{PACKAGE}.{name}" for name in ("chat", "provider", "nodes")}
+ADAPTERS = {f"{PACKAGE}.{name}" for name in ("chat", "messages", "provider", "nodes", "node_inputs", "node_tools")}
+APPS = {f"{PACKAGE}.{name}" for name in ("cli", "server")}
 
 MAY_IMPORT = {
     "base": {"base"},
     "runtimes": {"base", "runtimes"},
     "adapters": {"base", "runtimes", "adapters"},
     "routes": {"base", "runtimes", "routes"},
+    "apps": {"base", "runtimes", "routes", "apps"},
     "components": {"base", "runtimes", "adapters"},
     "flows": {"base", "components"},
 }
-HEAVY = {"torch", "transformers", "llama_cpp", "torchao", "bitsandbytes", "numpy", "accelerate", "gguf"}
+HEAVY = {"torch", "transformers", "llama_cpp", "torchao", "bitsandbytes", "numpy", "accelerate", "gguf", "llguidance"}
 HOSTS = {"lfx", "langflow", "langchain_core", "fastapi", "starlette"}
 """What the engine room must not know, so that it can move into a process of its own."""
 
@@ -82,7 +84,8 @@ def layer(module: str) -> str | None:
     second = module.removeprefix(PACKAGE).lstrip(".").partition(".")[0]
     if second in {"components", "flows", "routes", "runtimes"}:
         return second
-    return "adapters" if f"{PACKAGE}.{second}" in ADAPTERS else "base"
+    name = f"{PACKAGE}.{second}"
+    return "adapters" if name in ADAPTERS else "apps" if name in APPS else "base"
 
 
 def violations(module: str, source: str) -> list[str]:
@@ -112,8 +115,8 @@ def test_imports_run_one_way(module: str) -> None:
 
 
 def test_every_root_module_has_a_layer() -> None:
-    root = {module for module in SOURCES if layer(module) in {"base", "adapters"}}
-    assert root <= BASE | ADAPTERS
+    root = {module for module in SOURCES if layer(module) in {"base", "adapters", "apps"}}
+    assert root <= BASE | ADAPTERS | APPS
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,8 @@ def test_every_root_module_has_a_layer() -> None:
         ("components.local_runtimes.model", "def build():\n    import lfx_local_runtimes.routes.models"),
         ("components.local_runtimes.model", "import numpy"),
         ("chat", "from lfx_local_runtimes import routes"),
+        ("routes.models", "from lfx_local_runtimes import server"),
+        ("cli", "from lfx_local_runtimes.chat import ChatLocalRuntime"),
     ],
 )
 def test_a_violation_is_seen(module: str, source: str) -> None:
@@ -145,6 +150,7 @@ def test_a_violation_is_seen(module: str, source: str) -> None:
     [
         ("settings", "from lfx_local_runtimes.errors import SettingsFault"),
         ("nodes", "from lfx_local_runtimes.chat import ChatLocalRuntime"),
+        ("server", "from lfx_local_runtimes.routes import build_router"),
         ("runtimes.engines.transformers", "def load():\n    import torch"),
         ("runtimes.engines.transformers", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("routes.models", "from fastapi import APIRouter\nfrom lfx_local_runtimes.runtimes import ModelConfig"),

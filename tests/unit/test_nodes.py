@@ -5,13 +5,16 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import StructuredTool
 from lfx.components.input_output.chat import ChatInput
 from lfx.components.input_output.chat_output import ChatOutput
+from lfx.components.models_and_agents.prompt import PromptComponent
 from lfx.custom.custom_component.component import Component
 from lfx.custom.validate import create_class
 from lfx.events.event_manager import EventManager
@@ -23,9 +26,11 @@ from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelC
 from lfx_local_runtimes.components.local_runtimes.model_manager import ModelManagerComponent
 from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeStatusComponent
 from lfx_local_runtimes.errors import InvalidInput, ModelBusy, ModelConflict, ModelNotFound, PathNotAllowed
-from lfx_local_runtimes.nodes import GEMMA_PRESETS, SAMPLING_DEFAULTS, Reporter, stop_texts
+from lfx_local_runtimes.node_inputs import GEMMA_PRESETS, SAMPLING_DEFAULTS, TOOL_ROUNDS, schema_of, stop_texts, told_of
+from lfx_local_runtimes.nodes import Reporter
 from lfx_local_runtimes.provider import live_models
 from lfx_local_runtimes.runtimes import GenerationConfig
+from lfx_local_runtimes.runtimes.engines.scripted import Step
 from lfx_local_runtimes.runtimes.requests import Progress
 from tests.routes_app import write_model
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
@@ -65,7 +70,9 @@ def test_a_node_explains_itself(node: type[Component]) -> None:
 @pytest.mark.parametrize("node", [LocalModelComponent, GemmaComponent])
 def test_a_model_node_is_small_until_it_is_opened(node: type[Component]) -> None:
     shown = [field.name for field in node.inputs if not field.advanced]
-    assert shown == [name for name in ("model_name", "preset", "input_value", "system_message") if name in shown]
+    assert shown == [
+        name for name in ("model_name", "preset", "input_value", "system_message", "tools") if name in shown
+    ]
 
 
 @pytest.mark.parametrize("path", sorted((COMPONENTS / "local_runtimes").glob("[!_]*.py")), ids=lambda path: path.stem)
@@ -120,9 +127,9 @@ def test_every_option_reaches_the_model() -> None:
     )
 
 
-def test_the_gemma_node_starts_with_its_engine_and_preset() -> None:
+def test_the_gemma_node_starts_with_its_preset_and_shares_the_model_with_other_nodes() -> None:
     model = GemmaComponent().build_model()
-    assert model.runtime_type == "gemma_local"
+    assert model.runtime_type is None  # another engine would be a second copy in memory
     assert {name: getattr(model, name) for name in GEMMA_PRESETS["Recommended"]} == GEMMA_PRESETS["Recommended"]
 
 
@@ -283,6 +290,218 @@ async def test_a_fault_names_the_model_and_the_remedy(stage: Theatre) -> None:
     graph.get_vertex("LocalModel-chat").update_raw_params({"model_name": "nobody"}, overwrite=True)
     with pytest.raises(Exception, match="nobody"):
         await run(graph)
+
+
+async def test_four_branches_are_asked_at_the_same_time(stage: Theatre) -> None:
+    """By the runner of Langflow's server. No answer ends before all four requests have reached the model."""
+
+    class AllFour:
+        def wait(self, timeout: float) -> bool:
+            return stage.manager.model_status("parrot").leases == 4 or threading.Event().wait(timeout)
+
+    asked = AllFour()
+    stage.script = lambda config: (
+        (asked, config.turns[0].content) if len(stage.requests) == 1 else (config.turns[0].content,)
+    )
+    ask = ChatInput(_id="ChatInput-ask", should_store_message=False).set(input_value="Hi")
+    branches = {}
+    for index in range(4):
+        model = LocalModelComponent(_id=f"LocalModel-{index}").set(
+            input_value=ask.message_response, system_message=str(index), model_name="parrot"
+        )
+        branches[f"answer{index}"] = model.text_response
+    join = PromptComponent(_id="Prompt-join").set(template=" ".join(f"{{{name}}}" for name in branches), **branches)
+    say = ChatOutput(_id="ChatOutput-say", should_store_message=False).set(input_value=join.build_prompt)
+    graph = Graph(ask, say)
+    graph.session_id = "a session"
+    await graph.process(fallback_to_env_vars=False)
+    assert graph.get_vertex("ChatOutput-say").result.results["message"].text == "0 1 2 3"
+
+
+# -- tools and structured output ------------------------------------------------------------------------------------------
+
+
+def adder(fault: Exception | None = None) -> StructuredTool:
+    """A tool `add` that adds, or fails."""
+
+    async def add(a: int, b: int) -> str:
+        """Add two numbers."""
+        if fault is not None:
+            raise fault
+        return str(a + b)
+
+    return StructuredTool.from_function(coroutine=add)
+
+
+CALL = '{"name": "add", "arguments": {"a": 2, "b": 3}}'
+
+
+def calls_when_forced(config: GenerationConfig) -> Iterable[Step]:
+    """Calls `add` if it has to, and otherwise says what it was told last."""
+    return tuple(CALL) if config.tool_choice in ("add", "required") else ("It says: ", config.turns[-1].content)
+
+
+@pytest.mark.parametrize(("choice", "then"), [("add", "none"), ("required", "auto")])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_tool_is_called_and_its_result_answered_with(
+    stage: Theatre, stream: bool, choice: str, then: str
+) -> None:
+    stage.script = calls_when_forced
+    events = Events()
+    assert await run(chat(stream=stream, tools=[adder()], tool_choice=choice), events) == "It says: 5"
+    assert [request.tool_choice for request in stage.requests] == [choice, then]
+    assert [turn.role for turn in stage.requests[1].turns] == ["user", "assistant", "tool"]
+    assert [log["message"] for log in events.logs if log["name"] == "tool"] == [
+        {"tool": "add", "arguments": {"a": 2, "b": 3}, "result": "5"}
+    ]
+
+
+async def test_tools_are_offered_and_need_not_be_called(stage: Theatre) -> None:
+    assert await run(chat(tools=[adder()])) == "Hello"
+    assert [(request.tool_choice, [tool.name for tool in request.tools]) for request in stage.requests] == [
+        ("auto", ["add"])
+    ]
+
+
+async def test_a_model_that_only_calls_is_made_to_answer(stage: Theatre) -> None:
+    stage.script = lambda config: ("enough",) if config.tool_choice == "none" else (CALL,)
+    assert await run(chat(tools=[adder()])) == "enough"
+    assert len(stage.requests) == TOOL_ROUNDS + 1
+
+
+async def test_the_model_is_told_of_a_tools_failure(stage: Theatre) -> None:
+    stage.script = calls_when_forced
+    answer = await run(chat(tools=[adder(ValueError("out of fingers"))], tool_choice="add"))
+    assert answer == "It says: add failed: out of fingers"
+
+
+async def test_a_call_that_breaks_off_is_an_error(stage: Theatre) -> None:
+    stage.script = lambda config: (CALL[:-5],)
+    with pytest.raises(Exception, match=r"add broke off.*Max Tokens"):
+        await run(chat(tools=[adder()], tool_choice="add", stream=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tools": [], "tool_choice": "add"}, "there is no tool"),
+        ({"tools": [adder()], "tool_choice": "subtract"}, "none of the tools: add"),
+        ({"tools": [adder()], "raw": True}, "tools need messages"),
+    ],
+)
+async def test_a_choice_that_cannot_be_is_an_error(stage: Theatre, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(Exception, match=named):
+        await run(chat(**options))
+    assert stage.requests == []
+
+
+async def test_stop_while_a_tool_runs_ends_the_flow(stage: Theatre) -> None:
+    stage.script = calls_when_forced
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def add(a: int, b: int) -> str:
+        """Never ends by itself."""
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return ""
+
+    task = asyncio.create_task(
+        run(chat(tools=[StructuredTool.from_function(coroutine=add)], tool_choice="add"), Events())
+    )
+    await asyncio.wait_for(begun.wait(), PATIENCE_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+    assert len(stage.requests) == 1
+
+
+async def test_stop_with_tools_ends_the_computation(stage: Theatre) -> None:
+    begun = stage.endless()
+    task = asyncio.create_task(run(chat(tools=[adder()]), Events()))
+    assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(stage.wait_until_idle)
+
+
+async def test_an_agents_first_call_is_the_nodes_choice(stage: Theatre) -> None:
+    """Langflow's Agent binds its tools without a choice, every time again."""
+    stage.script = calls_when_forced
+    bound = LocalModelComponent(model_name="parrot", tool_choice="add").build_model().bind_tools([adder()])
+    first = await bound.ainvoke([HumanMessage("2 and 3?")])
+    assert isinstance(first, AIMessage)
+    assert [(call["name"], call["args"]) for call in first.tool_calls] == [("add", {"a": 2, "b": 3})]
+    told = ToolMessage("5", tool_call_id=first.tool_calls[0]["id"])
+    assert (await bound.ainvoke([HumanMessage("2 and 3?"), first, told])).text == "It says: 5"
+
+
+ROWS = [
+    {"name": "city", "type": "str", "description": "where", "multiple": False},
+    {"name": "years", "type": "int", "description": "", "multiple": "True"},
+]
+
+
+def structured(**options: Any) -> LocalModelComponent:
+    return LocalModelComponent(_id="LocalModel-chat", input_value="Hi", model_name="parrot", **options)
+
+
+async def test_structured_output_is_data_of_the_schema(stage: Theatre) -> None:
+    stage.script = lambda config: ('{"city": "Rome", ', '"years": [1, 2]}')
+    data = await structured(output_schema=ROWS, system_message="Be brief.").structured_response()
+    assert data.data == {"city": "Rome", "years": [1, 2]}
+    asked = stage.requests[-1]
+    assert asked.grammar is not None
+    assert asked.grammar.json_schema == schema_of(ROWS)
+    assert asked.turns[0].content == f"Be brief.\n\n{told_of(schema_of(ROWS) or {})}"
+
+
+def test_a_schema_and_what_the_model_is_told() -> None:
+    schema = schema_of(ROWS)
+    assert schema == {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "where"},
+            "years": {"type": "array", "items": {"type": "integer"}},
+        },
+        "required": ["city", "years"],
+        "additionalProperties": False,
+    }
+    assert told_of(schema).splitlines()[1:] == ["- city (string): where", "- years (list of integer)"]
+    assert schema_of([]) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([{"name": " ", "type": "str"}], "row 1: it has no name"),
+        ([{"name": "a", "type": "str"}, {"name": "a", "type": "int"}], "row 2: a is there already"),
+        ([{"name": "a", "type": "date"}], "row 1: date is not a type"),
+    ],
+)
+def test_a_schema_that_cannot_be_names_the_row(rows: list[dict[str, Any]], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        schema_of(rows)
+
+
+async def test_json_that_is_cut_off_says_what_to_do(stage: Theatre) -> None:
+    stage.script = lambda config: ('{"city": "Ro',)
+    with pytest.raises(InvalidInput, match="Max Tokens"):
+        await structured(output_schema=ROWS).structured_response()
+
+
+async def test_structured_output_without_a_schema(stage: Theatre) -> None:
+    """Wired, it is an error; in a node with no wires, where Langflow asks for every output, it is nothing."""
+    with pytest.raises(InvalidInput, match="Output Schema"):
+        await structured().structured_response()
+    node = structured()
+    graph = Graph(node, node)
+    assert [result async for result in graph.async_start()]
+    assert len(stage.requests) == 1  # the text
 
 
 def test_progress_is_logged_in_tenths() -> None:

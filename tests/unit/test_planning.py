@@ -15,7 +15,7 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import Device, Memory
-from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_loads
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.settings import Settings
@@ -102,6 +102,17 @@ def test_context() -> None:
     assert plans(info(), context_length=8192)[0].context_length == 8192
     with pytest.raises(InvalidInput, match="8,192 tokens the model was trained for"):
         plans(info(), context_length=8193)
+
+
+def test_as_many_sequences_as_their_caches_are_worth() -> None:
+    """Half a GiB of cache for each in bf16, a GiB in fp32; no more than a GiB beside weights this small."""
+    model = info(ModelFormat.SAFETENSORS, layers=(AttentionLayer(8, 128, 128),) * 32)
+    for dtype, kept in (("bf16", 2), ("fp32", 1)):
+        (plan,) = plans(model, quantization=dtype)
+        assert plan.sequences == kept
+        assert 2**30 <= plan.memory["cpu"] < 1.1 * 2**30
+    assert plans(model, parallel=5)[0].sequences == 5
+    assert plans(info(ModelFormat.SAFETENSORS))[0].sequences == 8
 
 
 @pytest.mark.parametrize(

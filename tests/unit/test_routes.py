@@ -230,6 +230,7 @@ def test_generate_returns_the_result(client: TestClient, registered: str) -> Non
     assert (result["metadata"]["engine"], result["metadata"]["device"]) == ("puppet", "cpu")
     assert {key: value for key, value in result.items() if key not in (*TIMING, "metadata")} == {
         "text": "t0 t1 t2 ", "model_name": registered, "tokens_generated": 3, "prompt_tokens": 2, "finish_reason": "length",
+        "reasoning": None, "tool_calls": [], "logprobs": None,
     }  # fmt: skip
 
 
@@ -237,7 +238,7 @@ def test_generate_takes_messages(client: TestClient, registered: str, stage: Sta
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hé\u2028"}]
     client.post("/generate", json={"model_name": registered, "messages": messages, "max_tokens": 1, "temperature": 0})
     config = stage.requests[-1].config
-    assert [turn.model_dump() for turn in config.messages or ()] == messages
+    assert [turn.model_dump(exclude_unset=True) for turn in config.messages or ()] == messages
     assert config.temperature == 0
     assert type(config).__name__ == "GenerationConfig"
 
@@ -321,7 +322,7 @@ async def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(app: Fast
 EXPECTED = {
     errors.InvalidInput: 422, errors.ContextOverflow: 422, errors.TemplateFault: 422, errors.InvalidModelFile: 422,
     errors.ModelNotFound: 404, errors.RequestNotFound: 404, errors.ModelConflict: 409, errors.ModelBusy: 409,
-    errors.DoesNotFit: 507, errors.NotAllowed: 403, errors.PathNotAllowed: 403, errors.PickleRefused: 403,
+    errors.QueueFull: 429, errors.DoesNotFit: 507, errors.NotAllowed: 403, errors.PathNotAllowed: 403, errors.PickleRefused: 403,
     errors.RemoteCodeRefused: 403, errors.MissingExtra: 501, errors.DeviceUnavailable: 422, errors.DownloadFailed: 502,
     errors.Offline: 404, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.SettingsFault: 500, RuntimeFault: 500,
 }  # fmt: skip
@@ -378,6 +379,7 @@ def test_openapi_describes_the_contract(app: FastAPI) -> None:
         (method.upper(), path.removeprefix(PREFIX)): operation
         for path, operations in schema["paths"].items()
         for method, operation in operations.items()
+        if not path.startswith(f"{PREFIX}/v1/")  # test_openai_routes.py
     }
     assert set(described) == CONTRACT
     for operation in described.values():

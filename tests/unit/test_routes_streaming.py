@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from lfx_local_runtimes.errors import ModelBusy
-from lfx_local_runtimes.routes import PREFIX, generation
+from lfx_local_runtimes.routes import PREFIX, delivery
 from lfx_local_runtimes.routes.delivery import Delivery
 from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
@@ -173,7 +173,7 @@ async def test_a_stream_whose_task_is_cancelled_ends_the_computation(manager: Ru
 async def test_silence_is_filled_with_comments(
     manager: RuntimeManager, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(delivery, "KEEP_ALIVE_S", 0.02)
     with stage.held():
         stream = open_stream(manager, max_tokens=2)
         assert await stream.start() == 200
@@ -184,11 +184,11 @@ async def test_silence_is_filled_with_comments(
 
 
 async def test_progress_is_told_once_per_percent() -> None:
-    delivery = Delivery(GenerationStream(Request(MODEL, GenerationConfig(prompt="hi"))))
+    feed = Delivery(GenerationStream(Request(MODEL, GenerationConfig(prompt="hi"))))
     events = [Progress("download", done, 1000) for done in (0, 4, 9, 10, 12, 20)] + [Progress("load"), Progress("load")]
-    told = [(data["phase"], data["percent"]) for _, data in delivery.messages(list(events))]
+    told = [(data["phase"], data["percent"]) for _, data in feed.messages([(0, event) for event in events])]
     assert told == [("download", 0), ("download", 1), ("download", 2), ("load", 0)]
-    delivery.close()
+    feed.close()
 
 
 def test_a_running_request_keeps_its_id(client: TestClient, stage: Stage) -> None:

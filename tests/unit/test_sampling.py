@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import EngineFailure
 from lfx_local_runtimes.runtimes.config import GenerationConfig
-from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, penalise, shortlist
+from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, logprob, penalise, shortlist
 
 torch = pytest.importorskip("torch")
 
@@ -101,9 +101,8 @@ def test_penalty_divides_positive_scores_and_multiplies_others_once_per_token() 
 
 
 def draws(scores: Any, count: int, seed: int = 7, prompt: tuple[int, ...] = (0,), **options: Any) -> list[int]:
-    sampler = Sampler(GenerationConfig(prompt="x", **options), seed)
-    ids = torch.tensor([prompt])
-    return [int(sampler(ids, scores[None].clone()).argmax()) for _ in range(count)]
+    sampler = Sampler(GenerationConfig(prompt="x", **options), seed, prompt, end_ids=(1,))
+    return [sampler.sample(scores.clone()) for _ in range(count)]
 
 
 @pytest.mark.parametrize("limits", [{"top_k": 0, "top_p": 1, "min_p": 0}, {"top_k": 3, "top_p": 1, "min_p": 0}])
@@ -130,14 +129,78 @@ def test_the_process_wide_random_state_is_not_touched() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_greedy_leaves_the_scores_alone() -> None:
-    scores = noise(100)[None]
-    sampler = Sampler(GenerationConfig(prompt="x", temperature=0), 0)
-    assert torch.equal(sampler(torch.tensor([[1]]), scores.clone()), scores)
+def greedy(*scores: float, count: int = 1, **options: Any) -> list[int]:
+    return draws(torch.tensor(scores), count, temperature=0, **options)
 
 
-def test_greedy_counts_the_penalty() -> None:
-    assert draws(torch.tensor([3.0, 2.0]), 1, temperature=0, repetition_penalty=2.0) == [1]
+def test_greedy_takes_the_best() -> None:
+    assert greedy(0.0, 1.0, 3.0, 2.0, count=3) == [2, 2, 2]
+
+
+def test_the_repetition_penalty_counts_prompt_and_answer() -> None:
+    assert greedy(3.0, 0.0, 2.0, repetition_penalty=2.0) == [2]
+    assert greedy(3.0, 0.0, 2.0, 1.9, count=3, repetition_penalty=2.0) == [2, 3, 0]
+    assert greedy(3.0, 0.0, 2.0, count=2) == [0, 0]
+
+
+def test_the_frequency_penalty_grows_and_the_presence_penalty_does_not() -> None:
+    scores = (3.0, 0.0, 2.2)  # token 0 is in the prompt, which they do not count
+    assert greedy(*scores, count=6, frequency_penalty=0.3) == [0, 0, 0, 2, 0, 2]
+    assert greedy(*scores, count=6, presence_penalty=0.7) == [0] * 6
+    assert greedy(*scores, count=6, presence_penalty=0.9) == [0, 2, 0, 0, 0, 0]
+    assert greedy(*scores, count=3, frequency_penalty=-2) == [0] * 3
+
+
+def test_a_bias_is_added_and_minus_100_bans() -> None:
+    assert greedy(3.0, 0.0, 2.0, logit_bias={2: 1.5}) == [2]
+    assert greedy(3.0, 0.0, 2.0, logit_bias={0: -100, 2: -3}) == [1]
+    assert greedy(3.0, 0.0, 2.0, logit_bias={70_000: 5}) == [0]  # beyond the vocabulary
+    assert set(draws(torch.tensor([0.0, 0.0]), 50, logit_bias={0: -100})) == {1}
+
+
+def test_an_answer_does_not_end_before_min_tokens_nor_at_all_with_ignore_eos() -> None:
+    assert greedy(2.0, 3.0, 1.0, count=4, min_tokens=2) == [0, 0, 1, 1]
+    assert greedy(2.0, 3.0, 1.0, count=4, ignore_eos=True) == [0] * 4
+
+
+class Spells:
+    """Allows one token after the other."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.left = list(tokens)
+
+    def mask(self, scores: Any) -> None:
+        kept = scores[self.left[0]]
+        scores[:] = -math.inf
+        scores[self.left[0]] = kept
+
+    def accept(self, token: int) -> None:
+        assert token == self.left.pop(0)
+
+    @property
+    def done(self) -> bool:
+        return not self.left
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_constraint_leaves_what_it_allows(temperature: float) -> None:
+    sampler = Sampler(GenerationConfig(prompt="x", temperature=temperature), 1, constraint=Spells(4, 7, 4))
+    drawn = []
+    while not sampler.done:
+        drawn.append(sampler.sample(noise(10)))
+    assert drawn == [4, 7, 4]
+
+
+def test_logprobs_are_the_models_own() -> None:
+    scores = noise(1000)
+    told = logprob(5, scores, 3, lambda token: f"t{token}é".encode()[:-1])
+    shares = scores.double().log_softmax(0)
+    best = scores.topk(3).indices.tolist()
+    assert told.logprob == pytest.approx(float(shares[5]))
+    assert (told.token, told.bytes) == ("t5\N{REPLACEMENT CHARACTER}", tuple(b"t5\xc3"))
+    assert [one.token for one in told.top] == [f"t{token}\N{REPLACEMENT CHARACTER}" for token in best]
+    assert [one.logprob for one in told.top] == pytest.approx(shares[best].tolist())
+    assert logprob(0, torch.tensor([-math.inf, 0.0]), 0, lambda token: b"").logprob == -9999
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-9])

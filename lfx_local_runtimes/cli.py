@@ -1,0 +1,384 @@
+"""`lfx-local-runtimes`: serve models, look at them, fetch them, and talk to one, from a shell."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lfx_local_runtimes.errors import RuntimeFault
+from lfx_local_runtimes.runtimes.config import ChatMessage, GenerationConfig
+from lfx_local_runtimes.runtimes.requests import Progress, TextDelta
+from lfx_local_runtimes.settings import load_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lfx_local_runtimes.runtimes.manager import RuntimeManager
+
+DEFAULT_URL = "http://127.0.0.1:11540"
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, by the shells' convention."""
+
+app = typer.Typer(
+    name="lfx-local-runtimes", help="Local models: serve them, look at them, fetch them, talk to one.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Name = Annotated[str, typer.Argument(help="A known model, a path in a model folder, or a Hugging Face id.")]
+Url = Annotated[str, typer.Option(help="The server; Langflow with this package is one too.")]
+Key = Annotated[str | None, typer.Option(help="Its API key; by default LOCAL_RUNTIMES_API_KEY.")]
+ModelDirs = Annotated[
+    list[Path] | None,
+    typer.Option("--model-dir", help="A model folder; may be repeated. By default LOCAL_RUNTIMES_MODEL_DIRS."),
+]
+
+
+class ServerFault(RuntimeFault):
+    """A server that does not answer, or refuses."""
+
+    code = "server_fault"
+
+
+class NoServer(ServerFault):
+    """Nothing answers there."""
+
+    code = "no_server"
+
+
+def main() -> None:
+    """Run the command line; a fault is one line on standard error and exit status 1."""
+    try:
+        app()
+    except RuntimeFault as fault:
+        typer.echo(f"error: {fault}", err=True)
+        sys.exit(1)
+
+
+# -- serving -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; others than this machine need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 11540,
+    api_key: Annotated[
+        str | None, typer.Option(help="What clients must send; by default LOCAL_RUNTIMES_API_KEY.")
+    ] = None,
+    model_dir: ModelDirs = None,
+) -> None:
+    """Serve the REST and OpenAI routes, without Langflow, until Ctrl-C."""
+    from lfx_local_runtimes.runtimes.manager import RuntimeManager
+    from lfx_local_runtimes.server import make_server
+
+    settings = load_settings(api_key=api_key, model_dirs=tuple(model_dir) if model_dir else None)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    manager = RuntimeManager(settings)
+    try:
+        server = make_server(manager, host, port, key)
+        with contextlib.suppress(KeyboardInterrupt):  # raised again once the server has ended
+            server.run()
+        if not server.started:
+            raise typer.Exit(1)  # it has said why
+    finally:
+        manager.close()
+
+
+# -- models on this machine ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = None) -> None:
+    """List every known model: as the server sees them if one runs, else as they lie on this machine."""
+    rows = None if model_dir else _server_models(url, api_key)
+    if rows is None:
+        with _manager(model_dir) as manager:
+            rows = [status.model_dump() for status in manager.list_models()]
+    _table(
+        ("NAME", "FORMAT", "SIZE", "STATE"),
+        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), row["state"]) for row in rows],
+    )
+
+
+@app.command()
+def pull(name: Name, model_dir: ModelDirs = None) -> None:
+    """Fetch a model from the Hugging Face hub. What was downloaded before a Ctrl-C stays; the same command goes on."""
+    stop = threading.Event()
+    with _manager(model_dir) as manager:
+        config = manager.catalog.resolve(name).config
+        if (there := manager.catalog.locate(config)) is not None:
+            typer.echo(f"{config.model_name} is here already: {there}")
+            return
+        with _progress() as report:
+            path = _in_thread(lambda: manager.catalog.fetch(config, report, stop.is_set), stop)
+    if path is None:
+        typer.echo("Stopped. The same command goes on from here.", err=True)
+        raise typer.Exit(INTERRUPTED)
+    typer.echo(f"{config.model_name}: {path}")
+
+
+def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
+    """What `work` returns. Ctrl-C sets `stop` and waits for its end, and then there is no result."""
+    done: list[Path] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="pull", daemon=True)
+    try:
+        thread.start()
+        thread.join()
+    except KeyboardInterrupt:
+        stop.set()
+        thread.join()
+        return None
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+# -- talking -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    name: Name,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The question. Without one: a chat, or what is piped in.")
+    ] = None,
+    *,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=5)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    model_dir: ModelDirs = None,
+) -> None:
+    """Ask a model, in this process. Ctrl-C stops the answer."""
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    chosen = {option: value for option, value in options.items() if value is not None}
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    with _manager(model_dir) as manager:
+        chat = Chat(manager, name, system, chosen)
+        if prompt is None:
+            _converse(chat)
+        elif not chat.ask(prompt):
+            raise typer.Exit(INTERRUPTED)
+
+
+class Chat:
+    """A conversation with one model, printed as it goes."""
+
+    def __init__(self, manager: "RuntimeManager", model: str, system: str | None, options: dict[str, Any]) -> None:
+        self._manager = manager
+        self._model = model
+        self._options = options
+        self._turns = [ChatMessage(role="system", content=system)] if system else []
+
+    def ask(self, question: str) -> bool:
+        """Print the answer. False when Ctrl-C stopped it; what was said until then stays in the conversation.
+
+        Raises:
+            RuntimeFault: it failed; the question is forgotten.
+        """
+        turns = [*self._turns, ChatMessage(role="user", content=question)]
+        config = GenerationConfig(messages=tuple(turns), **self._options)
+        pieces: list[str] = []
+        complete = True
+        with contextlib.ExitStack() as bars:
+            stream = self._manager.stream(self._model, config, progress=bars.enter_context(_progress()))
+            try:
+                for delta in stream.deltas():
+                    bars.close()
+                    pieces.append(delta.text)
+                    self._show(delta)
+            except KeyboardInterrupt:
+                stream.cancel()
+                complete = False
+        sys.stdout.write("\n")
+        self._turns = [*turns, ChatMessage(role="assistant", content="".join(pieces))]
+        return complete
+
+    def _show(self, delta: TextDelta) -> None:
+        """Text as it comes; thoughts dim, and only for a reader at a terminal."""
+        if delta.reasoning and sys.stdout.isatty():
+            typer.secho(delta.reasoning, dim=True, nl=False)
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+
+
+def _converse(chat: Chat) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - input() then edits lines
+    typer.echo("Ctrl-C stops an answer, Ctrl-D ends the chat.", err=True)
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            typer.echo()
+            return
+        except KeyboardInterrupt:
+            typer.echo("\nCtrl-D ends the chat.", err=True)
+            continue
+        if not question:
+            continue
+        try:
+            chat.ask(question)
+        except RuntimeFault as fault:
+            typer.echo(f"error: {fault}", err=True)
+
+
+# -- a running server ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+    """List the models in a running server's memory."""
+    rows = _ask("GET", url, api_key, "status")["models"]
+    _table(
+        ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "REQUESTS", "IDLE"),
+        [
+            (
+                row["model_name"], row["engine"] or "-", row["device"] or "-", _size(row["memory_used_mb"]), row["state"],
+                str(row["leases"]), "-" if row["idle_s"] is None else f"{row['idle_s']:.0f} s",
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+@app.command()
+def stop(
+    name: Annotated[str | None, typer.Argument(help="The model to take out of memory.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every model.")] = False,
+    force: Annotated[bool, typer.Option(help="Cancel the requests that are using it.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Take a model, or all of them, out of a running server's memory."""
+    if (name is None) != every:
+        raise typer.BadParameter("Give a model's name, or --all.")
+    if name is not None:
+        _ask("POST", url, api_key, "models/unload", model_name=name, force=force)
+        typer.echo(f"{name} is out of memory.")
+        return
+    answer = _ask("POST", url, api_key, "unload-all", force=force)
+    typer.echo(f"Unloading: {', '.join(answer['unloading']) or 'nothing is loaded'}")
+    if answer["in_use"]:
+        typer.echo(f"In use, left alone (--force cancels their requests): {', '.join(answer['in_use'])}", err=True)
+        raise typer.Exit(1)
+
+
+def _server_models(url: str, api_key: str | None) -> list[dict[str, Any]] | None:
+    """The server's list; None when no server answers at the usual place."""
+    try:
+        rows: list[dict[str, Any]] = _ask("GET", url, api_key, "models")["models"]
+    except NoServer:
+        if url == DEFAULT_URL:
+            return None
+        raise
+    return rows
+
+
+def _ask(method: str, url: str, api_key: str | None, path: str, **params: Any) -> Any:
+    """A server's answer, as JSON.
+
+    Raises:
+        ServerFault: none answers there, or it refuses, with its reason.
+    """
+    import httpx
+
+    if api_key is None and (known := load_settings().api_key) is not None:
+        api_key = known.get_secret_value()
+    address = f"{url.rstrip('/')}/api/v1/runtime/{path}"
+    headers = {"x-api-key": api_key} if api_key else {}
+    try:
+        response = httpx.request(method, address, params=params, headers=headers, timeout=httpx.Timeout(60, connect=2))
+    except (httpx.TransportError, httpx.InvalidURL, ValueError) as error:
+        raise NoServer(
+            f"No server answers at {url} ({error}).", hint="Start one with: lfx-local-runtimes serve"
+        ) from error
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.is_success and isinstance(body, dict):
+        return body
+    detail = body if isinstance(body, dict) else {}
+    problem = detail.get("error")
+    if isinstance(problem, dict):
+        raise ServerFault(str(problem.get("message")), hint=str(problem.get("hint", "")))
+    raise ServerFault(f"{address} answered {response.status_code}: {detail.get('detail', 'not from this package')}")
+
+
+# -- what all of them use ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _manager(model_dirs: Sequence[Path] | None) -> "Iterator[RuntimeManager]":
+    from lfx_local_runtimes.runtimes.manager import RuntimeManager
+
+    manager = RuntimeManager(load_settings(model_dirs=tuple(model_dirs) if model_dirs else None))
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar on standard error for each phase, gone at the end; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda event: None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bars(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(event: Progress) -> None:
+            if event.phase not in tasks:
+                tasks[event.phase] = bars.add_task(event.phase, total=event.total or None)
+            bars.update(tasks[event.phase], completed=event.done, total=event.total or None)
+
+        yield report
+
+
+def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _console() -> "Console":
+    """Standard output; where that is no terminal, nothing is wrapped or cut."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=10_000)
+
+
+def _size(mib: float | None) -> str:
+    return "-" if mib is None else f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The routes without Langflow: an application of their own, and the server that runs it."""
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, WebSocketException
+from starlette.requests import HTTPConnection
+from starlette.status import WS_1008_POLICY_VIOLATION
+
+from lfx_local_runtimes import __version__
+from lfx_local_runtimes.errors import SettingsFault
+from lfx_local_runtimes.routes import build_openai_router, build_router
+from lfx_local_runtimes.runtimes.manager import RuntimeManager
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 11540
+_GRACE_S = 2
+"""Seconds that requests have to end after Ctrl-C; they are told at once."""
+
+Guard = Callable[[HTTPConnection], str | None]
+"""Says why a caller may not, or None."""
+
+
+def create_app(manager: RuntimeManager, api_key: str | None = None) -> FastAPI:
+    """The native routes at `/api/v1/runtime`, OpenAI's at `/v1`, and `/health`.
+
+    Args:
+        manager: what is served; closing it is the caller's business.
+        api_key: asked for as `Authorization: Bearer …` or `x-api-key`. Without one, only programs and pages of this machine
+            are served: a website that makes its visitor's browser call here is refused.
+    """
+    guard = _with_key(api_key) if api_key is not None else _from_this_machine
+
+    async def http_guard(connection: HTTPConnection) -> None:
+        if (reason := guard(connection)) is not None:
+            raise HTTPException(401 if api_key is not None else 403, reason)
+
+    async def socket_guard(connection: HTTPConnection) -> None:
+        if (reason := guard(connection)) is not None:
+            raise WebSocketException(WS_1008_POLICY_VIOLATION, reason)
+
+    app = FastAPI(title="lfx-local-runtimes", version=__version__, description="Local models over REST.")
+    app.include_router(build_router(lambda: manager, http_guard, socket_guard))
+    app.include_router(build_openai_router(lambda: manager, http_guard))
+
+    @app.get("/health", tags=["Server"], dependencies=[Depends(_nothing)])
+    async def health() -> dict[str, str]:
+        """Whether the server answers. Asks for no key."""
+        return {"status": "ok"}
+
+    return app
+
+
+async def _nothing() -> None:
+    """Asks for nothing."""
+
+
+def _with_key(api_key: str) -> Guard:
+    expected = api_key.encode()
+
+    def guard(connection: HTTPConnection) -> str | None:
+        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+        given = bearer if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
+        if secrets.compare_digest(given.strip().encode(), expected):
+            return None
+        return "The API key is missing or wrong. Send it as Authorization: Bearer … or x-api-key."
+
+    return guard
+
+
+def _from_this_machine(connection: HTTPConnection) -> str | None:
+    """Without a key: the host asked for and the page that asks, if one does, must be of this machine."""
+    host = connection.headers.get("host", "")
+    origin = connection.headers.get("origin")
+    if is_loopback(urlsplit(f"//{host}").hostname or "") and (
+        origin is None or is_loopback(urlsplit(origin).hostname or "")
+    ):
+        return None
+    return "This server has no API key, so it serves this machine only. Start it with --api-key."
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine and cannot be reached from others."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Server(uvicorn.Server):
+    """Ends the manager's requests when it is told to stop, so that nobody's stream holds it up."""
+
+    def __init__(self, config: uvicorn.Config, manager: RuntimeManager) -> None:
+        super().__init__(config)
+        self._manager = manager
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Cancel, unload, and close the connections meanwhile."""
+        closing = asyncio.create_task(asyncio.to_thread(self._manager.close))
+        await super().shutdown(sockets)
+        await closing
+
+
+def make_server(manager: RuntimeManager, host: str, port: int, api_key: str | None) -> Server:
+    """A server that `run()` starts.
+
+    Raises:
+        SettingsFault: others could reach it, and it has no key.
+    """
+    if api_key is None and not is_loopback(host):
+        raise SettingsFault(
+            f"Other machines can reach {host}, and there is no API key.",
+            hint=f"Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on {DEFAULT_HOST}.",
+        )
+    config = uvicorn.Config(
+        create_app(manager, api_key), host=host, port=port, log_level="info", access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )  # fmt: skip
+    return Server(config, manager)

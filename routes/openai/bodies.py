@@ -1,0 +1,251 @@
+"""What clients send to chat/completions and completions: exactly OpenAI's names, and our own options beside them."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from lfx_local_runtimes.routes.access import ModelRef
+from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
+from lfx_local_runtimes.routes.openai.conversation import (
+    FunctionTool,
+    Lenient,
+    Message,
+    Refusals,
+    ResponseFormat,
+    grammar_of,
+    read_choice,
+    refuse,
+    tools_of,
+    turns,
+)
+from lfx_local_runtimes.runtimes.config import GenerationConfig, Grammar, KeepAlive
+
+UNLIMITED = 16_777_216
+"""`max_tokens` where none is given: the answer ends by itself, or where the context does."""
+
+MAX_CHOICES = 128
+_SEEDS = 2**32 - 1
+_SMALLEST_TOP_P = 1e-6
+
+NOT_STORED = "Answers are not kept here; leave it out, or set it to false."
+_ONLY_TEXT = "Local models are given text and answer in text."
+_TOOLS = "Use tools."
+
+_NATIVE = (
+    "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos", "truncate",
+    "keep_alive", "reasoning_budget",
+)  # fmt: skip
+
+
+CHAT_REFUSALS: Refusals = {
+    "audio": ((), _ONLY_TEXT),
+    "modalities": ((["text"],), _ONLY_TEXT),
+    "web_search_options": ((), _TOOLS),
+    "functions": (([],), _TOOLS),
+    "function_call": (("none", "auto"), "Use tool_choice."),
+    "store": ((False,), NOT_STORED),
+}
+COMPLETION_REFUSALS: Refusals = {
+    "echo": ((False,), "The prompt is not repeated in the answer."),
+    "suffix": (("",), "Models continue a text; they do not fill one in."),
+    "best_of": ((1,), "Ask for n answers and choose."),
+}
+
+
+class Sampling(Lenient):
+    """What all three kinds of request have in common. Where a field is left out, OpenAI's default holds."""
+
+    model: ModelRef = Field(examples=["gemma-3-270m"])
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1.")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1.")
+    stream: bool | None = None
+    user: str | None = Field(default=None, description="Accepted, not used.")
+
+    top_k: int | None = Field(default=None, ge=0, description="Ours. 0, the default, is off.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Ours. Default 0.")
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Ours. Default 1.")
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        default=None, max_length=1024, description="Token id → what is added to its logit."
+    )
+    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, description="The same seed gives the same answer.")
+    min_tokens: int | None = Field(default=None, ge=0, description="Ours. The model may not end the answer before.")
+    ignore_eos: bool | None = Field(default=None, description="Ours. The model may not end the answer at all.")
+    truncate: bool | None = Field(
+        default=None, description="Ours. Cut the oldest tokens of a prompt that is too long, instead of an error."
+    )
+    keep_alive: KeepAlive | None = Field(
+        default=None, description="Ours. Idle seconds before the model leaves memory; -1 is never."
+    )
+    reasoning_budget: int | None = Field(default=None, ge=0, description="Ours. Tokens the model may think for.")
+    grammar: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
+        default=None, description="Ours. GBNF that the answer must follow."
+    )
+    regex: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
+        default=None, description="Ours. A regular expression that the answer must match."
+    )
+
+    @property
+    def seeds(self) -> int | None:
+        """The seed in our range; OpenAI's is any 64-bit number."""
+        return None if self.seed is None else self.seed % _SEEDS
+
+    def options(self) -> dict[str, Any]:
+        """The fields of a `GenerationConfig` that are set, over OpenAI's defaults."""
+        found: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        found |= {name: value for name in _NATIVE if (value := getattr(self, name)) is not None}
+        if self.temperature is not None:
+            found["temperature"] = self.temperature
+        if self.top_p is not None:
+            found["top_p"] = max(self.top_p, _SMALLEST_TOP_P)
+        if self.stop is not None:
+            found["stop"] = self.stop
+        if self.logit_bias is not None:
+            found["logit_bias"] = self.logit_bias
+        return found | {"seed": self.seeds}
+
+    def constraint(self, wanted: dict[str, Any] | None, param: str) -> Grammar | None:
+        """What the answer must look like; `wanted` is the response format's grammar.
+
+        Raises:
+            InvalidField: more than one is given.
+        """
+        given = [
+            (fields, name)
+            for fields, name in (
+                (wanted, param),
+                (self.grammar and {"kind": "gbnf", "text": self.grammar}, "grammar"),
+                (self.regex and {"kind": "regex", "text": self.regex}, "regex"),
+            )
+            if fields
+        ]
+        if len(given) > 1:
+            names = " and ".join(name for _, name in given)
+            raise InvalidField(f"{names} exclude each other.", param=given[1][1], hint="Give one of them.")
+        return grammar_of(*given[0]) if given else None
+
+
+def configure(options: dict[str, Any]) -> GenerationConfig:
+    """The engine's configuration.
+
+    Raises:
+        InvalidField: the options do not go together, or one is out of range.
+    """
+    try:
+        return GenerationConfig.model_validate(options)
+    except ValidationError as error:
+        raise validation_fault(error.errors(include_url=False)) from error
+
+
+class StreamOptions(Lenient):
+    """How to stream."""
+
+    include_usage: bool | None = None
+
+
+class _Completions(Sampling):
+    """What chat/completions and completions have in common."""
+
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
+    stream_options: StreamOptions | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with a chunk that tells the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def choices(self, config: GenerationConfig) -> list[GenerationConfig]:
+        """A request for each of the `n` answers: with a seed, the next seed each; without, a random one."""
+        count, first = self.n or 1, self.seeds
+        if first is None:
+            return [config] * count
+        return [config.model_copy(update={"seed": (first + index) % _SEEDS}) for index in range(count)]
+
+
+class ChatBody(_Completions):
+    """The body of chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED)
+    max_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED, description="The older name.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None, description="none, auto, required, or an object that names a function."
+    )
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = Field(default=None, description="`none` is a reasoning_budget of 0; else not used.")
+    continue_final_message: bool | None = Field(
+        default=None, description="Ours. The last message is the assistant's and is continued."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: object) -> object:
+        return refuse(data, CHAT_REFUSALS)
+
+    def configs(self) -> list[GenerationConfig]:
+        """A configuration for each answer.
+
+        Raises:
+            InvalidField: what is asked for does not go together.
+        """
+        named = [tool.function.tool() for tool in self.tools or ()]
+        choice, left = read_choice(self.tool_choice, named)
+        options = self.options() | {
+            "messages": turns((message.turn() for message in self.messages), "messages"),
+            "max_tokens": self.max_completion_tokens or self.max_tokens or UNLIMITED,
+            "logprobs": bool(self.logprobs),
+            "top_logprobs": self.top_logprobs or 0,
+            "tools": tools_of(left),
+            "tool_choice": choice,
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "grammar": self.constraint(
+                self.response_format.grammar() if self.response_format else None, "response_format"
+            ),
+            "continue_final_message": bool(self.continue_final_message),
+        }
+        if self.reasoning_effort == "none":
+            options.setdefault("reasoning_budget", 0)
+        return self.choices(configure(options))
+
+
+class CompletionBody(_Completions):
+    """The body of completions: a text to continue, as it stands."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED, description="Default 16.")
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: object) -> object:
+        return refuse(data, COMPLETION_REFUSALS)
+
+    def configs(self) -> list[GenerationConfig]:
+        """A configuration for each answer: the first prompt's, then the next one's …
+
+        Raises:
+            InvalidField: what is asked for does not go together.
+        """
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if len(texts) < len(prompts):
+            raise Unsupported("prompt", "Send text.", "as token ids")
+        if not 0 < len(texts) * (self.n or 1) <= MAX_CHOICES:
+            raise InvalidField(
+                f"prompt: {len(texts)} prompts of {self.n or 1} answers each; from 1 to {MAX_CHOICES} can be asked for.",
+                param="prompt", hint="Send several requests.",
+            )  # fmt: skip
+        options = self.options() | {
+            "raw": True,
+            "max_tokens": self.max_tokens or 16,
+            "logprobs": self.logprobs is not None,
+            "top_logprobs": self.logprobs or 0,
+            "grammar": self.constraint(None, ""),
+        }
+        return [config for text in texts for config in self.choices(configure(options | {"prompt": text}))]

@@ -1,0 +1,228 @@
+"""OpenAI's messages and tools as ours."""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+
+from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
+from lfx_local_runtimes.runtimes.config import ChatMessage, Grammar, Tool
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"enum": [*_TEXT_PARTS, "refusal"]}, "text": {"type": "string"}},
+                "required": ["type"],
+            },
+        },
+        {"type": "null"},
+    ]
+}
+
+
+class Lenient(BaseModel):
+    """What a client sends: fields that nobody knows are ignored, as OpenAI does."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+def _text(value: object) -> object:
+    """Content as one text; its parts are put together with line breaks between them."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for place, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in (*_TEXT_PARTS, "refusal"):
+            raise ValueError(f"part {place} is {str(kind)[:40]}, which is not supported: only text is")
+        text = part.get("refusal" if kind == "refusal" else "text")
+        if not isinstance(text, str):
+            raise ValueError(f"part {place} has no text")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+Content = Annotated[str | None, BeforeValidator(_text), WithJsonSchema(_CONTENT_SCHEMA)]
+"""Text, or a list of parts with text."""
+
+
+class CalledFunction(Lenient):
+    """The function of a call."""
+
+    name: str
+    arguments: str = Field(description="JSON text.")
+
+
+class MessageToolCall(Lenient):
+    """A call the assistant made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(Lenient):
+    """One message of a chat. `reasoning_content` is accepted; models are not shown their earlier reasoning."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content is missing")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("tool_call_id is missing")
+        return self
+
+    def turn(self) -> dict[str, Any]:
+        """The fields of our `ChatMessage`."""
+        calls = [
+            {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
+            for call in self.tool_calls or ()
+        ]
+        return {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.content or "",
+            "tool_calls": calls if self.role == "assistant" else (),
+            "tool_call_id": self.tool_call_id if self.role == "tool" else None,
+            "name": self.name if self.role == "tool" else None,
+        }
+
+
+class Function(Lenient):
+    """A function the model may call. `strict` is accepted: a forced call always follows the schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of an object.")
+
+    def tool(self) -> dict[str, Any]:
+        """The fields of our `Tool`, without those that are not set."""
+        return self.model_dump(include=set(Tool.model_fields), exclude_none=True)
+
+
+class FunctionTool(Lenient):
+    """A function, as chat/completions names it."""
+
+    type: Literal["function"]
+    function: Function
+
+
+def read_choice(value: object, tools: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """`tool_choice` of either API: none, auto, required or a function's name, and the tools it leaves to choose from.
+
+    Raises:
+        InvalidField: it is none of those.
+    """
+    if value is None:
+        return "auto", list(tools)
+    if isinstance(value, str) and value in ("none", "auto", "required"):
+        return value, list(tools)
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(value, dict) and kind == "function":
+        name = _name(value)
+        if name is not None:
+            return name, list(tools)
+    if isinstance(value, dict) and kind == "allowed_tools":
+        allowed = value.get("allowed_tools", value)
+        allowed = allowed if isinstance(allowed, dict) else {}
+        rows = allowed.get("tools")
+        names = {_name(one) for one in rows if isinstance(one, dict)} if isinstance(rows, list) else set()
+        left = [tool for tool in tools if tool["name"] in names]
+        if allowed.get("mode") in ("auto", "required") and left:
+            return str(allowed["mode"]), left
+    raise InvalidField(
+        "tool_choice: must be none, auto, required, or an object that names a function of the tools.",
+        param="tool_choice", hint="As {'type': 'function', 'function': {'name': …}}.",
+    )  # fmt: skip
+
+
+def _name(value: dict[str, Any]) -> str | None:
+    """Of a function, which chat/completions nests and responses does not."""
+    inner = value.get("function", value)
+    name = inner.get("name") if isinstance(inner, dict) else None
+    return name if isinstance(name, str) else None
+
+
+class SchemaFormat(Lenient):
+    """A schema with its name."""
+
+    name: str | None = None
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class ResponseFormat(Lenient):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+    def grammar(self) -> dict[str, Any] | None:
+        """The fields of our `Grammar`."""
+        return format_grammar(self.type, self.json_schema, "response_format.json_schema")
+
+
+def format_grammar(kind: str, schema: SchemaFormat | None, param: str) -> dict[str, Any] | None:
+    """The fields of a `Grammar` for a response format; None for text.
+
+    Raises:
+        InvalidField: the schema is missing.
+    """
+    if kind == "json_schema":
+        if schema is None or schema.json_schema is None:
+            raise InvalidField(f"{param}.schema: is missing.", param=f"{param}.schema", hint="Give a JSON schema.")
+        return {"kind": "json_schema", "json_schema": schema.json_schema}
+    return {"kind": "json_object"} if kind == "json_object" else None
+
+
+Refusals = dict[str, tuple[tuple[object, ...], str]]
+"""Field → the values that ask for nothing, and what to do instead."""
+
+
+def refuse(data: object, table: Refusals) -> object:
+    """Pass the body on, unless it asks for something that is known and not there.
+
+    Raises:
+        Unsupported: names the field.
+    """
+    for name, (harmless, hint) in table.items() if isinstance(data, dict) else ():
+        value = data.get(name) if isinstance(data, dict) else None
+        if value is not None and value not in harmless:
+            raise Unsupported(name, hint)
+    return data
+
+
+def turns(items: Iterable[dict[str, Any]], field: str) -> tuple[ChatMessage, ...]:
+    """Our messages.
+
+    Raises:
+        InvalidField: names the message and its field.
+    """
+    return tuple(_made(ChatMessage, item, f"{field}.{place}") for place, item in enumerate(items))
+
+
+def tools_of(items: Iterable[dict[str, Any]]) -> tuple[Tool, ...]:
+    """Our tools; raises `InvalidField` as `turns` does."""
+    return tuple(_made(Tool, item, f"tools.{place}") for place, item in enumerate(items))
+
+
+def grammar_of(fields: dict[str, Any] | None, param: str) -> Grammar | None:
+    """Our grammar; raises `InvalidField` as `turns` does."""
+    return None if fields is None else _made(Grammar, fields, param)
+
+
+def _made(kind: Any, fields: dict[str, Any], place: str) -> Any:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problems = [{**problem, "loc": (place, *problem["loc"])} for problem in error.errors(include_url=False)]
+        raise validation_fault(problems) from error

@@ -1,0 +1,127 @@
+"""OpenAI's endpoints: read the body, start the requests, hand them to what writes the answer."""
+
+import importlib
+import time
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from lfx_local_runtimes.routes.access import Manager, PathName
+from lfx_local_runtimes.routes.delivery import EventStream, disconnected, whole
+from lfx_local_runtimes.routes.openai.bodies import ChatBody, CompletionBody
+from lfx_local_runtimes.routes.openai.responses_body import ResponsesBody
+from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
+from lfx_local_runtimes.routes.openai.wire import About
+from lfx_local_runtimes.runtimes.config import GenerationConfig
+from lfx_local_runtimes.runtimes.manager import RuntimeManager
+from lfx_local_runtimes.runtimes.requests import GenerationStream
+from lfx_local_runtimes.runtimes.status import ModelStatus
+
+_WRITERS = ("lfx_local_runtimes.routes.openai.chunks", "lfx_local_runtimes.routes.openai.output")
+_STARTED = int(time.time())
+
+_imported: list[str] = []
+
+
+async def _import_writers() -> None:
+    """Import what imports the `openai` package, in a thread: running streams go on meanwhile."""
+    if not _imported:
+        _imported.extend([(await run_in_threadpool(importlib.import_module, name)).__name__ for name in _WRITERS])
+
+
+router = APIRouter(route_class=OpenAIRoute, dependencies=[Depends(_import_writers)])
+
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "JSON, or server-sent events with `stream`", "content": {"text/event-stream": {}}}
+}
+
+
+def _start(
+    manager: RuntimeManager, model: str, request_id: str, configs: list[GenerationConfig]
+) -> list[GenerationStream]:
+    """One request for each answer, all at once: the engine computes them together. The first has the id itself."""
+    streams: list[GenerationStream] = []
+    try:
+        for index, config in enumerate(configs):
+            name = f"{request_id}.{index}" if index else request_id
+            streams.append(manager.stream(model, config, request_id=name))
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return streams
+
+
+def _about(kind: str, request_id: str, model: str) -> About:
+    return About(f"{kind}{request_id}", int(time.time()), model)
+
+
+@router.get("/models")
+def list_models(manager: Manager) -> Response:
+    """Every model this machine knows, as OpenAI lists them."""
+    return JSONResponse({"object": "list", "data": [_model(model) for model in manager.list_models()]})
+
+
+@router.get("/models/{model_name:path}")
+def retrieve_model(model_name: PathName, manager: Manager) -> Response:
+    """One model."""
+    return JSONResponse(_model(manager.model_status(model_name)))
+
+
+def _model(status: ModelStatus) -> dict[str, object]:
+    from openai.types import Model
+
+    owner, slash, _ = status.model_id.partition("/")
+    local = not (slash and owner) or status.source in ("folder", "package")
+    return Model(
+        id=status.model_name, object="model", created=_STARTED, owned_by="local" if local else owner
+    ).model_dump()
+
+
+@router.post("/chat/completions", responses=_EVENTS)
+async def chat_completions(body: ChatBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
+    """An answer to a conversation. The model is loaded if it must be; a client that leaves ends the computation.
+
+    Beside OpenAI's fields: top_k, min_p, repetition_penalty, min_tokens, ignore_eos, truncate, keep_alive, grammar, regex,
+    reasoning_budget, continue_final_message. What a model thinks is in `reasoning_content`.
+    """
+    from lfx_local_runtimes.routes.openai.chunks import ChatChunks, chat_completion
+
+    streams = _start(manager, body.model, request_id, body.configs())
+    about = _about("chatcmpl-", request_id, body.model)
+    gone = disconnected(request.receive)
+    if not body.stream:
+        return JSONResponse(chat_completion(about, await whole(streams, gone)))
+    chunks = ChatChunks(streams, gone, about, per_prompt=len(streams), usage=body.wants_usage)
+    return await EventStream.begin(chunks)
+
+
+@router.post("/completions", responses=_EVENTS)
+async def completions(body: CompletionBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
+    """A text, continued as it stands, without a chat template. The native options are those of chat/completions."""
+    from lfx_local_runtimes.routes.openai.chunks import CompletionChunks, completion
+
+    streams = _start(manager, body.model, request_id, body.configs())
+    about, per_prompt = _about("cmpl-", request_id, body.model), body.n or 1
+    gone = disconnected(request.receive)
+    if not body.stream:
+        return JSONResponse(completion(about, await whole(streams, gone), per_prompt))
+    chunks = CompletionChunks(streams, gone, about, per_prompt=per_prompt, usage=body.wants_usage)
+    return await EventStream.begin(chunks)
+
+
+@router.post("/responses", responses=_EVENTS)
+async def responses(body: ResponsesBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
+    """The same as chat/completions in the form of OpenAI's Responses API. Nothing is stored: send the whole conversation."""
+    from lfx_local_runtimes.routes.openai.output import Output, ResponseEvents, whole_response
+
+    config = body.config()
+    (stream,) = _start(manager, body.model, request_id, [config])
+    output = Output(_about("resp_", request_id, body.model), body, config.tool_choice)
+    gone = disconnected(request.receive)
+    if not body.stream:
+        (result,) = await whole([stream], gone)
+        return JSONResponse(whole_response(output, result))
+    return await EventStream.begin(ResponseEvents(stream, gone, output))

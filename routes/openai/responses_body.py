@@ -1,0 +1,191 @@
+"""What clients send to responses: its items are our messages."""
+
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
+from lfx_local_runtimes.routes.openai.bodies import NOT_STORED, UNLIMITED, Sampling, configure
+from lfx_local_runtimes.routes.openai.conversation import (
+    Content,
+    Function,
+    Lenient,
+    Refusals,
+    SchemaFormat,
+    format_grammar,
+    read_choice,
+    refuse,
+    tools_of,
+    turns,
+)
+from lfx_local_runtimes.runtimes.config import GenerationConfig
+
+LOGPROBS = "message.output_text.logprobs"
+
+_WHOLE_HISTORY = "Nothing is kept between requests: send the whole conversation as input."
+RESPONSES_REFUSALS: Refusals = {
+    "previous_response_id": ((), _WHOLE_HISTORY),
+    "conversation": ((), _WHOLE_HISTORY),
+    "store": ((False,), NOT_STORED),
+    "background": ((False,), "Stream the answer, or wait for it."),
+    "prompt": ((), "Send the text itself as input."),
+}
+
+
+class Said(Lenient):
+    """A message; the kind may be left out."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+
+
+class Called(Lenient):
+    """A call the assistant made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class Returned(Lenient):
+    """What a call came to."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Content
+
+
+_KINDS: dict[str, TypeAdapter[Any]] = {
+    "message": TypeAdapter(Said),
+    "function_call": TypeAdapter(Called),
+    "function_call_output": TypeAdapter(Returned),
+}
+
+
+class ResponseTool(Function):
+    """A function, as responses names it."""
+
+    type: Literal["function"]
+    strict: bool | None = None
+
+
+class TextFormat(SchemaFormat):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class TextOptions(Lenient):
+    """How to write the text."""
+
+    format: TextFormat | None = None
+
+
+class Reasoning(Lenient):
+    """How to reason."""
+
+    effort: str | None = Field(default=None, description="`none` is a reasoning_budget of 0; else not used.")
+
+
+class ResponsesBody(Sampling):
+    """The body of responses. `input` is a text, or a list of messages, function calls and their outputs."""
+
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED)
+    tools: list[ResponseTool] | None = Field(default=None, max_length=128)
+    tool_choice: str | dict[str, Any] | None = Field(
+        default=None, description="none, auto, required, or an object that names a function."
+    )
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: Reasoning | None = None
+    include: list[str] | None = Field(default=None, description=f"`{LOGPROBS}`, or nothing.")
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: dict[str, str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, data: object) -> object:
+        refuse(data, RESPONSES_REFUSALS)
+        for place, tool in enumerate(_list(data, "tools")):
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            if isinstance(kind, str) and kind != "function":
+                raise Unsupported(f"tools.{place}.type", "Only functions are: the client runs them.", kind)
+        return data
+
+    @property
+    def form(self) -> TextFormat | None:
+        """The format asked for, if any."""
+        return self.text.format if self.text else None
+
+    def config(self) -> GenerationConfig:
+        """The engine's configuration.
+
+        Raises:
+            InvalidField: an item is not understood, or what is asked for does not go together.
+        """
+        named = [tool.tool() for tool in self.tools or ()]
+        choice, left = read_choice(self.tool_choice, named)
+        wanted = format_grammar(self.form.type, self.form, "text.format") if self.form else None
+        options = self.options() | {
+            "messages": turns(self._turns(), "input"),
+            "max_tokens": self.max_output_tokens or UNLIMITED,
+            "logprobs": LOGPROBS in (self.include or ()) or bool(self.top_logprobs),
+            "top_logprobs": self.top_logprobs or 0,
+            "tools": tools_of(left),
+            "tool_choice": choice,
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "grammar": self.constraint(wanted, "text.format"),
+        }
+        if self.truncation is not None:
+            options.setdefault("truncate", self.truncation == "auto")
+        if self.reasoning is not None and self.reasoning.effort == "none":
+            options.setdefault("reasoning_budget", 0)
+        return configure(options)
+
+    def _turns(self) -> list[dict[str, Any]]:
+        """Our messages' fields; calls join the assistant's message before them."""
+        found: list[dict[str, Any]] = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
+        for place, item in enumerate(items):
+            read = _item(item, place)
+            if isinstance(read, Said):
+                role = "system" if read.role == "developer" else read.role
+                found.append({"role": role, "content": read.content or ""})
+            elif isinstance(read, Returned):
+                found.append({"role": "tool", "content": read.output or "", "tool_call_id": read.call_id})
+            elif isinstance(read, Called):
+                if not found or found[-1]["role"] != "assistant":
+                    found.append({"role": "assistant", "content": ""})
+                call = {"id": read.call_id, "name": read.name, "arguments": read.arguments}
+                found[-1].setdefault("tool_calls", []).append(call)
+        if not found:
+            raise InvalidField("input: is empty.", param="input", hint="Send a text or messages.")
+        return found
+
+
+def _item(item: dict[str, Any], place: int) -> Said | Called | Returned | None:
+    """One item, read; None for reasoning, which models are not shown again."""
+    kind = item.get("type", "message")
+    if kind == "reasoning":
+        return None
+    reader = _KINDS.get(kind) if isinstance(kind, str) else None
+    if reader is None:
+        raise Unsupported(f"input.{place}.type", "Send messages, function calls and their outputs.", str(kind))
+    try:
+        read: Said | Called | Returned = reader.validate_python(item)
+    except ValidationError as error:
+        problems = [
+            {**problem, "loc": ("input", place, *problem["loc"])} for problem in error.errors(include_url=False)
+        ]
+        raise validation_fault(problems) from error
+    return read
+
+
+def _list(data: object, name: str) -> list[Any]:
+    value = data.get(name) if isinstance(data, dict) else None
+    return value if isinstance(value, list) else []

@@ -1,0 +1,59 @@
+"""The routes' common ground: OpenAI's error envelope, the request's id in and out."""
+
+import re
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lfx_local_runtimes.errors import RuntimeFault
+from lfx_local_runtimes.routes.faults import FaultRoute, InvalidField, openai_envelope, openai_error, openai_status
+
+HEADER = "x-request-id"
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_WORTH_A_RETRY = (409, 429, 502)
+
+
+class OpenAIRoute(FaultRoute):
+    """Answers faults in OpenAI's envelope, those of authentication too, and everything with its request id."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the handler."""
+        handle = super().get_route_handler()
+
+        async def named(request: Request) -> Response:
+            wanted = request.headers.get(HEADER)
+            request_id = request.state.local_runtimes_request_id = wanted or uuid.uuid4().hex
+            if not _ID.fullmatch(request_id):
+                fault = InvalidField(
+                    f"{HEADER} is no acceptable id.", param=HEADER, hint="Use up to 64 letters, digits, dots, _ and -."
+                )
+                return self.answer(fault)
+            response = await handle(request)
+            response.headers[HEADER] = request_id
+            return response
+
+        return named
+
+    def answer(self, fault: RuntimeFault) -> Response:
+        """The envelope, and whether to try again: by themselves clients do after any 5xx, however long it took."""
+        status = openai_status(fault)
+        headers = {"x-should-retry": "false"} if status >= 500 and status not in _WORTH_A_RETRY else None
+        return JSONResponse(openai_envelope(fault), status, headers)
+
+    def refused(self, error: HTTPException) -> Response:
+        """What authentication raised."""
+        code = "invalid_api_key" if error.status_code in (401, 403) else None
+        body = openai_error(error.status_code, str(error.detail), None, code)
+        return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _request_id(request: Request) -> str:
+    named: str = request.state.local_runtimes_request_id
+    return named
+
+
+RequestId = Annotated[str, Depends(_request_id)]

@@ -1,0 +1,65 @@
+"""How things are written on the wire, whichever API: JSON, server-sent events, log-probabilities, ids."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lfx_local_runtimes.errors import RuntimeFault
+from lfx_local_runtimes.routes.faults import RequestCancelled, openai_envelope
+from lfx_local_runtimes.runtimes.config import GenerationResult, TokenLogprob
+
+DONE = "data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What every piece of an answer repeats: the id, the time it was made (Unix seconds), the model."""
+
+    id: str
+    created: int
+    model: str
+
+
+def dumps(data: object) -> str:
+    """Compact JSON in ASCII: some clients break lines at characters that JSON lets stand."""
+    return json.dumps(data, separators=(",", ":"))
+
+
+def frame(data: object, event: str = "") -> str:
+    """A server-sent event."""
+    return f"event: {event}\ndata: {dumps(data)}\n\n" if event else f"data: {dumps(data)}\n\n"
+
+
+def failure(fault: RuntimeFault) -> str:
+    """An error in the middle of a stream, in the form at which OpenAI's clients raise."""
+    return frame(openai_envelope(fault))
+
+
+def check_complete(result: GenerationResult) -> None:
+    """An answer that was cut short is no answer.
+
+    Raises:
+        RequestCancelled: somebody cancelled it.
+    """
+    if result.finish_reason == "cancelled":
+        raise RequestCancelled(str(result.metadata.get("request_id", "")))
+
+
+def logprob_rows(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Log-probabilities as chat/completions and responses write them."""
+    return [{**_row(one), "top_logprobs": [_row(other) for other in one.top]} for one in logprobs]
+
+
+def _row(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "bytes": list(one.bytes)}
+
+
+def call_fields(call: Any) -> dict[str, Any]:
+    """A tool call as chat/completions writes it."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def cached_tokens(result: GenerationResult) -> int:
+    """Tokens of the prompt that did not have to be computed."""
+    return int(result.metadata.get("cached_tokens", 0))

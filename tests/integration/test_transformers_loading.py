@@ -1,0 +1,276 @@
+"""Loading in Transformers: trust, types, memory, conversion."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfx_local_runtimes.errors import (
+    InvalidInput,
+    LoadFailed,
+    PickleRefused,
+    RemoteCodeRefused,
+    RuntimeFault,
+)
+from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.engines import convert
+from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime, tensor_bytes
+from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.settings import PREFIX, get_settings
+from tests.plugin_models import save_llama
+from tests.transformers_runtimes import Start, copy_of, noise, run, starter
+
+pytestmark = pytest.mark.integration
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)  # several that wait for each other crawl on a busy machine
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Load a model; it is unloaded after the test."""
+    yield from starter()
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_llama: Path) -> Iterator[TransformersRuntime]:
+    for start in starter():
+        yield start(tiny_llama, quantization="fp32")
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_load_reports_progress_and_can_be_called_off(start: Start, tiny_llama: Path) -> None:
+    heard: list[Progress] = []
+    start(tiny_llama, context=LoadContext(heard.append))
+    assert len(heard) > 5
+    assert [step.done for step in heard] == sorted(step.done for step in heard)
+    assert heard[-1].done == heard[-1].total > 0
+    context = LoadContext(lambda progress: context.cancel())
+    with pytest.raises(LoadFailed, match="cancelled"):
+        start(tiny_llama, context=context)
+
+
+def test_a_single_file_means_its_folder(start: Start, tiny_llama: Path) -> None:
+    assert noise(start(tiny_llama / "model.safetensors")).text == noise(start(tiny_llama)).text
+
+
+def test_the_files_do_not_choose_the_attention_code(start: Start, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_llama, tmp_path / "kernel", attn_implementation="someone/their-kernel")
+    assert noise(start(folder)).text == noise(start(tiny_llama)).text
+
+
+def test_missing_weights_are_not_made_up(start: Start, tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of(tiny_llama, tmp_path / "incomplete")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoadFailed, match=r"lacks 1 .*layers\.1\.mlp\.up_proj"):
+        start(folder)
+
+
+REMOTE = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.Mine"}}
+REMOTE_CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+pathlib.Path({marker!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM
+class MyConfig(LlamaConfig):
+    model_type = "unheard_of"
+class Mine(LlamaForCausalLM):
+    config_class = MyConfig
+"""
+
+
+@pytest.mark.parametrize("in_config", [False, True])
+@pytest.mark.parametrize("in_settings", [False, True])
+def test_code_of_a_model_runs_with_both_permissions_only(
+    start: Start, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_config: bool, in_settings: bool
+) -> None:
+    folder, marker = copy_of(tiny_llama, tmp_path / "code", **REMOTE), tmp_path / "ran"
+    (folder / "mine.py").write_text(REMOTE_CODE.format(marker=str(marker)))
+    monkeypatch.setenv(f"{PREFIX}TRUST_REMOTE_CODE", str(in_settings))
+    get_settings.cache_clear()
+    if in_config and in_settings:
+        assert noise(start(folder, trust_remote_code=True)).tokens_generated > 0
+    else:
+        with pytest.raises(RemoteCodeRefused):
+            start(folder, trust_remote_code=in_config)
+    assert marker.exists() == (in_config and in_settings)
+
+
+def test_pickle_needs_permission(
+    start: Start, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    folder = copy_of(tiny_llama, tmp_path / "pickle")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PickleRefused):
+        start(folder)
+    monkeypatch.setenv(f"{PREFIX}ALLOW_PICKLE", "true")
+    get_settings.cache_clear()
+    assert noise(start(folder)).text == noise(start(tiny_llama)).text
+
+
+# -- types and memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def linear_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 million parameters, nearly all in linear layers."""
+    return save_llama(tmp_path_factory.mktemp("linear") / "linear-llama", hidden=512, layers=6, spread=0.02)
+
+
+def test_quantized_weights_are_smaller_and_compute_the_same(start: Start, linear_llama: Path) -> None:
+    ids = torch.tensor([list(b"The quick brown fox jumps over the lazy dog")])
+    sizes, logits = {}, {}
+    for dtype in ("fp32", "fp16", "int8", "int4"):
+        runtime = start(linear_llama, quantization=dtype)
+        model = runtime._loaded.model  # type: ignore[union-attr]
+        sizes[dtype] = tensor_bytes(model)["cpu"]
+        with torch.inference_mode():
+            logits[dtype] = model(ids).logits.float().flatten()
+        assert runtime.get_memory_usage()["devices"]["cpu"] > sizes[dtype]  # and the cache
+        assert noise(runtime, max_tokens=4).metadata["quantization"] == dtype
+        thread = runtime.stop()
+        assert thread is not None
+        thread.join()
+    assert sizes["fp32"] == pytest.approx(2 * sizes["fp16"], rel=0.01)
+    assert sizes["int8"] < 0.7 * sizes["fp16"]
+    assert sizes["int4"] < 0.4 * sizes["fp16"]
+    cosine = {dtype: float(torch.cosine_similarity(logits["fp32"], logits[dtype], dim=0)) for dtype in logits}
+    assert cosine["fp16"] > 0.999
+    assert cosine["int8"] > 0.99
+    assert cosine["int4"] > 0.85  # random weights are the worst case for four bits
+
+
+def test_gguf_and_safetensors_on_both_engines_give_the_same_tokens(
+    start: Start, tiny_llama: Path, tiny_gguf: Path
+) -> None:
+    options: dict[str, Any] = {"prompt": "hello world", "raw": True, "temperature": 0, "max_tokens": 30}
+    expected = run(start(tiny_llama, quantization="fp32"), **options)
+    unpacked = run(start(tiny_gguf, quantization="fp32"), **options)
+    native = LlamaCppRuntime(ModelConfig(model_id=str(tiny_gguf), model_name="native"))
+    native.start().result()
+    answer = native.stream(GenerationConfig(**options)).wait()
+    thread = native.stop()
+    assert thread is not None
+    thread.join()
+    assert unpacked.text == answer.text == expected.text
+    assert unpacked.prompt_tokens == answer.prompt_tokens == expected.prompt_tokens
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_gguf_is_not_quantized_again(start: Start, gemma_gguf: Path, dtype: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"{dtype}.*convert"):
+        start(gemma_gguf, quantization=dtype)
+
+
+def test_what_is_quantized_already_is_not_quantized_again(start: Start, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = copy_of(
+        tiny_llama, tmp_path / "q", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}
+    )
+    with pytest.raises(InvalidInput, match="quantized already"):
+        start(folder, quantization="int8")
+
+
+def test_gemma_does_not_run_in_fp16(start: Start, gemma_safetensors: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"overflows in fp16.*bf16"):
+        start(gemma_safetensors, quantization="fp16")
+
+
+UNLOAD = """
+import json, sys, psutil
+from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
+
+def resident():
+    return psutil.Process().memory_info().rss
+
+def cycle(path):
+    runtime = TransformersRuntime(ModelConfig(model_id=path, model_name="m", quantization="bf16"))
+    runtime.start().result()
+    runtime.stream(GenerationConfig(prompt="Hello", max_tokens=4)).wait()
+    loaded = resident()
+    runtime.stop().join()
+    return loaded
+
+cycle(sys.argv[1])  # the first time, libraries load parts of themselves that stay
+before = resident()
+loaded = cycle(sys.argv[1])
+print(json.dumps({"before": before, "loaded": loaded, "after": resident()}))
+"""
+
+
+def test_an_unloaded_model_gives_its_memory_back_in_silence(gemma_safetensors: Path) -> None:
+    command = [sys.executable, "-c", UNLOAD, str(gemma_safetensors)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    *chatter, report = done.stdout.splitlines()
+    assert chatter == []
+    size = json.loads(report)
+    taken = size["loaded"] - size["before"]
+    assert taken > 500 * 2**20
+    assert size["loaded"] - size["after"] >= 0.95 * taken
+
+
+def test_loads_on_two_threads_take_turns(start: Start, tiny_llama: Path) -> None:
+    texts: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: texts.append(noise(start(tiny_llama), temperature=0).text)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(texts) == 3
+    assert len(set(texts)) == 1
+
+
+# -- conversion ------------------------------------------------------------------------------------------------------
+
+
+def test_a_converted_model_computes_the_same(start: Start, tiny_llama: Path, tiny_gguf: Path, tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "converted"
+    assert convert.main([str(tiny_gguf), str(target), "--dtype", "fp32"]) == 0
+    assert [path.name for path in target.parent.iterdir()] == ["converted"]
+    options: dict[str, Any] = {"quantization": "fp32"}
+    assert noise(start(target, **options)).text == noise(start(tiny_llama, **options)).text
+
+
+def test_conversion_goes_among_the_models_unless_told_otherwise(tiny_gguf: Path) -> None:
+    assert convert.main([str(tiny_gguf)]) == 0
+    assert (get_settings().model_roots[0] / "tiny-llama-safetensors" / "model.safetensors").is_file()
+
+
+def test_conversion_refuses_what_it_cannot_do(
+    tiny_llama: Path, gemma_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases: list[tuple[Path, Path, str, str]] = [
+        (gemma_gguf, tiny_llama, "bf16", "there already"),
+        (tiny_llama, tmp_path / "out", "bf16", "not a GGUF"),
+        (tmp_path / "nothing.gguf", tmp_path / "out", "bf16", "not there"),
+        (gemma_gguf, tmp_path / "out", "fp16", "overflows in fp16"),
+        (gemma_gguf, tmp_path / "out", "int8", "not offered"),
+    ]
+    for source, target, dtype, message in cases:
+        with pytest.raises(RuntimeFault, match=message):
+            convert.export_safetensors(source, target, dtype)
+    assert list(tmp_path.iterdir()) == [tmp_path / "local-runtimes-home"]
+    assert convert.main([str(gemma_gguf), str(tiny_llama)]) == 1
+    assert "there already" in capsys.readouterr().err
+    assert convert.main(["no-such-model"]) == 1
+    assert "no-such-model" in capsys.readouterr().err
