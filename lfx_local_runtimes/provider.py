@@ -17,8 +17,8 @@ ICON = "Cpu"
 def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[str, Any]]:
     """The catalogue rows of every local model of a kind, called by Langflow whenever it lists models.
 
-    Reads names only: no weights and no headers. Local models are the same for every user. No row says `tool_calling`
-    yet, so the Agent's list leaves them out.
+    Reads names only: no weights and no headers. Local models are the same for every user. Every model can be
+    offered tools, and be made to call one; whether it chooses well by itself is up to the model.
     """
     try:
         rows = get_runtime_manager().catalog.list()
@@ -27,6 +27,10 @@ def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[st
         return []
     names = sorted(row.config.model_name for row in rows if row.config.model_type == model_type)
     return [
-        dict(create_model_metadata(provider=PROVIDER, name=name, icon=ICON, model_type=model_type, default=True))
+        dict(
+            create_model_metadata(
+                provider=PROVIDER, name=name, icon=ICON, model_type=model_type, tool_calling=True, default=True
+            )
+        )
         for name in names
     ]

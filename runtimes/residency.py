@@ -423,7 +423,7 @@ class Residency:
                     if expiry is not None and expiry <= now:
                         self._begin_unload(slot)
                 later = [expiry - now for expiry, _ in expiries if expiry is not None and expiry > now]
-                self._changed.wait(min(later, default=None))
+                self._changed.wait(min([*later, threading.TIMEOUT_MAX]))
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

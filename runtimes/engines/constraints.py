@@ -60,7 +60,7 @@ class Constraint:
         if self._matcher.is_error():
             raise _refused(self._matcher.get_error(), self._what)
         may_end = np.count_nonzero(self.allowed[self._ends]) if self._matcher.is_accepting() else 0
-        self.done = bool(may_end) and np.count_nonzero(self.allowed) == may_end
+        self.done = bool(may_end and np.count_nonzero(self.allowed) == may_end)
 
     def mask(self, scores: Any) -> None:
         """Set the scores of tokens that may not come next to -inf, in place.

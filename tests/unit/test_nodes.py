@@ -629,7 +629,7 @@ def test_the_provider_lists_models_of_a_kind(stage: Theatre) -> None:
     assert {"owl", "parrot"} <= set(rows)
     assert (rows["owl"]["provider"], rows["owl"]["tool_calling"], rows["owl"]["model_type"]) == (
         "Local Runtimes",
-        False,
+        True,
         "llm",
     )
     assert live_models(None, "embeddings") == []
