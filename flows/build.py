@@ -240,7 +240,7 @@ def code_pipeline() -> Flow:
         -1.1, width=400, height=680,
     )  # fmt: skip
     gguf, tensors = "gemma-3-270m", "gemma-3-270m-safetensors"
-    plain = {"raw": True, "stream": False, "temperature": 0.0}
+    plain: dict[str, Any] = {"raw": True, "stream": False, "temperature": 0.0}
     task = flow.add(ChatInput, "task", 0, 0.6)
     analysis_prompt = flow.add(PromptComponent, "analysis", 0.7, 0.3, title="Analysis Prompt", template=ANALYSIS)
     analysis = flow.add(

@@ -43,10 +43,14 @@ GEMMA_PRESETS: Mapping[str, Mapping[str, float | int]] = {
 
 TOOL_ROUNDS = 4
 TOOL_CHOICES = (AUTO, "required", "none")
-JSON_TYPES: Mapping[str, str] = {
-    "str": "string", "int": "integer", "float": "number", "bool": "boolean", "dict": "object",
-}  # fmt: skip
-"""The types a row of an output schema may have, as JSON schemas call them."""
+JSON_TYPES: Mapping[str, Mapping[str, Any]] = {
+    "str": {"type": "string"},
+    "int": {"type": "integer", "minimum": -(2**53), "maximum": 2**53},  # a small model would write digits for ever
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "dict": {"type": "object"},
+}
+"""The types a row of an output schema may have, as JSON schemas."""
 
 
 def model_input(*, value: str, display_name: str = "Model", info: str) -> DropdownInput:
@@ -126,6 +130,14 @@ def loading_inputs(*, engines: Iterable[str] = ENGINES) -> list[Any]:
             info="Seconds the model stays in memory when idle; -1 keeps it for good. auto is the server's setting.",
         ),
     ]  # fmt: skip
+
+
+def parallel_input() -> IntInput:
+    """How many requests a model computes at once: said where it is registered, as another number is another copy of it."""
+    return IntInput(
+        name="parallel", display_name="Parallel", value=0, advanced=True,
+        info="Requests computed at once, up to 64. 0 is up to 8, as many as memory allows.",
+    )  # fmt: skip
 
 
 def sampling_inputs(sampling: Mapping[str, Any] | None = None) -> list[Any]:
@@ -234,7 +246,7 @@ def schema_of(rows: Any) -> dict[str, Any] | None:
             raise InvalidInput(
                 f"Output Schema, row {number}: {kind} is not a type.", hint=f"Use one of {', '.join(JSON_TYPES)}."
             )
-        value = {"type": JSON_TYPES[kind]}
+        value = JSON_TYPES[kind]
         described = {"description": text} if (text := str(row.get("description") or "").strip()) else {}
         is_list = str(row.get("multiple")).lower() == "true"  # the table's checkbox, or its text in older flows
         properties[name] = {"type": "array", "items": value, **described} if is_list else {**value, **described}

@@ -254,7 +254,7 @@ class GemmaBaseComponent(LocalModelBaseComponent):
 # -- Model Manager and Runtime Status ------------------------------------------------------------------------------------
 
 ACTIONS = ("Load", "Unload", "Register", "Pin", "Unpin", "State")
-REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "pinned")
+REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned")
 
 
 async def manage_model(node: Component) -> dict[str, Any]:
@@ -302,7 +302,9 @@ def registration(node: Component) -> ModelConfig:
             "No source is given to register.", model_name=node.model_name, hint="Fill in the node's Source field."
         )
     try:
-        return ModelConfig(model_name=node.model_name, pinned=bool(node.pinned), **values)
+        return ModelConfig(
+            model_name=node.model_name, pinned=bool(node.pinned), parallel=given(node.parallel) or None, **values
+        )
     except ValidationError as error:
         raise InvalidInput(first_problem(error), model_name=str(node.model_name)) from error
 

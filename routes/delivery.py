@@ -33,16 +33,17 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _waker(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> Callable[[], None]:
     """What resolves the future from any thread, also after its loop was closed."""
 
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(None)
-
     def wake() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
-            loop.call_soon_threadsafe(resolve)
+            loop.call_soon_threadsafe(_resolve, future)
 
     return wake
 
@@ -91,7 +92,10 @@ class Feed:
         self.ended = False
         """The last events were taken: every stream's end, or the failure of one."""
         self._running = len(streams)
+        self._woken: asyncio.Future[None] | None = None
         self._gone = asyncio.ensure_future(gone) if gone is not None else None
+        if self._gone is not None:
+            self._gone.add_done_callback(lambda _: self._woken and _resolve(self._woken))
 
     async def take(self, timeout: float | None = None) -> list[Tagged]:
         """All events that have come since the last call; waits for one. Empty after `timeout` seconds without.
@@ -113,13 +117,18 @@ class Feed:
         return [(index, event) for index, request in enumerate(self.requests) for event in request.channel.drain()]
 
     async def _wait(self, timeout: float | None) -> None:
+        """Return when an event is there, the client has left, or the time is over. Called for every token: no task, no set."""
         loop = asyncio.get_running_loop()
-        woken = loop.create_future()
+        woken = self._woken = loop.create_future()
         wake = _waker(loop, woken)
-        if any(request.channel.listen(wake) for request in self.requests):
+        if any(request.channel.listen(wake) for request in self.requests) or (self._gone and self._gone.done()):
             return
-        waiting: set[asyncio.Future[Any]] = {woken} if self._gone is None else {woken, self._gone}
-        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        timer = None if timeout is None else loop.call_later(timeout, _resolve, woken)
+        try:
+            await woken
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def take_first(self, timeout: float) -> list[Tagged]:
         """The same, but a request that failed before it did anything raises.

@@ -4,13 +4,37 @@
 on SQLite a generation of a minute would lock everybody else's writes out for a minute.
 """
 
-from fastapi import WebSocket, WebSocketException
-from langflow.services.auth.utils import get_current_user_for_websocket, get_current_user_for_workflow
+from typing import Annotated
+
+from fastapi import Security, WebSocket, WebSocketException
+from langflow.services.auth.utils import (
+    api_key_header,
+    api_key_query,
+    get_current_user_for_websocket,
+    get_current_user_for_workflow,
+    oauth2_login,
+)
 from langflow.services.deps import session_scope
 from starlette.status import WS_1008_POLICY_VIOLATION
 
-http_user = get_current_user_for_workflow
-"""Bearer token, session cookie, or `x-api-key` as header or query parameter."""
+_API_KEY_PREFIX = "sk-"
+
+
+async def http_user(
+    token: Annotated[str | None, Security(oauth2_login)],
+    query_key: Annotated[str | None, Security(api_key_query)],
+    header_key: Annotated[str | None, Security(api_key_header)],
+) -> None:
+    """Bearer token, session cookie, or `x-api-key` as header or query parameter.
+
+    OpenAI's clients send their key as a bearer token: a Langflow API key is taken there too.
+
+    Raises:
+        HTTPException: none of them is valid, or the account is inactive.
+    """
+    if token is not None and token.startswith(_API_KEY_PREFIX) and not (query_key or header_key):
+        token, header_key = None, token
+    await get_current_user_for_workflow(token, query_key, header_key)
 
 
 async def websocket_user(websocket: WebSocket) -> None:

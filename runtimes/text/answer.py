@@ -19,6 +19,9 @@ from lfx_local_runtimes.runtimes.text.tool_choice import forced_grammar, is_forc
 from lfx_local_runtimes.runtimes.text.tool_formats import choose_format
 from lfx_local_runtimes.runtimes.text.tool_parsers import ForcedParser, Parsed, Parser
 
+_LONGEST_TOKEN = 512
+"""Characters."""
+
 
 class Answer:
     """Follows one request from its prompt to its result. Times run from `begin`, or else from the moment it is made.
@@ -45,7 +48,7 @@ class Answer:
         self._splitter, text = self._write_prompt(config, template, bos, eos)
         self.prompt, self.had_bos = strip_bos(text, bos)
         continues = config.messages is not None and config.messages[-1].role == "assistant"
-        self._trim = not config.raw and template.name == "dialogue" and not continues
+        self._trim = not config.raw and template.name == "dialogue" and not continues and self.grammar is None
         self._stop = StopFilter(config.stop)
         self._pieces: list[str] = []
         self._thoughts: list[str] = []
@@ -96,6 +99,18 @@ class Answer:
     def begin(self) -> None:
         """The computation starts now."""
         self._started = time.perf_counter()
+
+    def check_size(self, context_length: int) -> None:
+        """Refuse a prompt that cannot fit before time is spent on its tokens.
+
+        Raises:
+            ContextOverflow: it has more characters than the longest tokens would hold.
+        """
+        if len(self.prompt) > context_length * _LONGEST_TOKEN and not self._request.config.truncate:
+            raise ContextOverflow(
+                f"The prompt has {len(self.prompt):,} characters; the context holds {context_length:,} tokens.",
+                model_name=self._request.model_name, hint="Shorten it, or set truncate.",
+            )  # fmt: skip
 
     def fit(self, prompt: list[int], context_length: int) -> list[int]:
         """The prompt's tokens, the oldest cut off if the request allows it and the context is too short.

@@ -22,6 +22,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
+from tests.langflow_server import LangflowServer
+
 pytestmark = pytest.mark.integration
 
 MODEL = "gemma-3-270m"
@@ -368,6 +370,25 @@ async def test_chat_openai_asynchronously(gemma: Running) -> None:
     model = ChatOpenAI(model=MODEL, base_url=gemma.base_url, api_key=KEY, temperature=0, max_tokens=20, max_retries=0)  # type: ignore[call-arg, arg-type]
     pieces = [str(chunk.content) async for chunk in model.astream("What is the capital of France?")]
     assert "Paris" in "".join(pieces)
+
+
+# -- inside Langflow -----------------------------------------------------------------------------------------------------
+
+
+def test_langflows_own_key_serves_the_client(langflow_server: LangflowServer) -> None:
+    base_url = f"{langflow_server.runtime_url}/v1"
+    with OpenAI(base_url=base_url, api_key=langflow_server.api_key, max_retries=0, timeout=120) as client:
+        stream = client.chat.completions.create(
+            model=MODEL, messages=QUESTION, temperature=0, max_tokens=12, stream=True
+        )
+        assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    with (
+        OpenAI(base_url=base_url, api_key="sk-guess", max_retries=0) as stranger,
+        pytest.raises(openai.APIStatusError) as no,
+    ):
+        stranger.models.list()
+    assert no.value.status_code in (401, 403)
+    assert no.value.code == "invalid_api_key"
 
 
 # -- the end -------------------------------------------------------------------------------------------------------------

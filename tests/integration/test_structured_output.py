@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes import GenerationConfig, LlamaCppRuntime, ModelConfig
+from lfx_local_runtimes.runtimes import DeviceType, GenerationConfig, LlamaCppRuntime, ModelConfig, TransformersRuntime
 from lfx_local_runtimes.runtimes.config import GenerationResult, Grammar
 from lfx_local_runtimes.runtimes.engines.constraints import compile_constraint, hf_tokenizer
 
@@ -233,7 +233,7 @@ def test_others_in_the_batch_are_unharmed(runtime: LlamaCppRuntime) -> None:
     assert streams[3].wait().text == alone.text
 
 
-# -- Transformers' tokenizers ------------------------------------------------------------------------------------------
+# -- Transformers ------------------------------------------------------------------------------------------
 
 
 def test_a_transformers_tokenizer(tiny_llama: Path) -> None:
@@ -246,6 +246,24 @@ def test_a_transformers_tokenizer(tiny_llama: Path) -> None:
         assert constraint.allowed[token]
         constraint.accept(token)
     assert constraint.done
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+async def test_a_transformers_model_of_noise_writes_json(tiny_llama: Path, temperature: float) -> None:
+    value = {
+        "type": "object",
+        "properties": {"word": {"type": "string", "minLength": 2, "maxLength": 4}, "n": {"enum": [1, 22]}},
+        "required": ["word", "n"],
+        "additionalProperties": False,
+    }
+    runtime = TransformersRuntime(
+        ModelConfig(model_id=str(tiny_llama), model_name="tiny", device_type=DeviceType.CPU, threads=1)
+    )
+    await runtime.load()
+    result = await runtime.generate(asked(schema(value), prompt="x", max_tokens=60, temperature=temperature, seed=1))
+    await runtime.unload()
+    jsonschema.validate(json.loads(result.text), value)
+    assert result.finish_reason == "stop"
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

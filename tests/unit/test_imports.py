@@ -25,6 +25,8 @@ def imported(module: str, among: tuple[str, ...], cwd: Path) -> str:
         "lfx_local_runtimes.runtimes",
         "lfx_local_runtimes.runtimes.manager",
         "lfx_local_runtimes.routes",
+        "lfx_local_runtimes.server",
+        "lfx_local_runtimes.cli",
         "lfx_local_runtimes.chat",
         "lfx_local_runtimes.provider",
         "lfx_local_runtimes.nodes",

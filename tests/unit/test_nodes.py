@@ -466,7 +466,7 @@ def test_a_schema_and_what_the_model_is_told() -> None:
         "type": "object",
         "properties": {
             "city": {"type": "string", "description": "where"},
-            "years": {"type": "array", "items": {"type": "integer"}},
+            "years": {"type": "array", "items": {"type": "integer", "minimum": -(2**53), "maximum": 2**53}},
         },
         "required": ["city", "years"],
         "additionalProperties": False,
@@ -556,6 +556,13 @@ async def test_a_model_is_registered_from_a_flow(stage: Theatre) -> None:
         await manage("Register", "black bird", model_id=str(stage.models / "parrot"))
 
 
+async def test_a_registration_says_how_many_requests_are_computed_at_once(stage: Theatre) -> None:
+    await manage("Register", "flock", model_id=str(stage.models / "parrot"), parallel=4)
+    await manage("Register", "as many as fit", model_id=str(stage.models / "parrot"), parallel=0)
+    parallel = {row.config.model_name: row.config.parallel for row in stage.manager.catalog.list()}
+    assert (parallel["flock"], parallel["as many as fit"]) == (4, None)
+
+
 async def test_a_flow_registers_only_inside_the_model_folders(stage: Theatre, tmp_path: Path) -> None:
     write_model(tmp_path / "elsewhere")
     with pytest.raises(PathNotAllowed):
@@ -581,6 +588,7 @@ async def test_a_model_in_use_is_unloaded_by_force_only(stage: Theatre) -> None:
         ({"action": "Pin", "name": "nobody"}, ModelNotFound, "nobody"),
         ({"action": "Register", "name": "x"}, InvalidInput, "Source field"),
         ({"action": "Register", "name": "x", "model_id": "y", "quantization": "tiny"}, InvalidInput, "quantization"),
+        ({"action": "Register", "name": "x", "model_id": "y", "parallel": 65}, InvalidInput, "parallel"),
         ({"action": "Explode"}, InvalidInput, "Explode"),
     ],
 )

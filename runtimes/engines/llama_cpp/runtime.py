@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
+from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, Grammar, ModelConfig
@@ -26,9 +26,6 @@ STORE_BYTES = 256 * 2**20
 _ALIKE = 7
 """Rows of a decoding step that llama.cpp's CPU kernels for Q4_K to Q8_0 round as they round one row, as long as weights
 are not repacked. Found by comparing every tensor of the graph: from 8 rows on K-quants go through its tiled kernels."""
-
-_LONGEST_TOKEN = 512
-"""Characters. A prompt with more than this per token of context cannot fit and is not tokenized."""
 
 
 class LlamaCppRuntime(BatchingRuntime):
@@ -107,11 +104,7 @@ class LlamaCppRuntime(BatchingRuntime):
         assert plan is not None
         bos, eos = model.bos, model.eos
         answer = Answer(request, self._template, bos=bos[1] if bos else "", eos=eos[1] if eos else "")
-        if len(answer.prompt) > plan.context_length * _LONGEST_TOKEN and not request.config.truncate:
-            raise ContextOverflow(
-                f"The prompt has {len(answer.prompt):,} characters; the context holds {plan.context_length:,} tokens.",
-                hint="Shorten it, or set truncate.",
-            )
+        answer.check_size(plan.context_length)
         prompt = model.tokenize(answer.prompt, add_special=True)
         if answer.had_bos and bos and prompt[:1] != [bos[0]]:
             prompt.insert(0, bos[0])

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
+from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
 from lfx_local_runtimes.runtimes.config import Grammar, ModelConfig
@@ -24,9 +24,6 @@ from lfx_local_runtimes.settings import get_settings
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt evaluated at once by a model that is not batched: a cancel lands between two chunks."""
-
-_LONGEST_TOKEN = 512
-"""Characters. A prompt with more than this per token of context cannot fit and is not tokenized."""
 
 
 class TransformersRuntime(BatchingRuntime):
@@ -103,11 +100,7 @@ class TransformersRuntime(BatchingRuntime):
         assert plan is not None
         tokenizer, config, length = loaded.tokenizer, request.config, plan.context_length
         answer = Answer(request, self._template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
-        if len(answer.prompt) > length * _LONGEST_TOKEN and not config.truncate:
-            raise ContextOverflow(
-                f"The prompt has {len(answer.prompt):,} characters; the context holds {length:,} tokens.",
-                hint="Shorten it, or set truncate.",
-            )
+        answer.check_size(plan.context_length)
         prompt = answer.fit(_tokenize(tokenizer, answer), length)
         limit = answer.admit(len(prompt), length)
         sampler = Sampler(config, answer.seed, prompt, loaded.end_ids, self._compile(answer.grammar))
