@@ -126,7 +126,7 @@ class LocalModelBaseComponent(LCModelComponent):
         return self.status
 
     async def structured_response(self) -> Data:
-        """The model's answer as JSON with the fields of the output schema; the text that is cut off is an error."""
+        """The model's answer as JSON with the fields of the output schema; JSON that is cut off is an error."""
         if (schema := schema_of(self.output_schema)) is None:
             if self._vertex is not None and not self._vertex.outgoing_edges:
                 return Data()  # nothing is wired to the node, so Langflow asks for every output

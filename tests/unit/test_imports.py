@@ -30,6 +30,8 @@ def imported(module: str, among: tuple[str, ...], cwd: Path) -> str:
         "lfx_local_runtimes.chat",
         "lfx_local_runtimes.provider",
         "lfx_local_runtimes.nodes",
+        "lfx_local_runtimes.node_inputs",
+        "lfx_local_runtimes.node_tools",
     ],
 )
 def test_no_engine_is_imported(module: str, tmp_path: Path) -> None:

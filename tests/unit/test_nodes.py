@@ -270,12 +270,13 @@ async def test_stop_ends_the_computation(stage: Theatre, stream: bool) -> None:
     await asyncio.to_thread(stage.wait_until_idle)
 
 
-async def test_stop_while_a_token_is_on_its_way_ends_the_computation(stage: Theatre) -> None:
+@pytest.mark.parametrize("with_tools", [False, True])
+async def test_stop_while_a_token_is_on_its_way_ends_the_computation(stage: Theatre, with_tools: bool) -> None:
     """Then the stream is not being read, and nobody but the node would close it."""
     stage.endless()
     hold = threading.Event()
     events = Events(hold)
-    task = asyncio.create_task(run(chat(), events))
+    task = asyncio.create_task(run(chat(tools=[adder()] if with_tools else []), events))
     assert await asyncio.to_thread(events.first_token.wait, PATIENCE_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError) as kept:  # its traceback keeps the stream from being collected
