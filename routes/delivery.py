@@ -95,7 +95,11 @@ class Feed:
         self._woken: asyncio.Future[None] | None = None
         self._gone = asyncio.ensure_future(gone) if gone is not None else None
         if self._gone is not None:
-            self._gone.add_done_callback(lambda _: self._woken and _resolve(self._woken))
+            self._gone.add_done_callback(self._left)
+
+    def _left(self, _: object) -> None:
+        if self._woken is not None:
+            _resolve(self._woken)
 
     async def take(self, timeout: float | None = None) -> list[Tagged]:
         """All events that have come since the last call; waits for one. Empty after `timeout` seconds without.
