@@ -5,7 +5,7 @@ import importlib
 
 from benchmarks.report import machine
 
-TOPICS = ("startup", "memory", "text", "transformers_batching", "structured")
+TOPICS = ("startup", "memory", "text", "batching", "structured", "transformers_batching")
 
 
 def main() -> None:
