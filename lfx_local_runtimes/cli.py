@@ -11,7 +11,7 @@ import typer
 
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes.config import ChatMessage, GenerationConfig
-from lfx_local_runtimes.runtimes.requests import Progress, TextDelta
+from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, TextDelta
 from lfx_local_runtimes.settings import load_settings
 
 if TYPE_CHECKING:
@@ -193,17 +193,20 @@ class Chat:
         turns = [*self._turns, ChatMessage(role="user", content=question)]
         config = GenerationConfig(messages=tuple(turns), **self._options)
         pieces: list[str] = []
-        complete = True
-        with contextlib.ExitStack() as bars:
-            stream = self._manager.stream(self._model, config, progress=bars.enter_context(_progress()))
-            try:
+        stream: GenerationStream | None = None
+        try:
+            with contextlib.ExitStack() as bars:
+                stream = self._manager.stream(self._model, config, progress=bars.enter_context(_progress()))
                 for delta in stream.deltas():
                     bars.close()
                     pieces.append(delta.text)
                     self._show(delta)
-            except KeyboardInterrupt:
+        except KeyboardInterrupt:
+            complete = False
+            if stream is not None:
                 stream.cancel()
-                complete = False
+        else:
+            complete = True
         sys.stdout.write("\n")
         self._turns = [*turns, ChatMessage(role="assistant", content="".join(pieces))]
         return complete
@@ -223,16 +226,13 @@ def _converse(chat: Chat) -> None:
     while True:
         try:
             question = input("> ").strip()
-        except EOFError:
+            if question:
+                chat.ask(question)
+        except EOFError:  # noqa: PERF203 - it waits for a person
             typer.echo()
             return
         except KeyboardInterrupt:
             typer.echo("\nCtrl-D ends the chat.", err=True)
-            continue
-        if not question:
-            continue
-        try:
-            chat.ask(question)
         except RuntimeFault as fault:
             typer.echo(f"error: {fault}", err=True)
 

@@ -14,9 +14,9 @@ from starlette.websockets import WebSocketDisconnect
 from lfx_local_runtimes.errors import ModelBusy
 from lfx_local_runtimes.routes import PREFIX, delivery
 from lfx_local_runtimes.routes.delivery import Delivery
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig, TokenLogprob
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request
+from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, TextDelta, ToolCallDelta
 from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, parse_event, write_model
 
 MODEL = "tiny puppet"
@@ -77,6 +77,26 @@ def test_a_stream_is_tokens_then_done(client: TestClient) -> None:
     assert done["metadata"]["engine"] == "puppet"
     assert done["first_token_latency_ms"] > 1000 * done["time_to_first_token"]  # it holds the load
     assert done["tokens_per_second"] == round(3 / done["execution_time"], 2)
+
+
+def test_what_comes_beside_the_text_is_told(client: TestClient, stage: Stage) -> None:
+    logprob = TokenLogprob(token="a", logprob=-1.0, bytes=(97,))
+    stage.events = [
+        TextDelta("", 1, reasoning="hm"),
+        TextDelta("a", 2, logprobs=(logprob,)),
+        TextDelta("", 3, tool_calls=(ToolCallDelta(0, "c1", "f", "{}"),)),
+        Failed(ModelBusy("enough")),
+    ]
+    text = client.post("/generate/stream", json=ask(request_id="mine")).text
+    frames = [frame for frame in text.split("\n\n") if frame and not frame.startswith(":")]
+    *tokens, last = [parse_event(frame) for frame in frames]
+    common = {"request_id": "mine"}
+    assert [data for _, data in tokens] == [
+        {**common, "index": 0, "text": "", "reasoning": "hm"},
+        {**common, "index": 1, "text": "a", "logprobs": [logprob.model_dump(mode="json")]},
+        {**common, "index": 2, "text": "", "tool_calls": [{"index": 0, "id": "c1", "name": "f", "arguments": "{}"}]},
+    ]
+    assert last[0] == "error"
 
 
 @layers
