@@ -348,6 +348,15 @@ def test_a_request_may_ask_for_another_idle_time(make: MakeResidency) -> None:
         assert slots["b"].expires(0) is None
 
 
+def test_an_idle_time_of_ages_does_not_stop_the_timer(make: MakeResidency) -> None:
+    residency = make(keep_alive=-1)
+    ask(residency, "a", keep_alive=1e300).wait()
+    ask(residency, "b", keep_alive=0.02).wait()
+    assert residency.wait_for(lambda slots: slots["b"].state is SlotState.REGISTERED, PATIENCE)
+    with residency.slots() as slots:
+        assert slots["a"].state is SlotState.READY
+
+
 def test_the_idle_timer_spares_models_in_use(make: MakeResidency) -> None:
     residency = make(keep_alive=0)
     lease(residency, "a").future.result(PATIENCE)
