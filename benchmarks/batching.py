@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,31 +153,37 @@ def llama_cpp_server(path: Path) -> contextlib.AbstractContextManager[str]:
     return served([*command, "--n_threads", str(THREADS), "--model_alias", MODEL], "/v1/models")
 
 
-async def over_http(url: str, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Sample, list[int]]:
-    """Stream completions of all prompts at once. Also returns the tokens of each."""
-    limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+def over_http(url: str, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Sample, list[int]]:
+    """Stream completions of all prompts at once. Also returns the tokens of each.
 
-        async def one(text: str) -> tuple[int, float]:
-            body = {
-                "model": MODEL, "prompt": text, "max_tokens": tokens, "temperature": 0, "stream": True,
-                "stream_options": {"include_usage": True}, "ignore_eos": True,
-            }  # fmt: skip
-            begin, first, count, told, tail = time.perf_counter(), 0.0, 0, 0, b""
-            with contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError):  # cut off: what came counts
-                async with client.stream("POST", "/v1/completions", json=body) as response:
-                    response.raise_for_status()
-                    async for data in response.aiter_raw():  # a light client: it shares the cores with the server
-                        first = first or time.perf_counter() - begin
-                        count += data.count(b"data: {")
-                        tail = data
-                    _, _, usage = tail.decode().rpartition('"usage":')
-                    told = json.JSONDecoder().raw_decode(usage)[0]["completion_tokens"] if usage.startswith("{") else 0
-            return told or count, first
+    The client only counts and keeps the end: it shares the cores with the server.
+    """
 
-        begin = time.perf_counter()
-        ends = await asyncio.gather(*(one(text) for text in texts))
-        seconds = time.perf_counter() - begin
+    def one(text: str) -> tuple[int, float]:
+        body = {
+            "model": MODEL, "prompt": text, "max_tokens": tokens, "temperature": 0, "stream": True,
+            "stream_options": {"include_usage": True}, "ignore_eos": True,
+        }  # fmt: skip
+        begin, first, count, tail = time.perf_counter(), 0.0, 0, b""
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=300)
+        with (
+            contextlib.closing(connection),
+            contextlib.suppress(http.client.IncompleteRead),
+        ):  # cut off: what came counts
+            connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+            response = connection.getresponse()
+            while data := response.read1(65536):
+                first = first or time.perf_counter() - begin
+                count += data.count(b"data: {")
+                tail = data
+        _, _, usage = tail.decode().rpartition('"usage":')
+        told = json.JSONDecoder().raw_decode(usage)[0]["completion_tokens"] if usage.startswith("{") else 0
+        return told or count, first
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(len(texts)) as threads:
+        ends = list(threads.map(one, texts))
+    seconds = time.perf_counter() - begin
     counts = [count for count, _ in ends]
     return Sample(sum(counts), seconds, tuple(first for _, first in ends)), counts
 
@@ -237,10 +245,10 @@ def streams(path: Path, manager: RuntimeManager) -> None:
     with our_server() as url:
         sides: dict[str, tuple[int, Callable[[Sequence[str]], Sample]]] = {
             "raw1": (1, high_level),
-            "rest1": (1, lambda texts: asyncio.run(over_http(url, texts))[0]),
+            "rest1": (1, lambda texts: over_http(url, texts)[0]),
             "raw8": (STREAMS, ceiling.run),
             "manager8": (STREAMS, lambda texts: asyncio.run(through_manager(manager, texts))),
-            "rest8": (STREAMS, lambda texts: asyncio.run(over_http(url, texts))[0]),
+            "rest8": (STREAMS, lambda texts: over_http(url, texts)[0]),
         }
         samples: dict[str, list[Sample]] = {name: [] for name in sides}
         for number in range(ROUNDS + 1):
@@ -347,9 +355,9 @@ def servers(path: Path) -> None:
     rows = []
     for name, server in (("`lfx-local-runtimes serve`", our_server()), ("`llama_cpp.server`", llama_cpp_server(path))):
         with server as url:
-            asyncio.run(over_http(url, prompts(0, 1)))
+            over_http(url, prompts(0, 1))
             with contextlib.suppress(httpx.HTTPError):
-                sample, counts = asyncio.run(over_http(url, prompts(1, STREAMS)))
+                sample, counts = over_http(url, prompts(1, STREAMS))
                 full = sum(count >= TOKENS for count in counts)
                 rows.append(
                     [name, f"{full} of {STREAMS}", f"{sample.tokens} of {TOKENS * STREAMS}", f"{sample.speed:.1f}"]
