@@ -136,6 +136,20 @@ async def test_a_copy_of_a_running_prompt_is_as_good_as_its_own(deterministic: L
     assert sum(one.metadata["cached_tokens"] > 0 for one in many) >= 3, "the prompt was evaluated once"
 
 
+async def test_a_cache_that_lost_its_tokens_is_not_taken_for_one_that_has_them(runtime: LlamaCppRuntime) -> None:
+    """Between two requests the model's thread is idle, so that this one may ask."""
+    await runtime.generate(greedy(PROMPTS[7], 1))
+    model = runtime._model
+    assert model is not None
+    assert runtime._scheduler is not None
+    held = max(runtime._scheduler.table.sequences, key=lambda one: one.used)
+    assert model.cut(held.id, 32)
+    assert not model.cut(held.id, 33), "it has 32"
+    assert not model.cut(held.id, 1), "and was emptied then"
+    assert model.cut(held.id, 0)
+    runtime._scheduler.table.empty(held)
+
+
 async def test_a_failed_decode_fails_only_the_request_that_caused_it(runtime: LlamaCppRuntime) -> None:
     model = runtime._model
     assert model is not None

@@ -173,6 +173,28 @@ def test_a_prompt_that_had_to_go_comes_back_from_the_store(stage: SimpleNamespac
     assert result.text == counted(1000, 12 * BLOCK)
 
 
+def test_a_sequence_whose_move_failed_is_not_trusted(stage: SimpleNamespace) -> None:
+    for start in (1000, 2000, 3000, 4000):
+        stage.ask(start, length=10 * BLOCK)
+        stage.run()
+
+    def out_of_memory(sequence: int, state: bytes) -> bool:
+        stage.model.cache[sequence].clear()
+        raise MemoryError
+
+    restore, stage.model.restore = stage.model.restore, out_of_memory
+    bad = stage.ask(1000, length=12 * BLOCK)
+    stage.run()
+    with pytest.raises(EngineFailure):
+        bad.wait()
+    stage.model.restore = restore
+    for start in (1000, 2000, 3000, 4000):
+        good = stage.ask(start, length=12 * BLOCK)
+        stage.run()
+        assert good.wait().text == counted(start, 12 * BLOCK)
+    assert all_free(stage)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_cancel_frees_the_sequence_at_the_next_step(stage: SimpleNamespace, steps: int) -> None:
     stream = stage.ask(1000, length=3 * CHUNK, max_tokens=100)

@@ -243,11 +243,17 @@ class LlamaModel:
 
     def cut(self, sequence: int, length: int) -> bool:
         """Keep a sequence's first `length` tokens. False when its cache cannot be cut there: then it is empty."""
-        first = self.lib.llama_memory_seq_pos_min(self._memory, sequence) if length else 0
-        if first <= 0 and self.lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
+        if self._holds(sequence, length) and self.lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
             return True
         self.lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return False
+
+    def _holds(self, sequence: int, length: int) -> bool:
+        """Whether every one of the first tokens is there: a window that moved on, or an empty cache, has lost some."""
+        if length == 0:
+            return True
+        first = self.lib.llama_memory_seq_pos_min(self._memory, sequence)
+        return bool(first == 0 and self.lib.llama_memory_seq_pos_max(self._memory, sequence) >= length - 1)
 
     def copy(self, source: int, target: int) -> None:
         """Make `target` hold what `source` holds."""

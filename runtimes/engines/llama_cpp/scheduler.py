@@ -125,6 +125,9 @@ class Scheduler:
             self._running.append(job)
             job.sampler = Sampler(self._model, job.request.config, job.answer.seed, job.prompt, job.constraint)
         except Exception as error:  # noqa: BLE001 - this request's alone
+            if job.sequence is None:  # half-way between two prompts: what it holds is not known
+                self._model.cut(target.id, 0)
+                self.table.empty(target)
             self._fail(job, error)
 
     def _save(self, sequence: Cached) -> None:
