@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +110,40 @@ def compare(title: str, sides: dict[str, tuple[Side, float | None]], count: Call
     )
 
 
+@cache
+def raw_llama(path: Path) -> Any:
+    """A process's own."""
+    import llama_cpp as library
+
+    return library.Llama(
+        str(path), n_ctx=CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, flash_attn=True, verbose=False
+    )
+
+
+def raw_answer(path: Path, tokens: int, prompt: str) -> Sample:
+    """As a user of llama-cpp-python writes it."""
+    chunks = raw_llama(path).create_completion(prompt, max_tokens=tokens, temperature=0, stream=True)
+    return timed(lambda: (chunk["choices"][0]["text"] for chunk in chunks))
+
+
+def alone() -> ProcessPoolExecutor:
+    """A process for one side: OpenMP's threads wait less eagerly for each other where a process has several pools."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
 def llama_cpp(tokens: int = 128) -> None:
     """Gemma in GGUF, greedy, against llama-cpp-python's high-level object."""
     import llama_cpp as library
 
     path = models.gguf()
-    raw = library.Llama(
-        str(path), n_ctx=CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, flash_attn=True, verbose=False
-    )
+    vocabulary = library.Llama(str(path), vocab_only=True, verbose=False)
     config = ModelConfig(model_id=str(path), model_name="gemma", context_length=CONTEXT, threads=THREADS)
 
-    def answer(prompt: str) -> Iterator[str]:
-        for chunk in raw.create_completion(prompt, max_tokens=tokens, temperature=0, stream=True):
-            yield chunk["choices"][0]["text"]
-
     def count(text: str) -> int:
-        return len(raw.tokenize(text.encode(), add_bos=False))
+        return len(vocabulary.tokenize(text.encode(), add_bos=False))
 
     with (
+        alone() as raw,
         our_manager(config) as manager,
         tempfile.TemporaryDirectory() as folder,
         langflow(Path(folder), config) as stream,
@@ -132,7 +151,7 @@ def llama_cpp(tokens: int = 128) -> None:
         compare(
             "llama.cpp: one stream",
             {
-                "llama-cpp-python": (lambda prompt: timed(lambda: answer(prompt)), None),
+                "llama-cpp-python": (lambda prompt: raw.submit(raw_answer, path, tokens, prompt).result(), None),
                 "manager": (through_manager(manager, tokens), 0.97),
                 "node's chat model (`ChatLocalRuntime.astream`)": (through_chat(tokens), 0.97),
                 "REST, server-sent events, Langflow": (lambda prompt: timed(lambda: stream(prompt, tokens)), 0.93),
@@ -140,7 +159,7 @@ def llama_cpp(tokens: int = 128) -> None:
             count,
             f"Gemma 3 270M Q4_K_M, {tokens} tokens greedy, context {CONTEXT}, {THREADS} threads, flash attention, medians of {ROUNDS} rounds.",
         )
-    raw.close()
+    vocabulary.close()
 
 
 def transformers(tokens: int = 64) -> None:

@@ -19,7 +19,7 @@ from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager,
 from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
 
-ROUNDS = 5
+ROUNDS = 9
 STREAMS = 4
 SPEEDUP = 3.4
 """Of four streams over one: the target."""

@@ -112,7 +112,7 @@ class ModelConfig(_Strict):
     )
     deterministic: bool = Field(
         default=False,
-        description="Greedy answers do not depend on what else is computed, bit for bit; costs speed from four requests on.",
+        description="Greedy answers do not depend on what else is computed, bit for bit; weights are then not repacked for speed.",
     )
     max_queued: int = Field(
         default=256, ge=1, le=100_000, description="Requests in hand and waiting; more are refused."

@@ -3,6 +3,7 @@
 Each plan is one attempt; the next is tried when it fails.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ DEFAULT_CONTEXT = 4096
 
 _TENSOR_DTYPES = frozenset({"fp32", "fp16", "bf16", "int8", "int4"})
 
+_STATE_BYTES = 256 * 2**20
+"""For states that left, at most; no more than the cache they left."""
+
 
 @dataclass(frozen=True)
 class LoadPlan:
@@ -45,6 +49,8 @@ class LoadPlan:
     """Estimated bytes per device key."""
     sequences: int = 1
     """Requests computed at once, each with a context of its own."""
+    state_bytes: int = 0
+    """Host memory for the states of prompts that had to leave the context, part of `memory`."""
     warnings: tuple[str, ...] = ()
     """What the user should know about this choice."""
 
@@ -82,8 +88,9 @@ def plan_loads(
             loaded = None if stored else dtype
             sequences = _sequences(config, info, context, loaded, device_budget(device, settings, probe))
             estimate = estimate_memory(info, context, dtype=loaded, sequences=sequences, outputs=sequences)
-            memory = {device.key: estimate.total}
-            plans.append(LoadPlan(info, engine, device, dtype, context, memory, sequences, warnings))
+            states = min(_STATE_BYTES, estimate.kv_cache) if stored else 0
+            memory = Counter({device.key: estimate.total}) + Counter({CPU.key: states})
+            plans.append(LoadPlan(info, engine, device, dtype, context, memory, sequences, states, warnings))
     if not plans and refusal is not None:
         raise refusal
     return tuple(plans)

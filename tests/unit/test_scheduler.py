@@ -16,12 +16,14 @@ from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, Requ
 from lfx_local_runtimes.runtimes.text.answer import Answer
 from lfx_local_runtimes.runtimes.text.templates import BUILT_IN
 
-CHUNK = 4 * BLOCK
+PIECE = 4 * BLOCK
 END = 0
 
 
 class CountingModel:
     """After token n comes n + 1. Its cache refuses what the sequence table got wrong."""
+
+    n_batch = PIECE
 
     def __init__(self, sequences: int) -> None:
         self.cache: list[list[int]] = [[] for _ in range(sequences)]
@@ -85,7 +87,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A scheduler with three sequences; `ask` queues a request, `run` goes on to the end."""
     monkeypatch.setattr(module, "Sampler", Counting)
     model = CountingModel(3)
-    scheduler = Scheduler(model, SequenceTable(3, StateStore(2**20)), CHUNK, 3, dict)  # type: ignore[arg-type]
+    scheduler = Scheduler(model, SequenceTable(3, StateStore(2**20)), 60, 3, dict)  # type: ignore[arg-type]
 
     def ask(start: int, length: int = 8, **options: Any) -> GenerationStream:
         config = GenerationConfig.model_validate({"prompt": "x", "raw": True, "max_tokens": 5, **options})
@@ -127,7 +129,7 @@ def test_those_who_answer_are_decoded_in_one_call(stage: SimpleNamespace) -> Non
     for number in (1000, 2000, 3000):
         stage.ask(number)
     stage.run()
-    assert [len(rows) for rows in stage.model.calls] == [8, 8, 8, 3, 3, 3, 3]
+    assert [len(rows) for rows in stage.model.calls] == [7, 7, 7, 3, 3, 3, 3, 3]
 
 
 def test_a_limit_on_rows_splits_the_step_evenly(stage: SimpleNamespace) -> None:
@@ -135,21 +137,33 @@ def test_a_limit_on_rows_splits_the_step_evenly(stage: SimpleNamespace) -> None:
     for number in (1000, 2000, 3000):
         stage.ask(number, max_tokens=2)
     stage.run()
-    assert [len(rows) for rows in stage.model.calls] == [8, 8, 8, 2, 1]
+    assert [len(rows) for rows in stage.model.calls] == [7, 7, 7, 2, 1, 2, 1]
 
 
-def test_a_long_prompt_holds_an_answer_up_for_a_chunk_at_most(stage: SimpleNamespace) -> None:
+def test_neighbours_are_decoded_in_their_order(stage: SimpleNamespace) -> None:
+    for number in (1000, 2000, 3000):
+        stage.ask(number)
+    stage.run()
+    for number in (3000, 1000, 2000):
+        stage.ask(number)
+    stage.run()
+    for rows in stage.model.calls:
+        assert [row.sequence for row in rows] == sorted(row.sequence for row in rows)
+
+
+def test_a_long_prompt_holds_an_answer_up_for_a_piece_when_its_time_is_over(stage: SimpleNamespace) -> None:
+    stage.scheduler._prompt_seconds = 0
     stage.ask(1000, max_tokens=50)
     stage.scheduler.step()
-    stage.ask(5000, length=20 * CHUNK)
+    stage.ask(5000, length=20 * PIECE)
     stage.run()
     since = 0
     for rows in stage.model.calls[1:50]:
-        if any(row.position >= 8 and row.sequence == 0 for row in rows):
+        if any(row.position >= 7 and row.sequence == 0 for row in rows):
             since = 0
         else:
             since += len(rows)
-        assert since <= CHUNK
+        assert since <= PIECE
 
 
 def test_a_shared_prompt_is_evaluated_once(stage: SimpleNamespace) -> None:
@@ -163,7 +177,7 @@ def test_a_shared_prompt_is_evaluated_once(stage: SimpleNamespace) -> None:
 
 def test_a_prompt_that_had_to_go_comes_back_from_the_store(stage: SimpleNamespace) -> None:
     for start in (1000, 2000, 3000, 4000):
-        stage.ask(start, length=10 * BLOCK)
+        stage.ask(start, length=10 * BLOCK + 1)
         stage.run()
     assert stage.table.store.size > 0
     stream = stage.ask(1000, length=12 * BLOCK)
@@ -197,7 +211,8 @@ def test_a_sequence_whose_move_failed_is_not_trusted(stage: SimpleNamespace) -> 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_a_cancel_frees_the_sequence_at_the_next_step(stage: SimpleNamespace, steps: int) -> None:
-    stream = stage.ask(1000, length=3 * CHUNK, max_tokens=100)
+    stage.scheduler._prompt_seconds = 0
+    stream = stage.ask(1000, length=3 * PIECE, max_tokens=100)
     for _ in range(steps):
         stage.scheduler.step()
     stream.cancel()

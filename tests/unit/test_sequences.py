@@ -10,7 +10,9 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import (
     reusable_prefix,
 )
 
-LONG = 20 * BLOCK
+WHOLE = 20 * BLOCK
+LONG = WHOLE + 1
+"""A prompt's last token is never reused."""
 
 
 def prompt(start: int, length: int = LONG) -> list[int]:
@@ -38,7 +40,7 @@ def test_what_two_prompts_share() -> None:
 
 def test_reuse_is_in_whole_blocks_and_leaves_one_to_evaluate() -> None:
     tokens = prompt(0)
-    assert reusable_prefix(tokens, tokens) == LONG - BLOCK
+    assert reusable_prefix(tokens, tokens) == WHOLE - BLOCK
     assert reusable_prefix(tokens, tokens[: BLOCK + 3]) == BLOCK
     assert reusable_prefix(tokens, tokens[: BLOCK - 1]) == 0
     assert reusable_prefix(tokens[: BLOCK + 1], tokens) == 0
@@ -63,7 +65,7 @@ def test_a_conversation_goes_on_where_it_was() -> None:
     answered(one, prompt(1000))
     placement = one.place(prompt(0) + [7] * 40)
     assert placement is not None
-    assert (placement.target.id, placement.keep, placement.source) == (0, LONG, None)
+    assert (placement.target.id, placement.keep, placement.source) == (0, WHOLE, None)
 
 
 def test_the_answer_is_not_reused() -> None:
@@ -71,17 +73,17 @@ def test_the_answer_is_not_reused() -> None:
     answered(one, prompt(0), answer=3 * BLOCK)
     placement = one.place(prompt(0) + [9] * 3 * BLOCK + [1] * 2 * BLOCK)
     assert placement is not None
-    assert placement.keep == LONG
+    assert placement.keep == WHOLE
 
 
 def test_a_shared_beginning_is_copied_rather_than_another_conversation_lost() -> None:
     one = table()
     answered(one, prompt(0))
-    placement = one.place(prompt(0, LONG // 2) + prompt(5000))
+    placement = one.place(prompt(0, WHOLE // 2) + prompt(5000))
     assert placement is not None
     assert placement.source is one.sequences[0]
     assert placement.target is not one.sequences[0]
-    assert placement.keep == LONG // 2
+    assert placement.keep == WHOLE // 2
 
 
 def test_the_oldest_goes_first_and_empty_ones_before() -> None:
@@ -107,6 +109,31 @@ def test_a_request_waits_for_the_prompt_it_shares() -> None:
     assert second.source is first.target
 
 
+def test_requests_sit_next_to_each_other() -> None:
+    one = table(8)
+    for start in range(0, 8000, 1000):
+        answered(one, prompt(start))
+    for start in (4000, 9000, 7000, 1000):
+        placement = one.place(prompt(start) + [1] * BLOCK)
+        assert placement is not None
+        assert placement.keep == (0 if start == 9000 else WHOLE)
+        one.take(placement.target, prompt(start) + [1] * BLOCK, placement.keep)
+        busy = [sequence.id for sequence in one.sequences if sequence.busy]
+        assert busy == list(range(busy[0], busy[0] + len(busy)))
+
+
+def test_a_hole_between_requests_is_filled() -> None:
+    one = table(4)
+    for start in range(0, 4000, 1000):
+        placement = one.place(prompt(start))
+        assert placement is not None
+        one.take(placement.target, prompt(start), 0)
+    one.release(one.sequences[1])
+    again = one.place(prompt(9000))
+    assert again is not None
+    assert again.target.id == 1
+
+
 def test_all_busy_is_no_place() -> None:
     one = table(1)
     placement = one.place(prompt(0))
@@ -125,8 +152,8 @@ def test_what_had_to_go_is_found_again() -> None:
     answered(one, prompt(1000))
     again = one.place(prompt(0) + [3] * BLOCK)
     assert again is not None
-    assert again.saved == tuple(prompt(0))
-    assert again.keep == LONG
+    assert again.saved == tuple(prompt(0)[:-1])
+    assert again.keep == WHOLE
     assert one.store.get(again.saved) == b"x" * 60
 
 

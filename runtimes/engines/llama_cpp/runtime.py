@@ -17,11 +17,12 @@ from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.text.answer import Answer
 from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
 
-CHUNK = 256
-"""Tokens of prompts evaluated between two decoding steps: a cancel lands between two of them."""
+PIECE = 256
+"""Tokens of a prompt evaluated in one call: a cancel lands between two of them."""
 
-STORE_BYTES = 256 * 2**20
-"""Host memory for the states of prompts that had to leave the context."""
+PROMPT_SECONDS = 1.0
+"""For prompts between two decoding steps. Longer, and running streams falter; shorter, and the first token of eight at
+once waits for decoding steps that are not full yet."""
 
 _ALIKE = 7
 """Rows of a decoding step that llama.cpp's CPU kernels for Q4_K to Q8_0 round as they round one row, as long as weights
@@ -54,15 +55,15 @@ class LlamaCppRuntime(BatchingRuntime):
         options = Options(
             n_ctx=plan.context_length,
             n_seq=plan.sequences,
-            n_batch=max(min(CHUNK, plan.context_length), plan.sequences),
+            n_batch=max(min(PIECE, plan.context_length), plan.sequences),
             n_threads=self.config.threads or physical_cores(),
             gpu=None if plan.device.type is DeviceType.CPU else plan.device.index,
             gpu_layers=self.config.gpu_layers,
             repack=not self.config.deterministic,
         )
         self._model = model = LlamaModel(plan.info.files[0], options, progress)
-        table = SequenceTable(plan.sequences, StateStore(STORE_BYTES))
-        self._scheduler = Scheduler(model, table, options.n_batch, self._rows_at_once(plan), self._about)
+        table = SequenceTable(plan.sequences, StateStore(plan.state_bytes))
+        self._scheduler = Scheduler(model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about)
 
     def _close(self) -> None:
         self._scheduler = None
@@ -75,7 +76,7 @@ class LlamaCppRuntime(BatchingRuntime):
     def _measure(self) -> dict[str, int]:
         assert self._model is not None
         assert self._plan is not None
-        taken: dict[str, int] = {}
+        taken = {"cpu": self._plan.state_bytes}
         for name, size in self._model.buffers.items():
             on_device = not name.startswith("CPU") and not name.endswith("_Host")
             key = self._plan.device.key if on_device else "cpu"

@@ -1,14 +1,15 @@
 """Continuous batching: one loop that computes every running request of a model together.
 
-A step decodes one token for each sequence that is answering, in one `llama_decode`, and then evaluates at most one
-chunk of prompts, so that a long prompt holds running answers up for no longer than a chunk takes. Prompts are evaluated
-one sequence at a time and are cut at fixed places: whether a request is alone, with others, or finds its prompt's
-beginning in the cache, its prompt is evaluated to the same numbers, bit for bit. Decoding several sequences together
-rounds differently than decoding one.
+A step decodes one token for each sequence that is answering, in one `llama_decode`, and then evaluates prompts in small
+pieces for a limited time, so that a long prompt holds running answers up for no longer than that and one piece. Prompts
+are evaluated one sequence at a time and are cut at fixed places: whether a request is alone, with others, or finds its
+prompt's beginning in the cache, its prompt is evaluated to the same numbers, bit for bit. A prompt's last token is left
+to the next decoding step. Decoding several sequences together rounds differently than decoding one.
 """
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,12 @@ from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
 logger = logging.getLogger(__name__)
 
 
+def _sequence_id(job: "Job") -> int:
+    """llama.cpp computes neighbouring sequences in one go, in their order, and splits the batch wherever one is missing."""
+    assert job.sequence is not None
+    return job.sequence.id
+
+
 @dataclass(eq=False)
 class Job:
     """A request whose prompt is ready to be evaluated, and how far it has come."""
@@ -41,7 +48,7 @@ class Job:
     sequence: Cached | None = None
     sampler: Sampler | None = None
     next_token: int | None = None
-    """Sampled, delivered, and to be evaluated next; None while the prompt is not."""
+    """To be evaluated next: the prompt's last, or the one sampled and delivered; None while more of the prompt is left."""
     cached_tokens: int = 0
     decoder: Utf8Decoder = field(default_factory=Utf8Decoder)
     shown: Mapping[int, bytes] = field(default_factory=dict)
@@ -56,17 +63,22 @@ class Scheduler:
     Args:
         model: the loaded model.
         table: its sequences.
-        chunk: tokens of prompts evaluated between two decoding steps.
+        prompt_seconds: spent on prompts between two decoding steps at most, not counting the call under way then.
         rows: sequences decoded in one call at most.
         metadata: the engine's share of a result's.
     """
 
     def __init__(
-        self, model: LlamaModel, table: SequenceTable, chunk: int, rows: int, metadata: Callable[[], dict[str, Any]]
+        self,
+        model: LlamaModel,
+        table: SequenceTable,
+        prompt_seconds: float,
+        rows: int,
+        metadata: Callable[[], dict[str, Any]],
     ) -> None:
         self._model = model
         self.table = table
-        self._chunk = chunk
+        self._prompt_seconds = prompt_seconds
         self._rows = rows
         self._metadata = metadata
         self._waiting: deque[Job] = deque()
@@ -84,14 +96,14 @@ class Scheduler:
         self._waiting.append(job)
 
     def step(self) -> None:
-        """Admit what has room, decode once, evaluate a chunk of prompts."""
+        """Admit what has room, decode once, evaluate prompts for a while."""
         for job in [job for job in self._running if job.request.cancelled]:
             self._finish(job, "cancelled")
         self._admit()
-        answering = [job for job in self._running if job.next_token is not None]
-        calls = math.ceil(len(answering) / self._rows)
-        for first in range(calls):
-            self._decode(answering[first::calls])
+        answering = sorted((job for job in self._running if job.next_token is not None), key=_sequence_id)
+        size = math.ceil(len(answering) / math.ceil(len(answering) / self._rows)) if answering else 1
+        for first in range(0, len(answering), size):
+            self._decode(answering[first : first + size])
         self._evaluate_prompts()
 
     # -- admission ---------------------------------------------------------------------------------------------------
@@ -161,36 +173,32 @@ class Scheduler:
         return Row(job.next_token, len(job.sequence.tokens), job.sequence.id, True)
 
     def _evaluate_prompts(self) -> None:
-        """Evaluate prompts in the order of their requests, up to a chunk; the first one always gets its share."""
-        budget = self._chunk
+        """Evaluate prompts in the order of their requests, until their share of the step is over."""
+        deadline = time.monotonic() + self._prompt_seconds
         for job in [job for job in self._running if job.next_token is None]:
-            assert job.sequence is not None
-            start = len(job.sequence.tokens)
-            size = next_piece(len(job.prompt) - start, budget)
-            if size == 0:
-                break
-            if job.request.cancelled:
-                self._finish(job, "cancelled")
-                continue
-            budget -= size
-            self._evaluate(job, start, start + size)
+            while job in self._running and job.next_token is None:
+                if job.request.cancelled:
+                    self._finish(job, "cancelled")
+                    break
+                self._evaluate_piece(job)
+                if time.monotonic() >= deadline:
+                    return
 
-    def _evaluate(self, job: Job, start: int, end: int) -> None:
+    def _evaluate_piece(self, job: Job) -> None:
+        """Go on with a prompt. Its last token is left for the decoding step, which samples for all at once."""
         assert job.sequence is not None
-        last = len(job.prompt) - 1
-        rows = [
-            Row(token, position, job.sequence.id, position == last)
-            for position, token in enumerate(job.prompt[start:end], start)
-        ]
+        start, last = len(job.sequence.tokens), len(job.prompt) - 1
+        piece = job.prompt[start : start + next_piece(last - start, self._model.n_batch)]
         try:
-            self._compute(rows)
+            if piece:
+                self._compute([Row(token, start + i, job.sequence.id, False) for i, token in enumerate(piece)])
         except EngineFailure as error:
             self._recover(job)
             self._fail(job, error)
             return
-        job.sequence.tokens += job.prompt[start:end]
-        if end == len(job.prompt):
-            self._sample(job, len(rows) - 1)
+        job.sequence.tokens += piece
+        if len(job.sequence.tokens) == last:
+            job.next_token = job.prompt[last]
 
     def _compute(self, rows: Sequence[Row]) -> None:
         self.steps += 1

@@ -5,7 +5,7 @@ evaluated in, and so an answer is the same after a hit as without one.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BLOCK = 16
@@ -53,8 +53,8 @@ class Cached:
 
     @property
     def evaluated(self) -> Sequence[int]:
-        """The part of the prompt that is in the cache."""
-        return self.prompt[: len(self.tokens)]
+        """The part of the prompt that is in the cache, without its last token: that was evaluated in company."""
+        return self.prompt[: len(self.tokens)][: len(self.prompt) - 1]
 
 
 @dataclass(frozen=True)
@@ -128,27 +128,29 @@ class SequenceTable:
         It waits when all are busy, or when one is evaluating a prompt that begins alike: what that has done is then
         reused. The caller does the work and calls `take`.
         """
-        idle = [one for one in self.sequences if not one.busy]
-        if not idle:
+        places = self._places()
+        if not places:
             return None
-        best = max(self.sequences, key=lambda one: (reusable_prefix(prompt, one.evaluated), not one.busy))
+        best = max(self.sequences, key=lambda one: (reusable_prefix(prompt, one.evaluated), one in places))
         keep = reusable_prefix(prompt, best.evaluated)
         coming = max((reusable_prefix(prompt, one.prompt) for one in self.sequences if one.busy), default=0)
         if coming >= keep + WORTH_MOVING:
             return None
+        oldest = min(places, key=lambda one: (bool(one.tokens), one.used))
         stored, saved = self.store.find(prompt)
         if stored >= keep + WORTH_MOVING:
-            return Placement(self._oldest(idle), stored, saved=saved)
-        if not best.busy and len(best.evaluated) - keep < WORTH_MOVING:
+            return Placement(oldest, stored, saved=saved)
+        if best in places and len(best.evaluated) - keep < WORTH_MOVING:
             return Placement(best, keep)
-        target = self._oldest(idle)
-        if target is not best and keep >= WORTH_MOVING:
-            return Placement(target, keep, source=best)
-        return Placement(target, reusable_prefix(prompt, target.evaluated))
+        if oldest is not best and keep >= WORTH_MOVING:
+            return Placement(oldest, keep, source=best)
+        return Placement(oldest, reusable_prefix(prompt, oldest.evaluated))
 
-    @staticmethod
-    def _oldest(idle: Iterable[Cached]) -> Cached:
-        return min(idle, key=lambda one: (bool(one.tokens), one.used))
+    def _places(self) -> list[Cached]:
+        """Idle sequences, next to busy ones if there are any: llama.cpp decodes neighbours together, others apart."""
+        busy = {one.id for one in self.sequences if one.busy}
+        idle = [one for one in self.sequences if not one.busy]
+        return [one for one in idle if not busy or {one.id - 1, one.id + 1} & busy]
 
     def is_worth_saving(self, placement: Placement) -> bool:
         """Whether what the target holds beyond the part that stays should be kept in the store."""
@@ -164,7 +166,7 @@ class SequenceTable:
     def release(self, sequence: Cached) -> None:
         """The request is over; what was evaluated of its prompt stays."""
         sequence.busy = False
-        del sequence.tokens[len(sequence.prompt) :]
+        del sequence.tokens[len(sequence.evaluated) :]
 
     def empty(self, sequence: Cached) -> None:
         """What the sequence holds is lost."""
