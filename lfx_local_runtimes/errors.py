@@ -4,9 +4,11 @@ RuntimeFault
 ├── InvalidInput            a request or a configuration that cannot be served as written
 │   ├── ContextOverflow     the prompt is longer than the context
 │   ├── TemplateFault       the chat template failed, or ran past its limits
+│   ├── WrongTask           the model does something else
 │   └── InvalidModelFile    a model file that is corrupt, truncated or hostile
 ├── ModelNotFound           no model of that name, nor a path or hub id that leads to one
 ├── RequestNotFound         no running request of that id
+├── RequestCancelled        somebody ended the request before it was done
 ├── ModelConflict           the name is taken by another configuration
 ├── ModelBusy               the model is in use
 │   └── QueueFull           too many requests wait for it already
@@ -69,6 +71,12 @@ class TemplateFault(InvalidInput):
     code = "template_fault"
 
 
+class WrongTask(InvalidInput):
+    """The model does something else than what it is asked for."""
+
+    code = "wrong_task"
+
+
 class InvalidModelFile(InvalidInput):
     """A model file that is corrupt, truncated or hostile."""
 
@@ -85,6 +93,17 @@ class RequestNotFound(RuntimeFault):
     """No running request has that id."""
 
     code = "request_not_found"
+
+
+class RequestCancelled(RuntimeFault):
+    """A request that somebody ended before it was done: a cancel by its id, a forced unload, the end of the process."""
+
+    code = "cancelled"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"Request {request_id} was cancelled before its end.", hint="Send it again if it is still wanted."
+        )
 
 
 class ModelConflict(RuntimeFault):

@@ -7,6 +7,7 @@ from lfx.base.models.model_metadata import create_model_metadata
 
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes import get_runtime_manager
+from lfx_local_runtimes.runtimes.config import AUTO_TASK
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ ICON = "Cpu"
 def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[str, Any]]:
     """The catalogue rows of every local model of a kind, called by Langflow whenever it lists models.
 
-    Reads names only: no weights and no headers. Local models are the same for every user. Every model can be
+    Reads names only: no weights and no headers. Local models are the same for every user. Every model that writes can be
     offered tools, and be made to call one; whether it chooses well by itself is up to the model.
     """
     try:
@@ -25,12 +26,18 @@ def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[st
     except RuntimeFault as fault:
         logger.warning("local models cannot be listed: %s", fault)
         return []
-    names = sorted(row.config.model_name for row in rows if row.config.model_type == model_type)
+    wanted = {"llm": ("llm", AUTO_TASK), "embeddings": ("embedding",)}.get(model_type, ())
+    names = sorted(row.config.model_name for row in rows if row.config.model_type in wanted)
     return [
         dict(
             create_model_metadata(
-                provider=PROVIDER, name=name, icon=ICON, model_type=model_type, tool_calling=True, default=True
-            )
+                provider=PROVIDER,
+                name=name,
+                icon=ICON,
+                model_type=model_type,
+                default=True,
+                tool_calling=model_type == "llm",
+            )  # fmt: skip
         )
         for name in names
     ]

@@ -16,14 +16,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, as_fault
+from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, WrongTask, as_fault
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
-from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request
+from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Work
 
 logger = logging.getLogger(__name__)
 
-Inbox = queue.SimpleQueue[Request | None]
+Inbox = queue.SimpleQueue[Any]
 """Requests for the model's thread, in order; None says that there will be no more."""
 
 
@@ -62,7 +62,7 @@ class ModelRuntime(ABC):
         self._thread: threading.Thread | None = None
         self._loading: Future[None] | None = None
         self._ready = False
-        self._requests: set[Request] = set()
+        self._requests: set[Work] = set()
         self._memory: dict[str, int] = {}
         self.warnings: list[str] = []
         """What a user should know about this load (a fallback to the CPU, say); part of every result."""
@@ -84,7 +84,7 @@ class ModelRuntime(ABC):
                 if request.start():
                     self._serve(request)
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, request: Any) -> None:
         """Answer one request: emit `TextDelta`s and at the end `Finished`; look at `request.cancelled` at every step.
 
         Raises:
@@ -112,6 +112,11 @@ class ModelRuntime(ABC):
         """True while the model can take requests."""
         return self._ready
 
+    @property
+    def tasks(self) -> frozenset[str]:
+        """What the model can be asked for."""
+        return frozenset({"llm"})
+
     def start(self, context: LoadContext | None = None) -> "Future[None]":
         """Start the thread and load on it, or join the load that is under way. Fails with a `RuntimeFault`."""
         with self._lock:
@@ -129,13 +134,16 @@ class ModelRuntime(ABC):
             self._thread.start()
             return future
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Work) -> None:
         """Queue a request; its events arrive on its channel."""
         fault: RuntimeFault | None = None
         name, limit = self.config.model_name, self.config.max_queued
         with self._lock:
             if self._thread is None:
                 fault = EngineFailure("The model is not loaded.", model_name=name)
+            elif request.task not in self.tasks:
+                can = " and ".join(sorted(self.tasks))
+                fault = WrongTask(f"{name} does {can}, not {request.task}.", model_name=name, hint="Use another model.")
             elif len(self._requests) >= limit:
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
@@ -146,7 +154,7 @@ class ModelRuntime(ABC):
         else:
             request.on_end(lambda: self._forget(request))
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: Work) -> None:
         with self._lock:
             self._requests.discard(request)
 
@@ -204,7 +212,7 @@ class ModelRuntime(ABC):
             logger.exception("closing %s", self.config.model_name)
 
     @contextlib.contextmanager
-    def _answering(self, *requests: Request) -> Iterator[None]:
+    def _answering(self, *requests: Work) -> Iterator[None]:
         """What goes wrong inside fails these requests; the model goes on serving others."""
         try:
             yield

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from typing import Any, Protocol
 
 from lfx_local_runtimes.runtimes.base import Inbox, ModelRuntime
-from lfx_local_runtimes.runtimes.requests import Request
 
 
 class Scheduler(Protocol):
@@ -30,7 +29,7 @@ class BatchingRuntime(ModelRuntime):
     """
 
     @abstractmethod
-    def _prepare(self, request: Request) -> Any:
+    def _prepare(self, request: Any) -> Any:
         """The request as the scheduler takes it.
 
         Raises:
@@ -61,6 +60,8 @@ class BatchingRuntime(ModelRuntime):
     def _prepare_all(self, inbox: Inbox, ready: "queue.SimpleQueue[Any]") -> None:
         while (request := inbox.get()) is not None:
             with self._answering(request):
-                if not request.cancelled:
+                if request.cancelled:
+                    request.emit(request.nothing())
+                else:
                     ready.put(self._prepare(request))
         ready.put(None)

@@ -18,6 +18,9 @@ from pydantic_core import CoreSchema, core_schema
 FOREVER = -1.0
 """A keep-alive that never ends."""
 
+AUTO_TASK = "auto"
+"""A model type that leaves it to the model's files."""
+
 MAX_PROMPT_CHARS = 4_000_000
 
 _QUANTIZATION = re.compile(r"fp32|fp16|bf16|int8|int4|(?:I?Q|TQ)[1-8]_[A-Z0-9_]+")
@@ -81,7 +84,7 @@ class ModelConfig(_Strict):
     ]
     model_name: Name
     model_type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = Field(
-        default="llm", description="The task."
+        default=AUTO_TASK, description="The task: llm, embedding, rerank … Auto: as the model's files say."
     )
     runtime_type: RuntimeType = Field(default=RuntimeType.AUTO, description="The engine; auto chooses by the files.")
     device_type: DeviceType = DeviceType.AUTO

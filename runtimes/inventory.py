@@ -9,6 +9,7 @@ from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
 from lfx_local_runtimes.runtimes.ledger import MODELS
+from lfx_local_runtimes.runtimes.planning import task_of_model
 from lfx_local_runtimes.runtimes.residency import Residency
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.runtimes.slots import Slot
@@ -97,7 +98,7 @@ def _row(config: ModelConfig, source: str, info: ModelInfo | None, slot: Slot, r
     keep_alive = next(v for v in (slot.keep_alive, config.keep_alive, residency.keep_alive) if v is not None)
     problems = "; ".join(info.problems) if info else ""
     return ModelStatus(
-        model_name=config.model_name, model_id=config.model_id, model_type=config.model_type, source=source,
+        model_name=config.model_name, model_id=config.model_id, model_type=task_of_model(config, info), source=source,
         format=info.format.value if info else None,
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([info.size_bytes]) if info else None,

@@ -33,12 +33,16 @@ from lfx_local_runtimes.runtimes.requests import (
     Progress,
     Request,
     RequestState,
+    TaskRequest,
+    TaskRun,
+    Work,
 )
 from lfx_local_runtimes.runtimes.residency import ADMISSION_WAIT_S, Prepared, Residency
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 from lfx_local_runtimes.settings import Settings, get_settings
 
 ProgressCallback = Callable[[Progress], Any]
@@ -75,7 +79,7 @@ class RuntimeManager:
             MemoryLedger(self.settings, probe), self._prepare, keep_alive=self.settings.keep_alive_s,
             admission_wait=admission_wait,
         )  # fmt: skip
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[str, Work] = {}
         self._requests_lock = threading.Lock()
         self._inventory = Inventory(self.catalog, self._residency, self._rules)
         self._started = time.monotonic()
@@ -290,17 +294,22 @@ class RuntimeManager:
             InvalidInput: a running request has this id.
         """
         request = Request(model_name, config, request_id)
+        self._begin(request)
+        return GenerationStream(request, progress)
+
+    def _begin(self, request: Work) -> None:
         with self._requests_lock:
             if request.id in self._requests:
                 raise InvalidInput(
-                    f"request_id {request.id} is running already.", model_name=model_name, hint="Choose another."
+                    f"request_id {request.id} is running already.",
+                    model_name=request.model_name,
+                    hint="Choose another.",
                 )
             self._requests[request.id] = request
         request.on_end(lambda: self._ended(request))
-        self._residency.join(model_name, RequestWaiter(request, self._residency.release))
-        return GenerationStream(request, progress)
+        self._residency.join(request.model_name, RequestWaiter(request, self._residency.release))
 
-    def _ended(self, request: Request) -> None:
+    def _ended(self, request: Work) -> None:
         with self._requests_lock:
             self._requests.pop(request.id, None)
         self._residency.counters[f"requests_{request.state.value}"] += 1
@@ -322,6 +331,32 @@ class RuntimeManager:
         async with contextlib.aclosing(aiter(self.stream(model_name, config))) as pieces:  # type: ignore[type-var]
             async for text in pieces:
                 yield text
+
+    # -- every other task ---------------------------------------------------------------------------------------------
+
+    def start(
+        self, model_name: str, ask: Ask[ResultT], *, request_id: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> TaskRun[ResultT]:  # fmt: skip
+        """Start a task (an embedding, a ranking …) and return at once; the model loads if it must. From any thread.
+
+        Faults arrive where the result is waited for.
+
+        Raises:
+            InvalidInput: a running request has this id.
+        """
+        request = TaskRequest(model_name, ask, request_id)
+        self._begin(request)
+        return TaskRun(request, progress)
+
+    async def run(self, model_name: str, ask: Ask[ResultT]) -> ResultT:
+        """A task's result. Cancelling the caller cancels the computation.
+
+        Raises:
+            WrongTask: the model does something else.
+            RuntimeFault: the model cannot be loaded, or the request failed.
+        """
+        return await self.start(model_name, ask).wait_async()
 
     def cancel(self, request_id: str) -> RequestState:
         """End a request. Returns the state it was in.

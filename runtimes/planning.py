@@ -16,13 +16,14 @@ from lfx_local_runtimes.errors import (
     PickleRefused,
     RemoteCodeRefused,
 )
-from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.config import AUTO_TASK, DeviceType, ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProbe, default_dtype, select_device
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
 from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
 from lfx_local_runtimes.runtimes.ledger import device_budget
 from lfx_local_runtimes.runtimes.rules import Rules
+from lfx_local_runtimes.runtimes.tasks import TASKS
 from lfx_local_runtimes.settings import Settings, get_settings
 
 DEFAULT_CONTEXT = 4096
@@ -53,6 +54,15 @@ class LoadPlan:
     """Host memory for the states of prompts that had to leave the context, part of `memory`."""
     warnings: tuple[str, ...] = ()
     """What the user should know about this choice."""
+    task: str = "llm"
+    """What the model does."""
+
+
+def task_of_model(config: ModelConfig, info: ModelInfo | None) -> str:
+    """What a model does: as it was registered, or as its files say."""
+    if config.model_type != AUTO_TASK:
+        return config.model_type
+    return info.task if info is not None else "llm"
 
 
 def plan_loads(
@@ -74,6 +84,7 @@ def plan_loads(
             hint="Use a GGUF or safetensors copy of the model, or name a runtime_type.",
         )  # fmt: skip
     devices, warnings = _devices(config, settings, probe)
+    task = task_of_model(config, info)
     context = _context_length(config, info)
     plans: list[LoadPlan] = []
     refusal: InvalidInput | None = None
@@ -86,11 +97,15 @@ def plan_loads(
                 continue
             stored = _reads_as_stored(engine, info)
             loaded = None if stored else dtype
+            if task in TASKS:  # nothing is kept between two batches
+                memory = {device.key: estimate_memory(info, context, dtype=loaded, sequences=0, outputs=0).total}
+                plans.append(LoadPlan(info, engine, device, dtype, context, memory, warnings=warnings, task=task))
+                continue
             sequences = _sequences(config, info, context, loaded, device_budget(device, settings, probe))
             estimate = estimate_memory(info, context, dtype=loaded, sequences=sequences, outputs=sequences)
             states = min(_STATE_BYTES, estimate.kv_cache) if stored else 0
             memory = Counter({device.key: estimate.total}) + Counter({CPU.key: states})
-            plans.append(LoadPlan(info, engine, device, dtype, context, memory, sequences, states, warnings))
+            plans.append(LoadPlan(info, engine, device, dtype, context, memory, sequences, states, warnings, task))
     if not plans and refusal is not None:
         raise refusal
     return tuple(plans)

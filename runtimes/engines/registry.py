@@ -21,7 +21,7 @@ ENTRY_POINT_GROUP = "lfx_local_runtimes.engines"
 _HERE = "lfx_local_runtimes.runtimes.engines"
 _SHIPPED = {
     RuntimeType.LLAMA_CPP: (f"{_HERE}.llama_cpp.runtime", "LlamaCppRuntime"),
-    RuntimeType.TRANSFORMERS: (f"{_HERE}.transformers.runtime", "TransformersRuntime"),
+    RuntimeType.TRANSFORMERS: (f"{_HERE}.transformers.factory", "transformers"),
     RuntimeType.GEMMA_LOCAL: (f"{_HERE}.gemma", "GemmaLocalRuntime"),
     RuntimeType.GEMMA_STREAMING: (f"{_HERE}.gemma", "GemmaStreamingRuntime"),
 }

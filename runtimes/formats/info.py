@@ -68,6 +68,8 @@ class ModelInfo:
     embedding_length: int | None = None
     vocabulary: int | None = None
     layers: tuple[AttentionLayer, ...] = ()
+    task: str = "llm"
+    """llm, embedding, rerank, classification, zero_shot, ner; other is not served."""
     problems: tuple[str, ...] = ()
     """Why it cannot be loaded; empty when nothing speaks against it."""
     remote_code: bool = False

@@ -20,6 +20,7 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
     has_remote_code,
     number,
     read_config,
+    task_of,
     text_config,
 )
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
@@ -233,6 +234,7 @@ def _transformers(info: ModelInfo) -> ModelInfo:
         embedding_length=number(text, "hidden_size"),
         vocabulary=number(text, "vocab_size"),
         layers=attention_layers(text),
+        task=task_of(config, sentence_transformer=(folder / "modules.json").is_file()),
         problems=tuple(found),
         remote_code=remote_code,
         metadata=config,

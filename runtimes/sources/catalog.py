@@ -259,7 +259,7 @@ def _row(model: Discovered) -> Resolved:
 def _config(model_id: str, name: str) -> ModelConfig:
     if len(name) > 200 or "\\" in name:
         raise InvalidInput(f"{_short(name)} is no model name.", hint="Register the model under a shorter name.")
-    return ModelConfig(model_id=model_id, model_name=name, model_type="llm")
+    return ModelConfig(model_id=model_id, model_name=name)
 
 
 def _expanded(text: str) -> Path:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lfx_local_runtimes.runtimes.formats.hf_config import task_of
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.sources.hub import describe, gguf_models, gguf_tag, hub_cache, snapshot_folder
 from lfx_local_runtimes.runtimes.sources.packages import carriers
@@ -46,7 +47,7 @@ class Discovered:
     format: ModelFormat | None
     size_bytes: int | None
     model_type: str = "llm"
-    """llm, or other where its config.json names an architecture that does not write text."""
+    """What it does, as its config.json says; other is not served."""
 
 
 def discover(settings: Settings, cache: Path | None = None) -> list[Discovered]:
@@ -214,12 +215,10 @@ def _model_type(walk: _Walk, folder: Path, kind: ModelFormat) -> str:
         return "llm"
     try:
         config = json.loads(path.read_bytes())
-        architecture = str(config["architectures"][0])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return "llm"  # not told: the loader will see
-    writes = architecture.endswith(("ForCausalLM", "LMHeadModel"))
-    sees = architecture.endswith("ForConditionalGeneration") and "text_config" in config
-    return "llm" if writes or sees else "other"
+    modules = walk.size(folder / "modules.json") is not None
+    return task_of(config, sentence_transformer=modules) if isinstance(config, dict) else "llm"
 
 
 def _speakable(name: str, model_id: str) -> bool:

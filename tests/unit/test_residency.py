@@ -58,7 +58,7 @@ class Doll(ModelRuntime):
         while not self.stage.open_steps.wait(0.01) and not request.cancelled:
             pass
         request.emit(TextDelta("done", 1))
-        result = request._nothing()
+        result = request.nothing().result
         if not request.cancelled:
             result = result.model_copy(update={"finish_reason": "stop", "text": "done", "tokens_generated": 1})
         request.emit(Finished(result))

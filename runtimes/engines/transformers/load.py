@@ -92,14 +92,34 @@ def load(plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadC
         if plan.info.format is ModelFormat.GGUF:
             model, tokenizer, missing = _from_gguf(torch, transformers, plan)
         else:
-            model, tokenizer, missing = _from_folder(torch, transformers, plan, settings, trust)
-    if missing:
-        names = ", ".join(sorted(missing)[:3])
-        raise LoadFailed(f"{plan.info.path.name} lacks {len(missing)} of the model's weights: {names} …")
+            model, tokenizer, missing = _from_folder("AutoModelForCausalLM", plan, settings, trust)
+    _check_complete(plan, missing)
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
     compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
     return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer))
+
+
+def load_encoder(
+    auto: str, plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadContext
+) -> tuple[Any, Any]:
+    """The same for a model that reads: the model, by one of Transformers' `auto` classes, and its tokenizer.
+
+    Raises:
+        RuntimeFault: as `load`.
+    """
+    _check_dtype(plan)
+    with progress_events(context, plan.info.size_bytes), faults(plan):
+        trust = config.trust_remote_code and settings.trust_remote_code
+        model, tokenizer, missing = _from_folder(auto, plan, settings, trust)
+    _check_complete(plan, [name for name in missing if "pooler." not in name])  # BERT's own pooler is not used
+    return model.eval(), tokenizer
+
+
+def _check_complete(plan: LoadPlan, missing: Collection[str]) -> None:
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise LoadFailed(f"{plan.info.path.name} lacks {len(missing)} of the model's weights: {names} …")
 
 
 def _check_dtype(plan: LoadPlan) -> None:
@@ -124,9 +144,8 @@ def _check_dtype(plan: LoadPlan) -> None:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _from_folder(
-    torch: Any, transformers: Any, plan: LoadPlan, settings: Settings, trust: bool
-) -> tuple[Any, Any, Collection[str]]:
+def _from_folder(auto: str, plan: LoadPlan, settings: Settings, trust: bool) -> tuple[Any, Any, Collection[str]]:
+    torch, transformers = libraries()
     path = plan.info.path
     folder = str(path if path.is_dir() else path.parent)
     local = {"local_files_only": True, "trust_remote_code": trust}
@@ -137,7 +156,7 @@ def _from_folder(
         raise PickleRefused(f"{path.name} names {weights} as its weights.")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     pickle = plan.info.format is ModelFormat.PICKLE and settings.allow_pickle
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+    model, report = getattr(transformers, auto).from_pretrained(
         folder,
         config=config,
         dtype=getattr(torch, TORCH_DTYPES[plan.dtype]),

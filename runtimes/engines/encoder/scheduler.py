@@ -1,0 +1,194 @@
+"""Dynamic batching: rows of whoever waits are computed together, as many as a token budget holds.
+
+Nobody waits for company: a step takes what is there. Jobs that have got least go first, so that a query does not stand
+behind the rest of a large job; within a job, rows of like length go together, which saves padding.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
+from lfx_local_runtimes.runtimes.requests import Failed, Finished, RequestState, TaskRequest
+from lfx_local_runtimes.runtimes.tasks.base import Spec, Task, TaskResult, Tokens
+
+logger = logging.getLogger(__name__)
+
+Compute = Callable[[Sequence[Tokens]], Any]
+"""The model: a float32 array whose first axis is the rows."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request under way: its pieces, and the values of those that are done."""
+
+    request: TaskRequest[Any]
+    task: Task[Any, Any]
+    pieces: Sequence[Any]
+    started: bool = False
+    tokenized: int = 0
+    """Pieces that have been handed over."""
+    computed: int = 0
+    """Rows so far."""
+    tokens: int = 0
+    truncated: dict[int, int] = field(default_factory=dict)
+    """Tokens cut, by piece."""
+    parts: dict[int, list[tuple[Any, int]]] = field(default_factory=dict)
+    """Values of pieces that are not complete, with their lengths."""
+    values: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.values = [None] * len(self.pieces)
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """A piece, or one of the `parts` it is read in."""
+
+    tokens: Tokens
+    piece: int
+    parts: int = 1
+
+
+@dataclass(eq=False)
+class Slice:
+    """The next rows of a job."""
+
+    job: Job
+    rows: list[Row]
+
+
+class EncoderScheduler:
+    """The loop's state and its steps. Everything runs on the model's thread.
+
+    Args:
+        compute: the model.
+        spec: how to read its output.
+        budget: tokens of a batch, padding included; one row may be longer.
+        more: asks for a job's next slice, when one has come.
+        metadata: the engine's share of a result's.
+    """
+
+    def __init__(
+        self, compute: Compute, spec: Spec, budget: int, more: Callable[[Job], None],
+        metadata: Callable[[], Mapping[str, Any]],
+    ) -> None:  # fmt: skip
+        self._compute = compute
+        self._spec = spec
+        self._budget = budget
+        self._more = more
+        self._metadata = metadata
+        self._rows: dict[Job, list[Row]] = {}
+        """What waits, longest last, by job in the order of their arrival."""
+        self.batches = 0
+        """Calls of the model so far."""
+
+    @property
+    def busy(self) -> bool:
+        """Something is left to do."""
+        return any(self._rows.values())
+
+    def add(self, piece: Slice) -> None:
+        """Queue the next rows of a job, and have those after them prepared meanwhile."""
+        job = piece.job
+        job.started = job.started or job.request.start()
+        if not job.started or job.request.state is not RequestState.RUNNING:
+            return
+        rows = self._rows.setdefault(job, [])
+        rows += piece.rows
+        rows.sort(key=lambda row: len(row.tokens.ids))
+        if job.tokenized < len(job.pieces):
+            self._more(job)
+
+    def step(self) -> None:
+        """Drop jobs whose callers have left and compute one batch."""
+        for job in [job for job in self._rows if job.request.cancelled]:
+            del self._rows[job]
+            job.request.emit(job.request.nothing())
+        batch = self._take()
+        if batch:
+            self._run(batch)
+
+    def _take(self) -> list[tuple[Job, Row]]:
+        """The next batch: jobs that have got least first, of each its longest rows, while the budget lasts."""
+        batch: list[tuple[Job, Row]] = []
+        longest = 0
+        for job in sorted(self._rows, key=lambda job: job.computed > 0):
+            rows = self._rows[job]
+            while rows:
+                longest = max(longest, len(rows[-1].tokens.ids))
+                if batch and longest * (len(batch) + 1) > self._budget:
+                    return batch
+                batch.append((job, rows.pop()))
+        return batch
+
+    def _run(self, batch: Sequence[tuple[Job, Row]]) -> None:
+        jobs = list(dict.fromkeys(job for job, _ in batch))
+        try:
+            self.batches += 1
+            self._deliver(batch, self._compute([row.tokens for _, row in batch]))
+        except Exception as error:  # noqa: BLE001 - the model goes on serving others
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            for own in jobs:  # one of them may be to blame: each for itself
+                self._run([(job, row) for job, row in batch if job is own])
+
+    def _deliver(self, batch: Sequence[tuple[Job, Row]], output: Any) -> None:
+        import numpy as np
+
+        if not np.isfinite(output).all():
+            raise EngineFailure(
+                "The model's output is not numbers: its weights are broken, or its activations overflowed.",
+                hint="Load it in fp32, or fetch its files again.",
+            )
+        tasks = dict.fromkeys(job.task for job, _ in batch)
+        for task in tasks:
+            places = [index for index, (job, _) in enumerate(batch) if job.task is task]
+            theirs = output if len(tasks) == 1 else output[places]
+            values = task.values(theirs, [batch[index][1].tokens for index in places], self._spec)
+            for index, value in zip(places, values, strict=True):
+                self._keep(*batch[index], value)
+        for job in dict.fromkeys(job for job, _ in batch):
+            if not self._rows[job] and job.tokenized == len(job.pieces):
+                self._finish(job)
+
+    @staticmethod
+    def _keep(job: Job, row: Row, value: Any) -> None:
+        job.computed += 1
+        job.tokens += len(row.tokens.ids)
+        if row.tokens.cut:
+            job.truncated[row.piece] = row.tokens.cut
+        if row.parts == 1:
+            job.values[row.piece] = value
+            return
+        parts = job.parts.setdefault(row.piece, [])
+        parts.append((value, len(row.tokens.ids)))
+        if len(parts) == row.parts:
+            del job.parts[row.piece]
+            job.values[row.piece] = job.task.join([value for value, _ in parts], [length for _, length in parts])
+
+    def _finish(self, job: Job) -> None:
+        request = job.request
+        try:
+            about = TaskResult(
+                request.model_name,
+                {
+                    **self._metadata(), "request_id": request.id, "tokens": job.tokens,
+                    "truncated": dict(sorted(job.truncated.items())),
+                },
+            )  # fmt: skip
+            result = job.task.result(request.ask, job.values, self._spec, about)
+        except Exception as error:  # noqa: BLE001 - this request's alone
+            self._fail(job, error)
+            return
+        del self._rows[job]
+        request.emit(Finished(result))
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._rows.pop(job, None)
+        request = job.request
+        if not isinstance(error, RuntimeFault):
+            logger.error("request %s", request.id, exc_info=error)
+        request.emit(Failed(as_fault(error, EngineFailure, "The model failed", request.model_name)))

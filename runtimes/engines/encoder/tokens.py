@@ -1,0 +1,67 @@
+"""Pieces of text to rows of tokens, with Hugging Face's tokenizers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.tasks.base import Piece, Tokens
+
+
+class PieceTokenizer:
+    """Cuts at the model's longest input and tells how much.
+
+    Args:
+        tokenizer: a `PreTrainedTokenizerFast`.
+        limit: tokens of a row, special ones included.
+    """
+
+    def __init__(self, tokenizer: Any, limit: int) -> None:
+        self._tokenizer = tokenizer
+        self._limit = limit
+        sample = tokenizer("a", return_special_tokens_mask=True)
+        special = sample["special_tokens_mask"]
+        start = special.index(0) if 0 in special else len(special)
+        self._before = sample["input_ids"][:start]
+        self._after = [token for token, mark in zip(sample["input_ids"], special, strict=True) if mark][start:]
+
+    def __call__(self, pieces: Sequence[Piece], *, chunks: bool) -> list[list[Tokens]]:
+        """For each piece the rows to compute.
+
+        Raises:
+            InvalidInput: a token id is not in the vocabulary.
+        """
+        if any(not isinstance(piece.text, str) for piece in pieces):
+            return [
+                self._of_ids(piece.text, chunks=chunks)
+                if not isinstance(piece.text, str)
+                else self([piece], chunks=chunks)[0]
+                for piece in pieces
+            ]
+        texts = [piece.text for piece in pieces]
+        pairs = [piece.pair for piece in pieces] if pieces[0].pair is not None else None
+        found = self._tokenizer(
+            texts, pairs, truncation=True, max_length=self._limit, return_overflowing_tokens=True,
+            return_offsets_mapping=True, return_special_tokens_mask=True, return_token_type_ids=True,
+        )  # fmt: skip
+        rows: list[list[Tokens]] = [[] for _ in pieces]
+        for index, sample in enumerate(found["overflow_to_sample_mapping"]):
+            special = found["special_tokens_mask"][index]
+            ids = found["input_ids"][index]
+            if chunks or not rows[sample]:
+                types, offsets = found["token_type_ids"][index], found["offset_mapping"][index]
+                rows[sample].append(Tokens(ids, types, offsets, special))
+            else:
+                rows[sample][0].cut += len(ids) - sum(special)
+        return rows
+
+    def _of_ids(self, ids: Sequence[int], *, chunks: bool) -> list[Tokens]:
+        wrong = next((one for one in ids if not 0 <= one < len(self._tokenizer)), None)
+        if wrong is not None:
+            raise InvalidInput(
+                f"Token id {wrong} is not in the model's vocabulary of {len(self._tokenizer):,}.", hint="Send the text."
+            )
+        room = max(1, self._limit - len(self._before) - len(self._after))
+        parts = [ids[start : start + room] for start in range(0, len(ids), room)]
+        cut = 0 if chunks else len(ids) - len(parts[0])
+        rows = [[*self._before, *part, *self._after] for part in (parts if chunks else parts[:1])]
+        return [Tokens(row, [0] * len(row), cut=cut) for row in rows]

@@ -1,0 +1,103 @@
+"""Embeddings: a vector for each text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class EmbeddingResult(TaskResult):
+    """Vectors in the order of the texts."""
+
+    vectors: "np.ndarray[Any, Any]"
+    """float32, of shape (texts, dimensions)."""
+
+
+class EmbeddingAsk(Ask[EmbeddingResult]):
+    """Texts, or token ids, to embed. A text that is read in parts (`chunk`) gets their mean, weighted by their tokens."""
+
+    task: ClassVar[str] = "embedding"
+    can_chunk: ClassVar[bool] = True
+    texts: tuple[Text | Annotated[tuple[int, ...], Field(min_length=1)], ...] = Field(
+        min_length=1, max_length=MAX_TEXTS
+    )
+    prompt: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
+        default=None,
+        description="The name of one of the model's own prompts (query, passage …), or a text to put before.",
+    )
+    dimensions: int | None = Field(default=None, ge=1, description="Keep the first ones only (Matryoshka models).")
+    normalize: bool | None = Field(default=None, description="Vectors of length 1. Unset: as the model's files say.")
+
+
+class Embedding(Task[EmbeddingAsk, EmbeddingResult]):
+    """From token states to one vector, as the model's pooling configuration says."""
+
+    def pieces(self, ask: EmbeddingAsk, spec: Spec) -> Sequence[Piece]:
+        name = spec.default_prompt if ask.prompt is None else ask.prompt
+        prompt = "" if name is None else spec.prompts.get(name, "" if ask.prompt is None else name)
+        return [Piece(prompt + text if isinstance(text, str) else text) for text in ask.texts]
+
+    def values(self, output: "np.ndarray[Any, Any]", batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
+        import numpy as np
+
+        lengths = np.array([len(row.ids) for row in batch])
+        mask = np.arange(output.shape[1]) < lengths[:, None]
+        vectors = pool(output, mask, spec.pooling)
+        for layer in spec.dense:
+            vectors = vectors @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+            vectors = np.tanh(vectors) if layer.tanh else vectors
+        return [vector.copy() for vector in vectors]
+
+    def join(self, values: Sequence[Any], lengths: Sequence[int]) -> Any:
+        if len(values) == 1:
+            return values[0]
+        import numpy as np
+
+        return np.average(np.stack(values), axis=0, weights=lengths).astype(np.float32)
+
+    def result(self, ask: EmbeddingAsk, values: Sequence[Any], spec: Spec, about: TaskResult) -> EmbeddingResult:
+        import numpy as np
+
+        vectors = np.stack(values)
+        if ask.dimensions is not None:
+            if ask.dimensions > vectors.shape[1]:
+                raise InvalidInput(
+                    f"dimensions {ask.dimensions:,} is more than the {vectors.shape[1]:,} the model has.",
+                    model_name=about.model_name, hint="Ask for less, or leave it unset.",
+                )  # fmt: skip
+            vectors = vectors[:, : ask.dimensions]
+        if spec.normalize if ask.normalize is None else ask.normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return EmbeddingResult(about.model_name, about.metadata, np.ascontiguousarray(vectors, dtype=np.float32))
+
+
+def pool(states: "np.ndarray[Any, Any]", mask: "np.ndarray[Any, Any]", mode: str) -> "np.ndarray[Any, Any]":
+    """One vector per row, of shape (rows, width), from token states (rows, tokens, width).
+
+    The modes are those of sentence-transformers' `Pooling`: special tokens count, padding (`mask` false) does not.
+    """
+    import numpy as np
+
+    vectors: np.ndarray[Any, Any]
+    if mode == "cls":
+        vectors = states[:, 0]
+    elif mode == "lasttoken":
+        vectors = states[np.arange(len(states)), mask.sum(1) - 1]
+    elif mode == "max":
+        vectors = np.where(mask[:, :, None], states, -np.inf).max(1)
+    else:
+        weights = mask.astype(np.float32)
+        if mode == "weightedmean":
+            weights *= np.arange(1, mask.shape[1] + 1, dtype=np.float32)
+        total = weights.sum(1, keepdims=True)
+        sums = np.matmul(weights[:, None, :], np.where(mask[:, :, None], states, 0))[:, 0]
+        vectors = sums / (np.sqrt(total) if mode == "mean_sqrt_len" else total)
+    return vectors

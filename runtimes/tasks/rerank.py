@@ -1,0 +1,51 @@
+"""Rerank: how well each document answers a query, by a cross-encoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
+from lfx_local_runtimes.runtimes.tasks.classification import scores
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document's place among those that were given, and its score."""
+
+    index: int
+    score: float
+
+
+@dataclass(frozen=True)
+class RerankResult(TaskResult):
+    """Documents, best first."""
+
+    ranking: tuple[Ranked, ...]
+
+
+class RerankAsk(Ask[RerankResult]):
+    """A query and the documents to put in order."""
+
+    task: ClassVar[str] = "rerank"
+    query: Text
+    documents: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
+    top_n: int | None = Field(default=None, ge=1, description="Tell the best ones only.")
+
+
+class Rerank(Task[RerankAsk, RerankResult]):
+    """Query and document are read together; the one logit is the score."""
+
+    def pieces(self, ask: RerankAsk, spec: Spec) -> Sequence[Piece]:
+        return [Piece(ask.query, document) for document in ask.documents]
+
+    def values(self, output: "np.ndarray[Any, Any]", batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
+        return [float(row[0]) for row in scores(output, spec.activation)]
+
+    def result(self, ask: RerankAsk, values: Sequence[Any], spec: Spec, about: TaskResult) -> RerankResult:
+        ranking = sorted((Ranked(index, score) for index, score in enumerate(values)), key=lambda one: -one.score)
+        return RerankResult(about.model_name, about.metadata, tuple(ranking[: ask.top_n]))

@@ -1,0 +1,170 @@
+"""Dynamic batching over a model that adds up: fair, bounded, and unharmed by one that fails."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from lfx_local_runtimes.errors import EngineFailure, RequestCancelled
+from lfx_local_runtimes.runtimes.engines.encoder.scheduler import EncoderScheduler, Job, Row, Slice
+from lfx_local_runtimes.runtimes.requests import RequestState, TaskRequest, TaskRun
+from lfx_local_runtimes.runtimes.tasks.base import Ask, Piece, Spec, Task, TaskResult, Tokens
+
+BUDGET = 100
+POISON = -1
+
+
+@dataclass(frozen=True)
+class Sums(TaskResult):
+    values: tuple[float, ...]
+
+
+class SumAsk(Ask[Sums]):
+    task: ClassVar[str] = "sum"
+    lengths: tuple[int, ...]
+
+
+class Sum(Task[SumAsk, Sums]):
+    """A text of n ones is worth n."""
+
+    def pieces(self, ask: SumAsk, spec: Spec) -> Sequence[Piece]:
+        return [Piece("x" * length) for length in ask.lengths]
+
+    def values(self, output: Any, batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
+        return [float(row.sum()) for row in output]
+
+    def join(self, values: Sequence[Any], lengths: Sequence[int]) -> Any:
+        return float(sum(values))
+
+    def result(self, ask: SumAsk, values: Sequence[Any], spec: Spec, about: TaskResult) -> Sums:
+        return Sums(about.model_name, about.metadata, tuple(values))
+
+
+@pytest.fixture
+def stage() -> SimpleNamespace:
+    """A scheduler; `ask` queues texts of these lengths, `run` goes on to the end."""
+    batches: list[list[int]] = []
+    wanted: list[Job] = []
+
+    def compute(batch: Sequence[Tokens]) -> Any:
+        batches.append([len(row.ids) for row in batch])
+        if any(POISON in row.ids for row in batch):
+            raise ValueError("poison")
+        width = max(len(row.ids) for row in batch)
+        return np.array([row.ids + [0] * (width - len(row.ids)) for row in batch], dtype=np.float32)
+
+    scheduler = EncoderScheduler(compute, Spec("sum", 1000), BUDGET, wanted.append, lambda: {"engine": "adder"})
+
+    def ask(*lengths: int, token: float = 1, slices: int = 1, parts: int = 1) -> TaskRun[Sums]:
+        request = TaskRequest("adder", SumAsk(lengths=lengths))
+        job = Job(request, Sum(), lengths)
+        size = len(lengths) // slices
+        for first in range(0, len(lengths), size):
+            rows = [
+                Row(Tokens([token] * (length // parts), []), first + index, parts)  # type: ignore[list-item]
+                for index, length in enumerate(lengths[first : first + size])
+                for _ in range(parts)
+            ]
+            job.tokenized = min(first + size, len(lengths))
+            scheduler.add(Slice(job, rows))
+        return TaskRun(request)
+
+    def run() -> None:
+        while scheduler.busy:
+            scheduler.step()
+
+    return SimpleNamespace(scheduler=scheduler, batches=batches, wanted=wanted, ask=ask, run=run)
+
+
+def test_results_come_in_the_order_of_the_texts_whatever_the_batches(stage: SimpleNamespace) -> None:
+    lengths = (3, 40, 7, 90, 1, 20, 40)
+    run = stage.ask(*lengths)
+    stage.run()
+    result = run.wait()
+    assert result.values == tuple(map(float, lengths))
+    assert result.metadata["tokens"] == sum(lengths)
+    assert all(len(batch) == 1 or max(batch) * len(batch) <= BUDGET for batch in stage.batches)
+
+
+def test_those_who_wait_are_computed_together(stage: SimpleNamespace) -> None:
+    runs = [stage.ask(10) for _ in range(8)]
+    stage.run()
+    assert stage.batches == [[10] * 8]
+    assert [run.wait().values for run in runs] == [(10.0,)] * 8
+
+
+def test_texts_of_like_length_go_together(stage: SimpleNamespace) -> None:
+    stage.ask(*(50, 2) * 4)
+    stage.run()
+    assert stage.batches == [[50, 50], [50, 50], [2, 2, 2, 2]]
+
+
+def test_a_text_longer_than_the_budget_goes_alone(stage: SimpleNamespace) -> None:
+    run = stage.ask(5, 500)
+    stage.run()
+    assert stage.batches == [[500], [5]]
+    assert run.wait().values == (5.0, 500.0)
+
+
+def test_a_query_waits_for_one_batch_of_a_large_job_at_most(stage: SimpleNamespace) -> None:
+    large = stage.ask(*[50] * 40)
+    stage.scheduler.step()
+    query = stage.ask(3)
+    stage.scheduler.step()
+    assert query.request.state is RequestState.FINISHED
+    assert large.request.state is RequestState.RUNNING
+    stage.run()
+    assert large.wait().values == (50.0,) * 40
+
+
+def test_the_next_slice_is_asked_for_when_one_has_come(stage: SimpleNamespace) -> None:
+    run = stage.ask(*[10] * 9, slices=3)
+    assert len(stage.wanted) == 2, "none after the last"
+    stage.run()
+    assert run.wait().values == (10.0,) * 9
+
+
+def test_parts_of_a_long_text_become_one_value(stage: SimpleNamespace) -> None:
+    run = stage.ask(30, 60, parts=3)
+    stage.run()
+    assert run.wait().values == (30.0, 60.0)
+
+
+def test_callers_who_left_are_dropped(stage: SimpleNamespace) -> None:
+    gone, stays = stage.ask(*[50] * 10), stage.ask(50)
+    stage.scheduler.step()
+    gone.cancel()
+    stage.run()
+    with pytest.raises(RequestCancelled):
+        gone.wait()
+    assert stays.wait().values == (50.0,)
+    assert len(stage.batches) < 5
+
+
+def test_one_who_was_cancelled_before_its_turn_is_never_computed(stage: SimpleNamespace) -> None:
+    request = TaskRequest("adder", SumAsk(lengths=(5,)))
+    request.cancel()
+    stage.scheduler.add(Slice(Job(request, Sum(), (5,), tokenized=1), [Row(Tokens([1] * 5, []), 0)]))
+    stage.run()
+    assert stage.batches == []
+    assert request.state is RequestState.CANCELLED
+
+
+def test_a_failure_is_pinned_on_the_one_that_caused_it(stage: SimpleNamespace) -> None:
+    good, bad, also_good = stage.ask(10), stage.ask(10, token=POISON), stage.ask(5, 5)
+    stage.run()
+    with pytest.raises(EngineFailure, match="poison"):
+        bad.wait()
+    assert good.wait().values == (10.0,)
+    assert also_good.wait().values == (5.0, 5.0)
+
+
+def test_output_that_is_no_number_is_a_failure_of_its_own(stage: SimpleNamespace) -> None:
+    bad, good = stage.ask(4, token=float("nan")), stage.ask(4)
+    stage.run()
+    with pytest.raises(EngineFailure, match="not numbers"):
+        bad.wait()
+    assert good.wait().values == (4.0,)
