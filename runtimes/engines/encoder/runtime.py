@@ -48,6 +48,7 @@ class EncoderRuntime(BatchingRuntime):
     def __init__(self, config: ModelConfig, plan: LoadPlan | None = None) -> None:
         super().__init__(config, plan)
         self._network: Network | None = None
+        self._scheduler: EncoderScheduler | None = None
 
     @abstractmethod
     def _open(self, plan: LoadPlan, context: LoadContext) -> Network:
@@ -72,7 +73,7 @@ class EncoderRuntime(BatchingRuntime):
         self._network = self._open(plan, context)
 
     def _close(self) -> None:
-        self._network = None
+        self._network = self._scheduler = None
 
     def _measure(self) -> dict[str, int]:
         assert self._network is not None
@@ -87,10 +88,10 @@ class EncoderRuntime(BatchingRuntime):
             device = {"engine": self.engine, "device": plan.device.key, "warnings": list(self.warnings)}
             return {**device, **network.about}
 
-        scheduler = EncoderScheduler(
+        self._scheduler = EncoderScheduler(
             network.compute, network.spec, BUDGET[plan.device.type], lambda job: inbox.put(job.request), about
         )
-        self._batch_work(inbox, scheduler)
+        self._batch_work(inbox, self._scheduler)
 
     def _prepare(self, request: TaskRequest[Any]) -> Slice:
         """The next rows of a request.

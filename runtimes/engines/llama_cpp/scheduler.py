@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
+from lfx_local_runtimes.runtimes.batching import QueuedScheduler
 from lfx_local_runtimes.runtimes.config import FinishReason
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Row
@@ -57,7 +58,7 @@ class Job:
     """Tokens that come next, whatever the model would say."""
 
 
-class Scheduler:
+class Scheduler(QueuedScheduler[Job]):
     """The loop's state and its steps. Everything runs on the model's thread.
 
     Args:
@@ -76,24 +77,14 @@ class Scheduler:
         rows: int,
         metadata: Callable[[], dict[str, Any]],
     ) -> None:
+        super().__init__()
         self._model = model
         self.table = table
         self._prompt_seconds = prompt_seconds
         self._rows = rows
         self._metadata = metadata
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
         self.steps = 0
         """Calls of `llama_decode` so far."""
-
-    @property
-    def busy(self) -> bool:
-        """Something is left to do."""
-        return bool(self._waiting or self._running)
-
-    def add(self, job: Job) -> None:
-        """Queue a request."""
-        self._waiting.append(job)
 
     def step(self) -> None:
         """Admit what has room, decode once, evaluate prompts for a while."""

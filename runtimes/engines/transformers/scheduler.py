@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
+from lfx_local_runtimes.runtimes.batching import QueuedScheduler
 from lfx_local_runtimes.runtimes.config import FinishReason
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded
@@ -84,7 +85,7 @@ class Job:
         self.request.emit(Failed(as_fault(error, EngineFailure, "transformers failed", self.request.model_name)))
 
 
-class Scheduler:
+class Scheduler(QueuedScheduler[Job]):
     """Lets requests into the batch and out of it. Everything runs on the model's thread.
 
     Args:
@@ -101,21 +102,11 @@ class Scheduler:
         metadata: Callable[[], dict[str, Any]],
         faults: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        super().__init__()
         self._batch = batch
         self._sequences = sequences
         self._metadata = metadata
         self._faults = faults
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
-
-    @property
-    def busy(self) -> bool:
-        """Something is left to do."""
-        return bool(self._waiting or self._running)
-
-    def add(self, job: Job) -> None:
-        """Queue a request."""
-        self._waiting.append(job)
 
     def step(self) -> None:
         """Let out who is cancelled and in who has room, compute a step, and let out who is through."""
