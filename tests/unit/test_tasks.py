@@ -1,0 +1,122 @@
+"""Tasks without a model: from what is asked to pieces, and from numbers to results."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.tasks import TASKS
+from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, TaskResult, Tokens
+from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk, scores
+from lfx_local_runtimes.runtimes.tasks.embedding import Embedding, EmbeddingAsk, pool
+from lfx_local_runtimes.runtimes.tasks.ner import Ner, NerAsk
+from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShot, ZeroShotAsk
+
+ABOUT = TaskResult("m", {})
+STATES = np.array([[[1, 2], [3, 4], [100, 100]], [[5, 6], [7, 8], [9, 1]]], dtype=np.float32)
+MASK = np.array([[True, True, False], [True, True, True]])
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("cls", [[1, 2], [5, 6]]),
+        ("lasttoken", [[3, 4], [9, 1]]),
+        ("max", [[3, 4], [9, 8]]),
+        ("mean", [[2, 3], [7, 5]]),
+        ("mean_sqrt_len", [[4 / 2**0.5, 6 / 2**0.5], [21 / 3**0.5, 15 / 3**0.5]]),
+        ("weightedmean", [[7 / 3, 10 / 3], [46 / 6, 25 / 6]]),
+    ],
+)
+def test_pooling_leaves_padding_out(mode: str, expected: list[list[float]]) -> None:
+    assert np.allclose(pool(STATES, MASK, mode), expected)
+    broken = STATES.copy()
+    broken[0, 2] = np.inf
+    if mode != "lasttoken":
+        assert np.allclose(pool(broken, MASK, mode), expected), "what stands in the padding does not matter"
+
+
+def test_prompts_are_the_models_own_or_the_callers() -> None:
+    spec = Spec("embedding", 10, prompts={"query": "query: ", "passage": "passage: "}, default_prompt="passage")
+
+    def first(**options: Any) -> object:
+        return Embedding().pieces(EmbeddingAsk(texts=("owl",), **options), spec)[0].text
+
+    assert first() == "passage: owl"
+    assert first(prompt="query") == "query: owl"
+    assert first(prompt="find: ") == "find: owl"
+    assert first(prompt="") == "owl"
+
+
+def test_vectors_are_shortened_before_they_are_normalized() -> None:
+    values = [np.array([3, 4, 12], dtype=np.float32)]
+    ask = EmbeddingAsk(texts=("a",), dimensions=2, normalize=True)
+    assert np.allclose(Embedding().result(ask, values, Spec("embedding", 1), ABOUT).vectors, [[0.6, 0.8]])
+    zero = Embedding().result(ask, [np.zeros(3, dtype=np.float32)], Spec("embedding", 1), ABOUT)
+    assert not np.isnan(zero.vectors).any()
+
+
+def test_scores_of_extreme_logits_are_numbers() -> None:
+    logits = np.array([[1000.0, -1000.0]], dtype=np.float32)
+    assert np.allclose(scores(logits, "softmax"), [[1, 0]])
+    assert np.allclose(scores(logits, "sigmoid"), [[1, 0]])
+    assert np.array_equal(scores(logits, "identity"), logits)
+
+
+def test_neighbouring_tags_become_a_span() -> None:
+    labels = ("O", "B-PER", "I-PER", "B-LOC")
+    spec = Spec("ner", 10, labels)
+    text = "Ada Byron met Bob in Rome"
+    spans = [(0, 0), (0, 3), (4, 9), (10, 13), (14, 17), (18, 20), (21, 25), (0, 0)]
+    tags = [0, 1, 2, 0, 1, 0, 3, 0]
+    tokens = Tokens(list(range(8)), [0] * 8, spans, [1, 0, 0, 0, 0, 0, 0, 1])
+    logits = np.full((1, 8, 4), -20, dtype=np.float32)
+    logits[0, range(8), tags] = 20
+    found = Ner().result(NerAsk(texts=(text,)), Ner().values(logits, [tokens], spec), spec, ABOUT).entities[0]
+    assert [(one.label, one.text) for one in found] == [("PER", "Ada Byron"), ("PER", "Bob"), ("LOC", "Rome")]
+    assert all(one.score > 0.99 for one in found)
+
+
+def test_two_entities_side_by_side_stay_two() -> None:
+    spec = Spec("ner", 10, ("O", "B-PER", "I-PER"))
+    tokens = Tokens([1, 2], [0, 0], [(0, 3), (4, 7)], [0, 0])
+    logits = np.array([[[0, 9, 0], [0, 9, 0]]], dtype=np.float32)
+    found = Ner().values(logits, [tokens], spec)[0]
+    assert [(start, end) for _, start, end, _ in found] == [(0, 3), (4, 7)]
+
+
+def test_zero_shot_needs_a_model_that_knows_entailment() -> None:
+    ask = ZeroShotAsk(texts=("a",), labels=("x", "y"))
+    with pytest.raises(InvalidInput, match="name no entailment"):
+        ZeroShot().pieces(ask, Spec("classification", 10, ("good", "bad")))
+    pieces = ZeroShot().pieces(ask, Spec("zero_shot", 10, ("contradiction", "ENTAILMENT")))
+    assert pieces == [Piece("a", "This example is x."), Piece("a", "This example is y.")]
+
+
+@pytest.mark.parametrize(
+    ("ask", "options", "said"),
+    [
+        (EmbeddingAsk, {"texts": ()}, "at least 1"),
+        (EmbeddingAsk, {"texts": ("a", "")}, "texts.1"),
+        (EmbeddingAsk, {"texts": ("a", None)}, "texts.1"),
+        (EmbeddingAsk, {"texts": ((),)}, "texts.0"),
+        (EmbeddingAsk, {"texts": ("a",), "dimensions": 0}, "dimensions"),
+        (RerankAsk, {"query": "", "documents": ("a",)}, "query"),
+        (RerankAsk, {"query": "a", "documents": ("a",), "overflow": "chunk"}, "chunk is for embeddings"),
+        (ClassificationAsk, {"texts": ("a",), "top_k": 0}, "top_k"),
+        (ZeroShotAsk, {"texts": ("a",), "labels": ("x", "x")}, "twice"),
+        (ZeroShotAsk, {"texts": ("a",), "labels": ("x",), "hypothesis": "It is so."}, "where the label goes"),
+        (NerAsk, {"texts": ("a",), "min_score": 2}, "min_score"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(ask: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ask(**options)
+
+
+def test_every_task_is_asked_by_its_name() -> None:
+    for ask in (EmbeddingAsk, RerankAsk, ClassificationAsk, ZeroShotAsk, NerAsk):
+        assert ask.task in TASKS
