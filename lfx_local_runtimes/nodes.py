@@ -29,6 +29,7 @@ from lfx_local_runtimes.node_inputs import (
 )
 from lfx_local_runtimes.runtimes.config import GenerationResult, ModelConfig
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.node_tools import NodeModel
@@ -70,6 +71,17 @@ def list_models_in(build_config: dict[str, Any], names: list[str], details: list
     return build_config
 
 
+def chosen_model(node: Component) -> str:
+    """The model a node names.
+
+    Raises:
+        ModelNotFound: it names none.
+    """
+    if (name := given(node.model_name)) is None:
+        raise ModelNotFound("No model is chosen.", hint="Choose one in the node's Model field.")
+    return str(name)
+
+
 # -- Local Model and Gemma -----------------------------------------------------------------------------------------------
 
 
@@ -91,11 +103,9 @@ class LocalModelBaseComponent(LCModelComponent):
     def _model(self) -> "NodeModel":
         from lfx_local_runtimes.node_tools import NodeModel
 
-        if given(self.model_name) is None:
-            raise ModelNotFound("No model is chosen.", hint="Choose one in the node's Model field.")
         try:
             return NodeModel(
-                model=self.model_name,
+                model=chosen_model(self),
                 stop=stop_texts(self.stop_sequences) or None,
                 raw=bool(self.raw),
                 streaming=bool(self.stream),
@@ -189,16 +199,19 @@ class _HeldStream:
 
 
 class Reporter:
-    """Tells a node's log what its model is doing: each tenth of a download or load, and what an answer took."""
+    """Tells a node's log what its model is doing: each tenth of a download or load, and what a result took."""
 
     def __init__(self, node: Component) -> None:
         self._node = node
         self._said: object = None
 
-    def __call__(self, event: Progress | GenerationResult) -> None:
+    def __call__(self, event: Progress | GenerationResult | TaskResult) -> None:
         """Log an event, unless it says no more than the last."""
         if isinstance(event, GenerationResult):
             self._node.log(answer_report(event), name="answer")
+            return
+        if isinstance(event, TaskResult):
+            self._node.log(task_report(event), name="result")
             return
         percent = 100 * event.done // event.total if event.total else None
         step = (event.phase, None if percent is None else percent // 10)
@@ -220,6 +233,12 @@ def answer_report(result: GenerationResult) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(result.tokens_generated / seconds, 1) if seconds > 0 else None,
     }
+
+
+def task_report(result: TaskResult) -> dict[str, Any]:
+    """What made a result, for people: model, engine, device, tokens, tokens cut by input, warnings."""
+    keys = ("engine", "device", "dtype", "tokens", "truncated", "warnings")
+    return {"model_name": result.model_name, **{key: value for key in keys if (value := result.metadata.get(key))}}
 
 
 def first_problem(error: ValidationError) -> str:

@@ -6,14 +6,23 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from lfx_local_runtimes.routes.faults import ClientGone, envelope
 from lfx_local_runtimes.runtimes.config import GenerationResult
-from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, GenerationStream, Progress, TextDelta
+from lfx_local_runtimes.runtimes.requests import (
+    Event,
+    Failed,
+    Finished,
+    GenerationStream,
+    Progress,
+    RequestState,
+    TextDelta,
+    Work,
+)
 
 KEEP_ALIVE_S = 10.0
 """Seconds of silence after which a comment keeps proxies from closing a stream."""
@@ -25,6 +34,21 @@ Tagged = tuple[int, Event]
 
 Payload = tuple[str, dict[str, Any]]
 """The name of a message (token, done, error, progress) and what it says."""
+
+
+ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+class Pending(Protocol[ResultT_co]):
+    """Something that was asked of a model and is on its way: a stream of text, or a task."""
+
+    @property
+    def request(self) -> Work: ...
+
+    def cancel(self) -> RequestState: ...
+
+    async def wait_async(self) -> ResultT_co: ...
 
 
 async def disconnected(receive: Receive) -> None:
@@ -48,23 +72,23 @@ def _waker(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> C
     return wake
 
 
-async def _result(stream: GenerationStream) -> GenerationResult:
+async def _result(pending: Pending[ResultT]) -> ResultT:
     """The finished answer. Its pieces stay where they are until the end: nobody is woken for a token."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
-    stream.request.on_end(_waker(loop, ended))
+    pending.request.on_end(_waker(loop, ended))
     await ended
-    return await stream.wait_async()
+    return await pending.wait_async()
 
 
-async def whole(streams: Sequence[GenerationStream], gone: Awaitable[None]) -> list[GenerationResult]:
-    """The finished answers, in the streams' order.
+async def whole(asked: Sequence[Pending[ResultT]], gone: Awaitable[None]) -> list[ResultT]:
+    """The finished answers, in the order they were asked for.
 
     Raises:
         ClientGone: the client left; the computations are cancelled.
         RuntimeFault: a request failed; the others are cancelled.
     """
-    answers = asyncio.ensure_future(asyncio.gather(*map(_result, streams)))
+    answers = asyncio.ensure_future(asyncio.gather(*map(_result, asked)))
     left = asyncio.ensure_future(gone)
     try:
         waiting: set[asyncio.Future[Any]] = {answers, left}
@@ -73,8 +97,8 @@ async def whole(streams: Sequence[GenerationStream], gone: Awaitable[None]) -> l
             raise ClientGone
         return answers.result()
     finally:
-        for stream in streams:
-            stream.cancel()  # if it still runs
+        for pending in asked:
+            pending.cancel()  # if it still runs
         answers.cancel()
         left.cancel()
 

@@ -48,17 +48,6 @@ class Unsupported(InvalidField):
         super().__init__(f"{param}{' ' if value else ''}{value[:40]} is not supported.", param=param, hint=hint)
 
 
-class RequestCancelled(RuntimeFault):
-    """A request that somebody else ended: a cancel by its id, a forced unload, the end of the server."""
-
-    code = "cancelled"
-
-    def __init__(self, request_id: str) -> None:
-        super().__init__(
-            f"Request {request_id} was cancelled before its end.", hint="Send it again if it is still wanted."
-        )
-
-
 class ClientGone(Exception):
     """The client left before its answer was there."""
 
@@ -67,7 +56,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     RuntimeFault: 500,
     InvalidInput: 422,
     BodyTooLarge: 413,
-    RequestCancelled: 499,
+    errors.RequestCancelled: 499,
     errors.ModelNotFound: 404,
     errors.RequestNotFound: 404,
     errors.ModelConflict: 409,
@@ -192,7 +181,7 @@ def validation_fault(problems: Sequence[Any]) -> InvalidField:
     """Pydantic's list of problems as one fault that names the fields."""
     lines, first = [], None
     for problem in problems[:_SHOWN_ERRORS]:
-        field = ".".join(str(part) for part in problem["loc"] if part not in ("body", "query", "path"))
+        field = ".".join(str(part) for part in problem["loc"])
         first = first or field[:200]
         reason = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{field[:200]}: {reason}" if field else reason)
@@ -206,7 +195,9 @@ def as_fault(error: Exception) -> RuntimeFault:
     if isinstance(error, RuntimeFault):
         return error
     if isinstance(error, RequestValidationError):
-        return validation_fault(error.errors())
+        return validation_fault(
+            [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
+        )  # without "body"
     logger.error("unexpected %s", type(error).__name__, exc_info=error)
     return EngineFailure(f"{type(error).__name__}: {error}", hint="The server's log has the details.")
 

@@ -12,13 +12,19 @@ from lfx_local_runtimes.runtimes.status import ModelStatus
 _MIB = 2**20
 
 
-class GenerateBody(GenerationConfig):
-    """A request for text: the model, a prompt or messages, and how to sample."""
+class Addressed(BaseModel):
+    """Which model a request is for, and its id."""
+
+    model_config = ConfigDict(protected_namespaces=())
 
     model_name: ModelRef = Field(examples=["gemma-3-270m"])
     request_id: Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
         default=None, description="Your own id to cancel the request by; one is made up otherwise."
     )
+
+
+class GenerateBody(Addressed, GenerationConfig):
+    """A request for text: the model, a prompt or messages, and how to sample."""
 
     @property
     def generation(self) -> GenerationConfig:

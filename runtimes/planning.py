@@ -97,6 +97,8 @@ def plan_loads(
                 continue
             stored = _reads_as_stored(engine, info)
             loaded = None if stored else dtype
+            if task == "rerank" and config.quantization is None:
+                dtype = loaded = "fp32"  # in bf16 one logit in a narrow range ties documents that differ
             if task in TASKS:  # nothing is kept between two batches
                 memory = {device.key: estimate_memory(info, context, dtype=loaded, sequences=0, outputs=0).total}
                 plans.append(LoadPlan(info, engine, device, dtype, context, memory, warnings=warnings, task=task))

@@ -250,7 +250,7 @@ class TaskRequest(Work, Generic[ResultT]):
 
     def nothing(self) -> Event:
         """The fault that says so."""
-        return Failed(RequestCancelled(self.id))
+        return Failed(RequestCancelled.of(self.id))
 
 
 class TaskRun(Generic[ResultT]):

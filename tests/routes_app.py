@@ -12,11 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi import FastAPI, Header, HTTPException, Request, Response, WebSocket, WebSocketException
 from starlette.types import Message
 
 from lfx_local_runtimes.routes import PREFIX, build_router
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig, TokenLogprob
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime, Step
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
@@ -26,7 +27,24 @@ from lfx_local_runtimes.runtimes.requests import Request as EngineRequest
 from lfx_local_runtimes.settings import Settings
 
 KEY = {"x-api-key": "let me in"}
+MODEL = "tiny puppet"
 PATIENCE_S = 20.0
+LANGFLOW_LAYERS = 6
+layers = pytest.mark.parametrize("layers", [0, LANGFLOW_LAYERS])
+
+LOGPROBS = (
+    TokenLogprob(token="He", logprob=-0.5, bytes=(72, 101), top=(TokenLogprob(token="Ho", logprob=-1.5, bytes=(72, 111)),)),
+    TokenLogprob(token="llo", logprob=-0.25, bytes=(108, 108, 111)),
+)  # fmt: skip
+
+
+def a_result(**fields: Any) -> GenerationResult:
+    """Of the model's; what the test does not name is made up."""
+    made = {
+        "text": "Hello", "model_name": MODEL, "tokens_generated": 4, "prompt_tokens": 7, "finish_reason": "stop",
+        "execution_time": 0.1, "time_to_first_token": 0.05, "metadata": {"cached_tokens": 3},
+    }  # fmt: skip
+    return GenerationResult.model_validate({**made, **fields})
 
 
 class Stage:
@@ -68,6 +86,12 @@ class Stage:
     async def serving(self, count: int = 1) -> EngineRequest:
         """The newest request, once so many have reached the engine."""
         return await asyncio.to_thread(self._serving, count)
+
+    async def answered(self) -> None:
+        """Until the first request has ended."""
+        request, ended = await self.serving(), threading.Event()
+        request.on_end(ended.set)
+        assert await asyncio.to_thread(ended.wait, PATIENCE_S)
 
     def _serving(self, count: int) -> EngineRequest:
         with self._changed:
@@ -113,6 +137,13 @@ def make_manager(stage: Stage, models: Path) -> RuntimeManager:
     return RuntimeManager(Settings(home=models.parent / "home", model_dirs=(models,), offline=True, hf_token=None))
 
 
+def register_puppet(manager: RuntimeManager, folder: Path) -> None:
+    """Register the model in `folder` as `MODEL`."""
+    manager.register_model(
+        ModelConfig.model_validate({"model_id": str(folder), "model_name": MODEL, "runtime_type": "puppet"})
+    )
+
+
 def http_auth(x_api_key: str = Header(default="")) -> None:
     if x_api_key != KEY["x-api-key"]:
         raise HTTPException(403, "no key")
@@ -124,7 +155,7 @@ def ws_auth(websocket: WebSocket) -> None:
 
 
 def make_app(manager: RuntimeManager, layers: int = 0) -> FastAPI:
-    """The routes, under as many `BaseHTTPMiddleware` layers as wanted: Langflow has six."""
+    """The routes, under as many `BaseHTTPMiddleware` layers as wanted: Langflow has `LANGFLOW_LAYERS`."""
     app = _application(layers)
     app.state.manager = manager
     return app
@@ -199,6 +230,13 @@ class Exchange:
             piece, self._complete = message.get("body", b"").decode(), not message.get("more_body", False)
         return piece
 
+    async def pieces(self) -> list[str]:
+        """What is left of the body, as it comes."""
+        found = []
+        while piece := await self.chunk():
+            found.append(piece)
+        return found
+
     async def frame(self) -> str:
         """The next server-sent event or comment; empty at the end."""
         while "\n\n" not in self._text:
@@ -216,10 +254,12 @@ class Exchange:
         return parse_event(frame)
 
     async def json(self) -> Any:
-        text = ""
-        while piece := await self.chunk():
-            text += piece
-        return json.loads(text)
+        return json.loads("".join(await self.pieces()))
+
+
+def frames_of(text: str) -> list[str]:
+    """The server-sent events of a whole body; comments are left out."""
+    return [frame for frame in text.split("\n\n") if frame and not frame.startswith(":")]
 
 
 def parse_event(frame: str) -> tuple[str, dict[str, Any]]:

@@ -17,6 +17,9 @@ Start = Callable[..., TransformersRuntime]
 
 def starter() -> Iterator[Start]:
     """What loads models; they are unloaded when it is taken up again."""
+    import torch
+
+    torch.set_num_threads(1)  # several that wait for each other crawl on a busy machine
     started: list[TransformersRuntime] = []
 
     def start(path: Path, *, context: LoadContext | None = None, **options: Any) -> TransformersRuntime:

@@ -10,8 +10,8 @@ from typing import Any
 from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from lfx_local_runtimes.errors import RequestCancelled
 from lfx_local_runtimes.routes.delivery import Feed, Tagged, Told
-from lfx_local_runtimes.routes.faults import RequestCancelled
 from lfx_local_runtimes.routes.openai.wire import (
     DONE,
     About,
@@ -138,7 +138,7 @@ class Chunks(Feed):
                 return "".join([*frames, failure(event.error)])
             elif event.result.finish_reason == "cancelled":
                 self.ended = True
-                return "".join([*frames, failure(RequestCancelled(self.requests[index].id))])
+                return "".join([*frames, failure(RequestCancelled.of(self.requests[index].id))])
             else:
                 self._results[index] = event.result
                 frames.append(self._last(index, event))

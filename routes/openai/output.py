@@ -10,8 +10,8 @@ from typing import Any
 
 from openai.types import responses as types
 
+from lfx_local_runtimes.errors import RequestCancelled
 from lfx_local_runtimes.routes.delivery import Feed, Tagged, Told
-from lfx_local_runtimes.routes.faults import RequestCancelled
 from lfx_local_runtimes.routes.openai.responses_body import ResponsesBody
 from lfx_local_runtimes.routes.openai.wire import (
     About,
@@ -268,7 +268,7 @@ class ResponseEvents(Feed):
             elif isinstance(event, Failed):
                 frames.append(failure(event.error))
             elif event.result.finish_reason == "cancelled":
-                frames.append(failure(RequestCancelled(self.requests[0].id)))
+                frames.append(failure(RequestCancelled.of(self.requests[0].id)))
             else:
                 frames.append(self._output.close(event.result))
         return "".join(frames)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.routes.faults import RequestCancelled, openai_envelope
+from lfx_local_runtimes.errors import RequestCancelled, RuntimeFault
+from lfx_local_runtimes.routes.faults import openai_envelope
 from lfx_local_runtimes.runtimes.config import GenerationResult, TokenLogprob
 
 DONE = "data: [DONE]\n\n"
@@ -43,7 +43,7 @@ def check_complete(result: GenerationResult) -> None:
         RequestCancelled: somebody cancelled it.
     """
     if result.finish_reason == "cancelled":
-        raise RequestCancelled(str(result.metadata.get("request_id", "")))
+        raise RequestCancelled.of(str(result.metadata.get("request_id", "")))
 
 
 def logprob_rows(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:

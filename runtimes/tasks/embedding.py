@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -33,6 +33,10 @@ class EmbeddingAsk(Ask[EmbeddingResult]):
         default=None,
         description="The name of one of the model's own prompts (query, passage …), or a text to put before.",
     )
+    role: Literal["query", "document"] | None = Field(
+        default=None,
+        description="What the texts are: where no prompt is given, the model's own for that is put before.",
+    )
     dimensions: int | None = Field(default=None, ge=1, description="Keep the first ones only (Matryoshka models).")
     normalize: bool | None = Field(default=None, description="Vectors of length 1. Unset: as the model's files say.")
 
@@ -41,8 +45,7 @@ class Embedding(Task[EmbeddingAsk, EmbeddingResult]):
     """From token states to one vector, as the model's pooling configuration says."""
 
     def pieces(self, ask: EmbeddingAsk, spec: Spec) -> Sequence[Piece]:
-        name = spec.default_prompt if ask.prompt is None else ask.prompt
-        prompt = "" if name is None else spec.prompts.get(name, "" if ask.prompt is None else name)
+        prompt = _prompt(ask, spec)
         return [Piece(prompt + text if isinstance(text, str) else text) for text in ask.texts]
 
     def values(self, output: "np.ndarray[Any, Any]", batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
@@ -77,6 +80,14 @@ class Embedding(Task[EmbeddingAsk, EmbeddingResult]):
         if spec.normalize if ask.normalize is None else ask.normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return EmbeddingResult(about.model_name, about.metadata, np.ascontiguousarray(vectors, dtype=np.float32))
+
+
+def _prompt(ask: EmbeddingAsk, spec: Spec) -> str:
+    """What is put before the texts; a role's prompts are those that sentence-transformers looks for."""
+    if ask.prompt is not None:
+        return spec.prompts.get(ask.prompt, ask.prompt)
+    names = {"query": ("query",), "document": ("document", "passage", "corpus"), None: ()}[ask.role]
+    return next((spec.prompts[name] for name in (*names, spec.default_prompt or "") if name in spec.prompts), "")
 
 
 def pool(states: "np.ndarray[Any, Any]", mask: "np.ndarray[Any, Any]", mode: str) -> "np.ndarray[Any, Any]":

@@ -29,6 +29,7 @@ pytestmark = [
 ]
 
 GEMMA = "gemma-3-270m"
+MINILM = "all-minilm-l6-v2"
 ARTEFACTS = Path(__file__).parents[2] / "artefacts"
 FLOWS = Path(__file__).parents[2] / "flows"
 PATIENCE_MS = 60_000
@@ -105,7 +106,10 @@ def runtime(api: httpx.Client) -> tuple[int, int]:
 def test_the_bundle_is_in_the_palette(page: "Page", api: httpx.Client) -> None:
     open_flow(page, api, "Palette")
     page.get_by_test_id("disclosure-local runtimes").click()
-    for node in ("Gemma", "Local Model", "Model Manager", "Runtime Status"):
+    for node in (
+        "Entity Tagger", "Gemma", "Local Embeddings", "Local Model", "Local Rerank", "Model Manager", "Runtime Status",
+        "Text Classifier", "Zero-Shot Classifier",
+    ):  # fmt: skip
         playwright.expect(page.get_by_test_id(f"local_runtimes{node}")).to_be_visible()
     shot(page, "palette")
 
@@ -136,6 +140,20 @@ def test_a_chat_is_built_by_hand_and_answers(page: "Page", api: httpx.Client) ->
     playwright.expect(page.get_by_test_id("button-send").last).to_be_visible()
     playwright.expect(answer).not_to_contain_text("ParisParis")
     shot(page, "answer")
+
+
+def test_a_text_becomes_a_vector(page: "Page", api: httpx.Client) -> None:
+    open_flow(page, api, "Vector")
+    page.get_by_test_id("disclosure-local runtimes").click()
+    drag(page, "local_runtimesLocal Embeddings", 600, 150)
+    page.get_by_test_id("dropdown_str_model_name").click()
+    page.get_by_test_id(f"{MINILM}-0-option").click()
+    page.get_by_test_id("textarea_str_input_value").fill("A man is eating food.")
+    page.get_by_test_id("button_run_local embeddings").click()
+    playwright.expect(page.locator("body")).to_contain_text("Flow built successfully")
+    page.get_by_test_id("output-inspection-vector-localembeddingscomponent").click()
+    playwright.expect(page.get_by_role("dialog")).to_contain_text(MINILM)
+    shot(page, "vector")
 
 
 def test_an_answer_streams_and_stop_ends_the_computation(page: "Page", api: httpx.Client) -> None:

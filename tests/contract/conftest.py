@@ -16,18 +16,20 @@ CONTEXT = 256
 
 @dataclass(frozen=True)
 class Case:
-    """A runtime class of the public API, the fixture with the path of its model, and the engine its results name."""
+    """A runtime class of the public API, fixtures with the paths of models, and the engine its results name."""
 
     runtime: str
     model: str | None
+    small: str | None
+    """What loads fastest of what the runtime takes."""
     engine: str
 
 
 CASES = [
-    Case("ScriptedRuntime", None, "scripted"),
-    Case("LlamaCppRuntime", "gemma_gguf", "llama_cpp"),
-    Case("TransformersRuntime", "gemma_safetensors", "transformers"),
-    Case("GemmaStreamingRuntime", "gemma_gguf", "llama_cpp"),
+    Case("ScriptedRuntime", None, None, "scripted"),
+    Case("LlamaCppRuntime", "gemma_gguf", "tiny_gguf", "llama_cpp"),
+    Case("TransformersRuntime", "gemma_safetensors", "tiny_llama", "transformers"),
+    Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp"),
 ]
 
 
@@ -56,28 +58,40 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(scope="module")
-def make(case: Case, request: pytest.FixtureRequest) -> Callable[[], ModelRuntime]:
-    """Makes a runtime of the case, not loaded."""
-    path = request.getfixturevalue(case.model) if case.model else "nowhere"
-    # one thread: several that wait for each other crawl on a busy machine
-    config = ModelConfig(model_id=str(path), model_name="a model", context_length=CONTEXT, threads=1)
+def make(case: Case, request: pytest.FixtureRequest) -> Callable[[str | None], ModelRuntime]:
+    """Makes a runtime of the case from the fixture with the path of its model; not loaded."""
     options = {} if case.model else {"script": recite}
-    return lambda: getattr(runtimes, case.runtime)(config, **options)
+
+    def runtime_of(model: str | None) -> ModelRuntime:
+        path = request.getfixturevalue(model) if model else "nowhere"
+        # one thread: several that wait for each other crawl on a busy machine
+        config = ModelConfig(model_id=str(path), model_name="a model", context_length=CONTEXT, threads=1)
+        return getattr(runtimes, case.runtime)(config, **options)
+
+    return runtime_of
 
 
 @pytest.fixture(scope="module")
-def runtime(make: Callable[[], ModelRuntime]) -> Iterator[ModelRuntime]:
+def runtime(make: Callable[[str | None], ModelRuntime], case: Case) -> Iterator[ModelRuntime]:
     """One loaded runtime for the tests that leave it loaded."""
-    runtime = make()
+    runtime = make(case.model)
     runtime.start().result(timeout=120)
     yield runtime
     _end(runtime)
 
 
 @pytest.fixture
-def fresh(make: Callable[[], ModelRuntime]) -> Iterator[ModelRuntime]:
+def fresh(make: Callable[[str | None], ModelRuntime], case: Case) -> Iterator[ModelRuntime]:
     """A runtime of the test's own, not loaded."""
-    runtime = make()
+    runtime = make(case.model)
+    yield runtime
+    _end(runtime)
+
+
+@pytest.fixture
+def small(make: Callable[[str | None], ModelRuntime], case: Case) -> Iterator[ModelRuntime]:
+    """The same with the small model, for what is done to it more than once."""
+    runtime = make(case.small)
     yield runtime
     _end(runtime)
 

@@ -85,6 +85,12 @@ def test_code_pipeline_streams_its_events(
     assert (by_name[GEMMA]["engine"], by_name[gemma_safetensors.name]["engine"]) == ("llama_cpp", "transformers")
 
 
+def test_tools_agent_calculates_with_its_tool(client: httpx.Client, flows: dict[str, str]) -> None:
+    body = {"input_value": "How much is 12 times 12?", "input_type": "chat", "output_type": "chat"}
+    answer = client.post(f"/api/v1/run/{flows['tools_agent']}", json=body)
+    assert text_of(answer.raise_for_status().json()) == "The result is 144."
+
+
 def test_model_status_runs(client: httpx.Client, flows: dict[str, str]) -> None:
     answer = client.post(f"/api/v1/run/{flows['model_status']}", json={"output_type": "chat"})
     assert GEMMA in text_of(answer.raise_for_status().json())

@@ -66,11 +66,10 @@ def test_code_pipeline_writes_a_program_that_runs(gemma_safetensors: Path) -> No
     assert ran.stdout == "7\n"
 
 
-@pytest.mark.parametrize(("question", "result"), [("What is 127 + 315?", "442"), ("How much is 12 times 12?", "144")])
-def test_tools_agent_calculates_with_its_tool(question: str, result: str) -> None:
+def test_tools_agent_calculates_with_its_tool() -> None:
     """Langflow's Agent, which loads no extension here, on our node's model."""
-    answer, ended = lfx_run("tools_agent", question)
-    assert answer == f"The result is {result}."
+    answer, ended = lfx_run("tools_agent", "What is 127 + 315?")
+    assert answer == "The result is 442."
     assert ended < END_WITHIN_S
 
 

@@ -13,14 +13,12 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
-from lfx_local_runtimes.runtimes.config import GenerationResult, ModelConfig
 from lfx_local_runtimes.runtimes.requests import Finished, TextDelta
 from lfx_local_runtimes.server import create_app
-from tests.routes_app import Stage, make_manager, write_model
+from tests.routes_app import MODEL, Stage, a_result, make_manager, register_puppet, write_model
 
 pytestmark = pytest.mark.integration
 
-MODEL = "tiny puppet"
 KEY = "let me in"
 CHANGES_NAMES = "/models/register"
 
@@ -33,23 +31,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     stage = Stage()
     stage.events = [
         TextDelta("hi", 1),
-        Finished(
-            GenerationResult(
-                text="hi",
-                model_name=MODEL,
-                tokens_generated=1,
-                prompt_tokens=1,
-                finish_reason="stop",
-                execution_time=0.1,
-                time_to_first_token=0.1,
-                metadata={},
-            )
-        ),
+        Finished(a_result(text="hi", tokens_generated=1, prompt_tokens=1)),
     ]
     manager = make_manager(stage, folder.parent)
-    manager.register_model(
-        ModelConfig.model_validate({"model_id": str(folder), "model_name": MODEL, "runtime_type": "puppet"})
-    )
+    register_puppet(manager, folder)
     yield create_app(manager, KEY)
     manager.close()
 

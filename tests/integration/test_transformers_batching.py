@@ -1,15 +1,11 @@
 """Several requests in one forward pass, and everything a request can ask, on tiny seeded models and the real Gemma."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lfx_local_runtimes.errors import (
-    DoesNotFit,
-    EngineFailure,
-)
+from lfx_local_runtimes.errors import DoesNotFit, EngineFailure
 from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers import batching
 from lfx_local_runtimes.runtimes.engines.transformers import runtime as engine
@@ -18,31 +14,12 @@ from lfx_local_runtimes.runtimes.engines.transformers.runtime import Transformer
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler
 from lfx_local_runtimes.runtimes.requests import Finished, Request
 from tests.plugin_models import byte_tokenizer
-from tests.transformers_runtimes import NOISE, Start, answer_of, by_generate, noise, run, starter, together
+from tests.transformers_runtimes import NOISE, Start, answer_of, by_generate, noise, run, together
 
 pytestmark = pytest.mark.integration
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-torch.set_num_threads(1)  # several that wait for each other crawl on a busy machine
-
-
-@pytest.fixture(scope="module")
-def gemma(gemma_safetensors: Path) -> Iterator[TransformersRuntime]:
-    for start in starter():
-        yield start(gemma_safetensors, quantization="bf16", context_length=2048)
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Load a model; it is unloaded after the test."""
-    yield from starter()
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_llama: Path) -> Iterator[TransformersRuntime]:
-    for start in starter():
-        yield start(tiny_llama, quantization="fp32")
 
 
 # -- exactness -------------------------------------------------------------------------------------------------------
@@ -50,14 +27,15 @@ def tiny(tiny_llama: Path) -> Iterator[TransformersRuntime]:
 STORIES = ("Once upon a time", "The capital of Italy is", "In 1969, humans went to the moon for the")
 
 
-def test_greedy_takes_the_tokens_that_generate_takes(start: Start, gemma_safetensors: Path) -> None:
+def test_greedy_takes_the_tokens_that_generate_takes(
+    start: Start, gemma_safetensors: Path, gemma_tokenizer: Any
+) -> None:
     """Alone and in a batch, in fp32."""
-    count = 8
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gemma_safetensors, local_files_only=True)
+    count = 6
     raw = transformers.AutoModelForCausalLM.from_pretrained(
         gemma_safetensors, dtype=torch.float32, local_files_only=True
     )
-    expected = [by_generate(raw, tokenizer, prompt, count) for prompt in STORIES]
+    expected = [by_generate(raw, gemma_tokenizer, prompt, count) for prompt in STORIES]
     runtime = start(gemma_safetensors, quantization="fp32", context_length=256)
     options: dict[str, Any] = {"raw": True, "temperature": 0, "max_tokens": count}
     assert [run(runtime, prompt=prompt, **options).text for prompt in STORIES] == expected
@@ -67,16 +45,15 @@ def test_greedy_takes_the_tokens_that_generate_takes(start: Start, gemma_safeten
 
 
 def test_in_bf16_greedy_differs_from_generate_only_where_scores_tie(
-    gemma: TransformersRuntime, gemma_safetensors: Path
+    gemma: TransformersRuntime, gemma_safetensors: Path, gemma_tokenizer: Any
 ) -> None:
     """The batched forward pass rounds differently. Scores around 20 have steps of 1/8 in bf16."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gemma_safetensors, local_files_only=True)
     raw = transformers.AutoModelForCausalLM.from_pretrained(
         gemma_safetensors, dtype=torch.bfloat16, local_files_only=True
     )
     for prompt in STORIES:
-        expected = by_generate(raw, tokenizer, prompt, 12)
-        result = run(gemma, prompt=prompt, raw=True, temperature=0, max_tokens=12, logprobs=True, top_logprobs=5)
+        expected = by_generate(raw, gemma_tokenizer, prompt, 10)
+        result = run(gemma, prompt=prompt, raw=True, temperature=0, max_tokens=10, logprobs=True, top_logprobs=5)
         assert result.logprobs is not None
         text = ""
         for told in result.logprobs:

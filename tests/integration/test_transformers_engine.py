@@ -1,46 +1,24 @@
 """Transformers on the real Gemma and on tiny seeded models: what the contract suite does not ask."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lfx_local_runtimes.errors import (
-    ContextOverflow,
-)
+from lfx_local_runtimes.errors import ContextOverflow
 from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.requests import Event, Request, TextDelta
 from tests.plugin_models import byte_tokenizer
-from tests.transformers_runtimes import NOISE, Start, answer_of, copy_of, noise, run, starter
+from tests.transformers_runtimes import NOISE, Start, answer_of, copy_of, noise, run
 
 pytestmark = pytest.mark.integration
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-torch.set_num_threads(1)  # several that wait for each other crawl on a busy machine
 
 PARIS = "What is the capital of France?"
-
-
-@pytest.fixture(scope="module")
-def gemma(gemma_safetensors: Path) -> Iterator[TransformersRuntime]:
-    for start in starter():
-        yield start(gemma_safetensors, quantization="bf16", context_length=2048)
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Load a model; it is unloaded after the test."""
-    yield from starter()
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_llama: Path) -> Iterator[TransformersRuntime]:
-    for start in starter():
-        yield start(tiny_llama, quantization="fp32")
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,16 @@ from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
 from lfx_local_runtimes.runtimes.engines import convert
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
-from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime, tensor_bytes
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.settings import PREFIX, get_settings
 from tests.plugin_models import save_llama
-from tests.transformers_runtimes import Start, copy_of, noise, run, starter
+from tests.transformers_runtimes import Start, copy_of, noise, run
 
 pytestmark = pytest.mark.integration
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-torch.set_num_threads(1)  # several that wait for each other crawl on a busy machine
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Load a model; it is unloaded after the test."""
-    yield from starter()
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_llama: Path) -> Iterator[TransformersRuntime]:
-    for start in starter():
-        yield start(tiny_llama, quantization="fp32")
 
 
 # -- loading ---------------------------------------------------------------------------------------------------------

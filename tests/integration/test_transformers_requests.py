@@ -2,40 +2,23 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from lfx_local_runtimes.errors import (
-    ContextOverflow,
-    InvalidInput,
-)
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.config import Grammar
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens
 from tests.plugin_models import byte_tokenizer
-from tests.transformers_runtimes import NOISE, Start, noise, run, starter, together
+from tests.transformers_runtimes import NOISE, Start, noise, run, together
 
 pytestmark = pytest.mark.integration
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-torch.set_num_threads(1)  # several that wait for each other crawl on a busy machine
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Load a model; it is unloaded after the test."""
-    yield from starter()
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_llama: Path) -> Iterator[TransformersRuntime]:
-    for start in starter():
-        yield start(tiny_llama, quantization="fp32")
 
 
 # -- what a request can ask ------------------------------------------------------------------------------------------
@@ -156,10 +139,10 @@ def test_a_thought_ends_where_its_budget_does(start: Start, tiny_llama: Path, tm
 # -- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_are_told_in_bytes(gemma_safetensors: Path) -> None:
+def test_tokens_are_told_in_bytes(gemma_tokenizer: Any) -> None:
     """In both ways of writing a vocabulary."""
     text = "Grüße, 🙂 two  spaces\n\tx = {…}"
-    for tokenizer in (byte_tokenizer(), transformers.AutoTokenizer.from_pretrained(gemma_safetensors)):
+    for tokenizer in (byte_tokenizer(), gemma_tokenizer):
         piece = bytes_of_tokens(tokenizer)
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert b"".join(map(piece, ids)) == text.encode()

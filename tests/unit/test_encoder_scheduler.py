@@ -68,8 +68,7 @@ def stage() -> SimpleNamespace:
                 for index, length in enumerate(lengths[first : first + size])
                 for _ in range(parts)
             ]
-            job.tokenized = min(first + size, len(lengths))
-            scheduler.add(Slice(job, rows))
+            scheduler.add(Slice(job, rows, min(first + size, len(lengths))))
         return TaskRun(request)
 
     def run() -> None:
@@ -127,6 +126,17 @@ def test_the_next_slice_is_asked_for_when_one_has_come(stage: SimpleNamespace) -
     assert run.wait().values == (10.0,) * 9
 
 
+def test_a_job_is_not_over_while_a_slice_is_on_its_way(stage: SimpleNamespace) -> None:
+    request = TaskRequest("adder", SumAsk(lengths=(1, 2)))
+    job = Job(request, Sum(), (1, 2))
+    stage.scheduler.add(Slice(job, [Row(Tokens([1], []), 0)], 1))
+    stage.run()
+    assert request.state is RequestState.RUNNING
+    stage.scheduler.add(Slice(job, [Row(Tokens([1, 1], []), 1)], 2))
+    stage.run()
+    assert TaskRun(request).wait().values == (1.0, 2.0)
+
+
 def test_parts_of_a_long_text_become_one_value(stage: SimpleNamespace) -> None:
     run = stage.ask(30, 60, parts=3)
     stage.run()
@@ -147,7 +157,7 @@ def test_callers_who_left_are_dropped(stage: SimpleNamespace) -> None:
 def test_one_who_was_cancelled_before_its_turn_is_never_computed(stage: SimpleNamespace) -> None:
     request = TaskRequest("adder", SumAsk(lengths=(5,)))
     request.cancel()
-    stage.scheduler.add(Slice(Job(request, Sum(), (5,), tokenized=1), [Row(Tokens([1] * 5, []), 0)]))
+    stage.scheduler.add(Slice(Job(request, Sum(), (5,)), [Row(Tokens([1] * 5, []), 0)], 1))
     stage.run()
     assert stage.batches == []
     assert request.state is RequestState.CANCELLED

@@ -1,5 +1,6 @@
-"""Importing is cheap: no engine comes along. Each case is a fresh interpreter."""
+"""Importing is cheap: no engine comes along. The cases share one fresh interpreter, each without what it left of ours."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,39 +9,58 @@ import pytest
 
 ENGINES = ("torch", "transformers", "llama_cpp", "torchao", "bitsandbytes", "onnxruntime")
 HOSTS = ("lfx", "langflow", "fastapi")
-
-
-def imported(module: str, among: tuple[str, ...], cwd: Path) -> str:
-    code = f"import sys, {module}; print(*sorted(sys.modules.keys() & set({among!r})))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, check=True, capture_output=True, text=True, timeout=120
-    )
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "lfx_local_runtimes",
-        "lfx_local_runtimes.runtimes",
-        "lfx_local_runtimes.runtimes.manager",
-        "lfx_local_runtimes.routes",
-        "lfx_local_runtimes.server",
-        "lfx_local_runtimes.cli",
-        "lfx_local_runtimes.chat",
-        "lfx_local_runtimes.provider",
-        "lfx_local_runtimes.nodes",
-        "lfx_local_runtimes.node_inputs",
-        "lfx_local_runtimes.node_tools",
-    ],
+HOSTLESS = "lfx_local_runtimes.runtimes"
+MODULES = (
+    HOSTLESS,
+    "lfx_local_runtimes",
+    "lfx_local_runtimes.runtimes.manager",
+    "lfx_local_runtimes.routes",
+    "lfx_local_runtimes.server",
+    "lfx_local_runtimes.cli",
+    "lfx_local_runtimes.chat",
+    "lfx_local_runtimes.provider",
+    "lfx_local_runtimes.nodes",
+    "lfx_local_runtimes.node_inputs",
+    "lfx_local_runtimes.node_tools",
+    "lfx_local_runtimes.embeddings",
+    "lfx_local_runtimes.task_nodes",
 )
-def test_no_engine_is_imported(module: str, tmp_path: Path) -> None:
-    assert imported(module, ENGINES, tmp_path) == ""
+IMPORT_EACH = """
+import importlib, json, sys
+
+seen = {}
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    seen[module] = sorted(sys.modules)
+    for name in seen[module]:
+        if name.partition(".")[0] == "lfx_local_runtimes":
+            del sys.modules[name]
+print(json.dumps(seen))
+"""
 
 
-def test_the_engine_room_knows_no_host(tmp_path: Path) -> None:
-    assert imported("lfx_local_runtimes.runtimes", HOSTS, tmp_path) == ""
+def imported_by(*modules: str, cwd: Path) -> dict[str, set[str]]:
+    """What is imported after each of them, one after the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_EACH, *modules], cwd=cwd, check=True, capture_output=True, text=True, timeout=120
+    )
+    return {module: set(names) for module, names in json.loads(done.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    return imported_by(*MODULES, cwd=tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_engine_is_imported(imported: dict[str, set[str]], module: str) -> None:
+    assert imported[module].isdisjoint(ENGINES)
+
+
+def test_the_engine_room_knows_no_host(imported: dict[str, set[str]]) -> None:
+    assert imported[HOSTLESS].isdisjoint(HOSTS)
 
 
 def test_the_check_sees_an_engine(tmp_path: Path) -> None:
-    assert imported("torch", ENGINES, tmp_path) == "torch"
+    (tmp_path / "torch.py").touch()
+    assert not imported_by("torch", cwd=tmp_path)["torch"].isdisjoint(ENGINES)

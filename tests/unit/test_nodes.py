@@ -21,10 +21,15 @@ from lfx.events.event_manager import EventManager
 from lfx.graph.graph.base import Graph
 from lfx.schema.message import Message
 
+from lfx_local_runtimes.components.local_runtimes.entity_tagger import EntityTaggerComponent
 from lfx_local_runtimes.components.local_runtimes.gemma import GemmaComponent
+from lfx_local_runtimes.components.local_runtimes.local_embeddings import LocalEmbeddingsComponent
 from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
+from lfx_local_runtimes.components.local_runtimes.local_rerank import LocalRerankComponent
 from lfx_local_runtimes.components.local_runtimes.model_manager import ModelManagerComponent
 from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeStatusComponent
+from lfx_local_runtimes.components.local_runtimes.text_classifier import TextClassifierComponent
+from lfx_local_runtimes.components.local_runtimes.zero_shot_classifier import ZeroShotClassifierComponent
 from lfx_local_runtimes.errors import InvalidInput, ModelBusy, ModelConflict, ModelNotFound, PathNotAllowed
 from lfx_local_runtimes.node_inputs import GEMMA_PRESETS, SAMPLING_DEFAULTS, TOOL_ROUNDS, schema_of, stop_texts, told_of
 from lfx_local_runtimes.nodes import Reporter
@@ -35,7 +40,10 @@ from lfx_local_runtimes.runtimes.requests import Progress
 from tests.routes_app import write_model
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 
-NODES = [LocalModelComponent, GemmaComponent, ModelManagerComponent, RuntimeStatusComponent]
+NODES = [
+    LocalModelComponent, GemmaComponent, ModelManagerComponent, RuntimeStatusComponent, LocalEmbeddingsComponent,
+    LocalRerankComponent, TextClassifierComponent, ZeroShotClassifierComponent, EntityTaggerComponent,
+]  # fmt: skip
 COMPONENTS = Path(__file__).parents[2] / "components"
 
 
@@ -641,5 +649,5 @@ def test_the_provider_lists_models_of_a_kind(stage: Theatre) -> None:
         True,
         "llm",
     )
-    assert live_models(None, "embeddings") == []
+    assert not {"owl", "parrot"} & {row["name"] for row in live_models(None, "embeddings")}
     assert stage.runtimes == {}

@@ -21,38 +21,17 @@ from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES
 from lfx_local_runtimes.runtimes.config import (
     ChatMessage,
     GenerationConfig,
-    GenerationResult,
-    ModelConfig,
-    TokenLogprob,
     ToolCall,
 )
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Finished
-from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, write_model
+from tests.routes_app import KEY, LOGPROBS, MODEL, Exchange, Stage, a_result, make_app
 
-MODEL = "tiny puppet"
 MESSAGES = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 WEATHER = {"name": "weather", "description": "Of a place.", "parameters": SCHEMA}
 TOOL = {"type": "function", "function": WEATHER}
 OTHER_TOOL = {"type": "function", "function": {"name": "time"}}
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
-def manager(stage: Stage, tmp_path: Path) -> Iterator[RuntimeManager]:
-    folder = tmp_path / "models" / "tiny"
-    write_model(folder)
-    manager = make_manager(stage, folder.parent)
-    manager.register_model(
-        ModelConfig.model_validate({"model_id": str(folder), "model_name": MODEL, "runtime_type": "puppet"})
-    )
-    yield manager
-    manager.close()
 
 
 @pytest.fixture
@@ -82,22 +61,10 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
     return dict(body["error"])
 
 
-def a_result(**fields: Any) -> GenerationResult:
-    made = {
-        "text": "Hello", "model_name": MODEL, "tokens_generated": 4, "prompt_tokens": 7, "finish_reason": "stop",
-        "execution_time": 0.1, "time_to_first_token": 0.05, "metadata": {"cached_tokens": 3},
-    }  # fmt: skip
-    return GenerationResult.model_validate({**made, **fields})
-
-
 CALLS = (
     ToolCall(id="call_1", name="weather", arguments='{"a": 1}'),
     ToolCall(id="call_2", name="time", arguments="{}"),
 )
-LOGPROBS = (
-    TokenLogprob(token="He", logprob=-0.5, bytes=(72, 101), top=(TokenLogprob(token="Ho", logprob=-1.5, bytes=(72, 111)),)),
-    TokenLogprob(token="llo", logprob=-0.25, bytes=(108, 108, 111)),
-)  # fmt: skip
 
 
 # -- what a request becomes ----------------------------------------------------------------------------------------------
@@ -476,6 +443,8 @@ EXPECTED = {
     errors.ContextOverflow: (400, INVALID, "context_length_exceeded"),
     errors.TemplateFault: (400, INVALID, "template_fault"),
     errors.InvalidModelFile: (400, INVALID, "invalid_model_file"),
+    errors.WrongTask: (400, INVALID, "wrong_task"),
+    errors.RequestCancelled: (499, SERVER, "cancelled"),
     errors.ModelNotFound: (404, INVALID, "model_not_found"),
     errors.RequestNotFound: (404, INVALID, "request_not_found"),
     errors.ModelConflict: (409, INVALID, "model_conflict"),
@@ -607,7 +576,7 @@ def test_openapi_describes_the_contract(manager: RuntimeManager) -> None:
     }
     assert set(described) == {
         ("GET", "/models"), ("GET", "/models/{model_name}"), ("POST", "/chat/completions"), ("POST", "/completions"),
-        ("POST", "/responses"),
+        ("POST", "/responses"), ("POST", "/embeddings"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
     }  # fmt: skip
     for operation in described.values():
         assert operation["description"]

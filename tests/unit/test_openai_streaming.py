@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +11,11 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from lfx_local_runtimes.errors import ModelBusy
-from lfx_local_runtimes.routes import PREFIX, delivery
-from lfx_local_runtimes.runtimes.config import GenerationResult, ModelConfig, TokenLogprob
+from lfx_local_runtimes.routes import delivery
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Event, Finished, Progress, TextDelta, ToolCallDelta
-from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, write_model
+from tests.routes_app import LOGPROBS, MODEL, Exchange, Stage, a_result, frames_of, layers, make_app
 
-MODEL = "tiny puppet"
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 INPUTS: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}]},
@@ -27,30 +23,6 @@ INPUTS: dict[str, dict[str, Any]] = {
     RESPONSES: {"input": "hi"},
 }
 every_path = pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
-layers = pytest.mark.parametrize("layers", [0, 6])
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
-def manager(stage: Stage, tmp_path: Path) -> Iterator[RuntimeManager]:
-    folder = tmp_path / "models" / "tiny"
-    write_model(folder)
-    manager = make_manager(stage, folder.parent)
-    manager.register_model(
-        ModelConfig.model_validate({"model_id": str(folder), "model_name": MODEL, "runtime_type": "puppet"})
-    )
-    yield manager
-    manager.close()
-
-
-@pytest.fixture
-def client(manager: RuntimeManager) -> Iterator[TestClient]:
-    with TestClient(make_app(manager), base_url="http://test" + PREFIX, headers=KEY) as client:
-        yield client
 
 
 def ask(path: str, **fields: Any) -> dict[str, Any]:
@@ -70,8 +42,7 @@ def frames(client: TestClient, path: str, **fields: Any) -> list[Any]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.text.endswith("\n\n")
-    found = [frame for frame in response.text.split("\n\n") if frame and not frame.startswith(":")]
-    return [data_of(frame) for frame in found]
+    return [data_of(frame) for frame in frames_of(response.text)]
 
 
 def data_of(frame: str) -> Any:
@@ -88,18 +59,6 @@ async def next_data(stream: Exchange) -> Any:
     return data_of(frame) if frame else None
 
 
-def end(**fields: Any) -> Finished:
-    made = {
-        "text": "", "model_name": MODEL, "tokens_generated": 4, "prompt_tokens": 7, "finish_reason": "stop",
-        "execution_time": 0.1, "time_to_first_token": 0.05, "metadata": {},
-    }  # fmt: skip
-    return Finished(GenerationResult.model_validate({**made, **fields}))
-
-
-LOGPROBS = (
-    TokenLogprob(token="He", logprob=-0.5, bytes=(72, 101), top=(TokenLogprob(token="Ho", logprob=-1.5, bytes=(72, 111)),)),
-    TokenLogprob(token="llo", logprob=-0.25, bytes=(108, 108, 111)),
-)  # fmt: skip
 EVERYTHING: list[Event] = [
     Progress("load"),
     TextDelta("", 1, reasoning="h"),
@@ -109,7 +68,7 @@ EVERYTHING: list[Event] = [
     TextDelta("", 5, tool_calls=(ToolCallDelta(0, "call_1", "weather"),)),
     TextDelta("", 6, tool_calls=(ToolCallDelta(0, arguments='{"a"'),)),
     TextDelta("", 7, tool_calls=(ToolCallDelta(0, arguments=": 1}"), ToolCallDelta(1, "call_2", "time", "{}"))),
-    end(finish_reason="tool_calls"),
+    Finished(a_result(finish_reason="tool_calls")),
 ]
 
 
@@ -143,7 +102,7 @@ def test_usage_is_the_last_chunk_if_it_is_wanted(client: TestClient) -> None:
 
 def test_a_token_chunk_is_what_the_type_would_write(client: TestClient, stage: Stage) -> None:
     text = 'a "quote", a \\ and \u2028\x00é😀'
-    stage.events = [TextDelta(text, 1), end()]
+    stage.events = [TextDelta(text, 1), Finished(a_result())]
     _, token, _, _ = frames(client, CHAT)
     read = ChatCompletionChunk.model_validate(token, strict=True)
     assert read.choices[0].delta.content == text
@@ -170,7 +129,7 @@ def test_a_chat_stream_with_everything(client: TestClient, stage: Stage) -> None
 
 
 def test_chat_logprobs_come_with_their_text(client: TestClient, stage: Stage) -> None:
-    stage.events = [TextDelta("Hello", 2, logprobs=LOGPROBS), end()]
+    stage.events = [TextDelta("Hello", 2, logprobs=LOGPROBS), Finished(a_result())]
     chunk = frames(client, CHAT, logprobs=True)[1]
     ChatCompletionChunk.model_validate(chunk, strict=True)
     assert [row["token"] for row in chunk["choices"][0]["logprobs"]["content"]] == ["He", "llo"]
@@ -202,7 +161,11 @@ def test_a_completion_stream(client: TestClient) -> None:
 
 
 def test_completion_logprobs_tell_their_place_in_the_text(client: TestClient, stage: Stage) -> None:
-    stage.events = [TextDelta("He", 1, logprobs=LOGPROBS[:1]), TextDelta("llo", 2, logprobs=LOGPROBS[1:]), end()]
+    stage.events = [
+        TextDelta("He", 1, logprobs=LOGPROBS[:1]),
+        TextDelta("llo", 2, logprobs=LOGPROBS[1:]),
+        Finished(a_result()),
+    ]
     first, second, *_ = (chunk["choices"][0]["logprobs"] for chunk in frames(client, COMPLETIONS, logprobs=1)[:2])
     assert (first["tokens"], first["text_offset"], first["top_logprobs"]) == (["He"], [0], [{"Ho": -1.5}])
     assert (second["tokens"], second["text_offset"], second["token_logprobs"]) == (["llo"], [2], [-0.25])
@@ -252,7 +215,7 @@ def test_a_response_stream_with_everything(client: TestClient, stage: Stage) -> 
 
 
 def test_response_logprobs_come_with_their_text(client: TestClient, stage: Stage) -> None:
-    stage.events = [TextDelta("Hello", 2, logprobs=LOGPROBS), end()]
+    stage.events = [TextDelta("Hello", 2, logprobs=LOGPROBS), Finished(a_result())]
     events = frames(client, RESPONSES, top_logprobs=1)
     (delta,) = (event for event in events if event["type"] == "response.output_text.delta")
     assert STREAM_EVENT.validate_python(delta).logprobs[0].top_logprobs[0].token == "Ho"
@@ -277,14 +240,9 @@ async def test_a_token_arrives_while_the_next_is_being_made(manager: RuntimeMana
 
 async def test_what_is_waiting_goes_out_in_one_piece(manager: RuntimeManager, stage: Stage) -> None:
     stream = open_stream(manager, CHAT, limit=50, window=1)
-    request = await stage.serving()
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-    request.on_end(lambda: loop.call_soon_threadsafe(ended.set))
-    await asyncio.wait_for(ended.wait(), 20)
+    await stage.answered()
     await stream.start()
-    pieces = []
-    while piece := await stream.chunk():
-        pieces.append(piece)
+    pieces = await stream.pieces()
     assert "".join(pieces).count('{"content":"t') == 50
     assert len(pieces) <= 3  # what was there when it began, the rest, and perhaps the end by itself
 

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def declared() -> dict[str, Requirement]:
     return found
 
 
+@cache
 def imported_distributions() -> set[str]:
     """Distributions whose modules our sources import, also by name through `require` and `import_module`."""
     top_level = set()

@@ -25,20 +25,8 @@ TIMING = ("execution_time", "time_to_first_token")
 
 
 @pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    """The allowed root, with one model in it."""
-    folder = tmp_path / "models"
-    write_model(folder / "tiny")
-    return folder
-
-
-@pytest.fixture
 def manager(stage: Stage, models: Path) -> Iterator[RuntimeManager]:
+    """It knows no model yet."""
     manager = make_manager(stage, models)
     yield manager
     manager.close()
@@ -321,6 +309,7 @@ async def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(app: Fast
 
 EXPECTED = {
     errors.InvalidInput: 422, errors.ContextOverflow: 422, errors.TemplateFault: 422, errors.InvalidModelFile: 422,
+    errors.WrongTask: 422, errors.RequestCancelled: 499,
     errors.ModelNotFound: 404, errors.RequestNotFound: 404, errors.ModelConflict: 409, errors.ModelBusy: 409,
     errors.QueueFull: 429, errors.DoesNotFit: 507, errors.NotAllowed: 403, errors.PathNotAllowed: 403, errors.PickleRefused: 403,
     errors.RemoteCodeRefused: 403, errors.MissingExtra: 501, errors.DeviceUnavailable: 422, errors.DownloadFailed: 502,
@@ -369,7 +358,7 @@ CONTRACT = {
     ("POST", "/models/register"), ("POST", "/models/load"), ("POST", "/models/unload"), ("GET", "/models"),
     ("GET", "/models/{model_name}"), ("GET", "/models/{model_name}/validate"), ("POST", "/generate"),
     ("POST", "/generate/stream"), ("POST", "/requests/{request_id}/cancel"), ("GET", "/health"), ("GET", "/stats"),
-    ("GET", "/status"), ("POST", "/unload-all"),
+    ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
 }  # fmt: skip
 
 

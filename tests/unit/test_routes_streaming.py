@@ -3,8 +3,6 @@
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,38 +12,10 @@ from starlette.websockets import WebSocketDisconnect
 from lfx_local_runtimes.errors import ModelBusy
 from lfx_local_runtimes.routes import PREFIX, delivery
 from lfx_local_runtimes.routes.delivery import Delivery
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig, TokenLogprob
+from lfx_local_runtimes.runtimes.config import GenerationConfig, TokenLogprob
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, TextDelta, ToolCallDelta
-from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, parse_event, write_model
-
-MODEL = "tiny puppet"
-LANGFLOW_LAYERS = 6
-
-layers = pytest.mark.parametrize("layers", [0, LANGFLOW_LAYERS])
-
-
-@pytest.fixture
-def stage() -> Stage:
-    return Stage()
-
-
-@pytest.fixture
-def manager(stage: Stage, tmp_path: Path) -> Iterator[RuntimeManager]:
-    folder = tmp_path / "models" / "tiny"
-    write_model(folder)
-    manager = make_manager(stage, folder.parent)
-    manager.register_model(
-        ModelConfig.model_validate({"model_id": str(folder), "model_name": MODEL, "runtime_type": "puppet"})
-    )
-    yield manager
-    manager.close()
-
-
-@pytest.fixture
-def client(manager: RuntimeManager) -> Iterator[TestClient]:
-    with TestClient(make_app(manager), base_url="http://test" + PREFIX, headers=KEY) as client:
-        yield client
+from tests.routes_app import KEY, MODEL, Exchange, Stage, frames_of, layers, make_app, parse_event
 
 
 def ask(**fields: Any) -> dict[str, Any]:
@@ -67,9 +37,8 @@ def test_a_stream_is_tokens_then_done(client: TestClient) -> None:
     assert response.headers["cache-control"] == "no-cache"
     assert response.headers["x-accel-buffering"] == "no"
     assert "content-length" not in response.headers
-    frames = [frame for frame in response.text.split("\n\n") if frame]
-    assert any(frame.startswith(": load") for frame in frames)
-    *tokens, (last, done) = [parse_event(frame) for frame in frames if not frame.startswith(":")]
+    assert ": load" in response.text
+    *tokens, (last, done) = map(parse_event, frames_of(response.text))
     assert tokens == [("token", {"request_id": "mine", "index": i, "text": f"t{i} "}) for i in range(3)]
     assert last == "done"
     assert done["request_id"] == "mine"
@@ -88,8 +57,7 @@ def test_what_comes_beside_the_text_is_told(client: TestClient, stage: Stage) ->
         Failed(ModelBusy("enough")),
     ]
     text = client.post("/generate/stream", json=ask(request_id="mine")).text
-    frames = [frame for frame in text.split("\n\n") if frame and not frame.startswith(":")]
-    *tokens, last = [parse_event(frame) for frame in frames]
+    *tokens, last = map(parse_event, frames_of(text))
     common = {"request_id": "mine"}
     assert [data for _, data in tokens] == [
         {**common, "index": 0, "text": "", "reasoning": "hm"},
@@ -113,16 +81,10 @@ async def test_a_token_arrives_while_the_next_is_being_made(manager: RuntimeMana
 
 async def test_what_is_waiting_goes_out_in_one_piece(manager: RuntimeManager, stage: Stage) -> None:
     stream = open_stream(manager, max_tokens=50, window=1)
-    request = await stage.serving()
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    request.on_end(lambda: loop.call_soon_threadsafe(ended.set))
-    await asyncio.wait_for(ended.wait(), 20)
+    await stage.answered()
 
     await stream.start()
-    pieces = []
-    while piece := await stream.chunk():
-        pieces.append(piece)
+    pieces = await stream.pieces()
 
     assert "".join(pieces).count("event: token") == 50
     assert len(pieces) <= 3  # what was there when it began, the rest, and perhaps the end by itself

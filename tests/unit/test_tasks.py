@@ -47,6 +47,9 @@ def test_prompts_are_the_models_own_or_the_callers() -> None:
 
     assert first() == "passage: owl"
     assert first(prompt="query") == "query: owl"
+    assert first(role="query") == "query: owl"
+    assert first(role="document") == "passage: owl"
+    assert Embedding().pieces(EmbeddingAsk(texts=("owl",), role="query"), Spec("embedding", 10))[0].text == "owl"
     assert first(prompt="find: ") == "find: owl"
     assert first(prompt="") == "owl"
 

@@ -106,7 +106,7 @@ class EncoderRuntime(BatchingRuntime):
             task = TASKS[request.task]
             job = request.job = Job(request, task, task.pieces(request.ask, network.spec))
         overflow = request.ask.overflow
-        first = job.tokenized
+        first = job.arrived
         parts = network.tokenize(job.pieces[first : first + SLICE], chunks=overflow == "chunk")
         rows = [Row(tokens, first + index, len(those)) for index, those in enumerate(parts) for tokens in those]
         too_long = next((row for row in rows if row.tokens.cut), None)
@@ -116,5 +116,4 @@ class EncoderRuntime(BatchingRuntime):
                 f"Input {too_long.piece} has {length:,} tokens, the model reads {network.spec.max_length:,}.",
                 model_name=self.config.model_name, hint="Shorten it, or let it be truncated.",
             )  # fmt: skip
-        job.tokenized = min(first + SLICE, len(job.pieces))
-        return Slice(job, rows)
+        return Slice(job, rows, min(first + SLICE, len(job.pieces)))

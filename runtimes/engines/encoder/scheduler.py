@@ -27,8 +27,8 @@ class Job:
     task: Task[Any, Any]
     pieces: Sequence[Any]
     started: bool = False
-    tokenized: int = 0
-    """Pieces that have been handed over."""
+    arrived: int = 0
+    """Pieces whose rows have come."""
     computed: int = 0
     """Rows so far."""
     tokens: int = 0
@@ -53,10 +53,11 @@ class Row:
 
 @dataclass(eq=False)
 class Slice:
-    """The next rows of a job."""
+    """The next rows of a job, up to the piece before `end`."""
 
     job: Job
     rows: list[Row]
+    end: int
 
 
 class EncoderScheduler:
@@ -95,10 +96,11 @@ class EncoderScheduler:
         job.started = job.started or job.request.start()
         if not job.started or job.request.state is not RequestState.RUNNING:
             return
+        job.arrived = piece.end
         rows = self._rows.setdefault(job, [])
         rows += piece.rows
         rows.sort(key=lambda row: len(row.tokens.ids))
-        if job.tokenized < len(job.pieces):
+        if job.arrived < len(job.pieces):
             self._more(job)
 
     def step(self) -> None:
@@ -151,7 +153,7 @@ class EncoderScheduler:
             for index, value in zip(places, values, strict=True):
                 self._keep(*batch[index], value)
         for job in dict.fromkeys(job for job, _ in batch):
-            if not self._rows[job] and job.tokenized == len(job.pieces):
+            if not self._rows[job] and job.arrived == len(job.pieces):
                 self._finish(job)
 
     @staticmethod

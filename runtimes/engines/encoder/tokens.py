@@ -40,18 +40,19 @@ class PieceTokenizer:
         texts = [piece.text for piece in pieces]
         pairs = [piece.pair for piece in pieces] if pieces[0].pair is not None else None
         found = self._tokenizer(
-            texts, pairs, truncation=True, max_length=self._limit, return_overflowing_tokens=True,
+            texts, pairs, truncation=True, max_length=self._limit, return_overflowing_tokens=chunks,
             return_offsets_mapping=True, return_special_tokens_mask=True, return_token_type_ids=True,
         )  # fmt: skip
+        samples = found["overflow_to_sample_mapping"] if chunks else range(len(pieces))
         rows: list[list[Tokens]] = [[] for _ in pieces]
-        for index, sample in enumerate(found["overflow_to_sample_mapping"]):
-            special = found["special_tokens_mask"][index]
-            ids = found["input_ids"][index]
-            if chunks or not rows[sample]:
-                types, offsets = found["token_type_ids"][index], found["offset_mapping"][index]
-                rows[sample].append(Tokens(ids, types, offsets, special))
-            else:
-                rows[sample][0].cut += len(ids) - sum(special)
+        for sample, *columns in zip(
+            samples, found["input_ids"], found["token_type_ids"], found["offset_mapping"],
+            found["special_tokens_mask"], strict=True,
+        ):  # fmt: skip
+            row = Tokens(*columns)
+            if not chunks and len(row.ids) >= self._limit:
+                row.cut = len(self._tokenizer(pieces[sample].text, pieces[sample].pair).input_ids) - len(row.ids)
+            rows[sample].append(row)
         return rows
 
     def _of_ids(self, ids: Sequence[int], *, chunks: bool) -> list[Tokens]:

@@ -1,0 +1,24 @@
+"""The Entity Tagger node."""
+
+from lfx_local_runtimes.node_inputs import loading_inputs, model_input, overflow_input, score_input, text_input
+from lfx_local_runtimes.task_nodes import EntityTaggerBaseComponent
+
+
+class EntityTaggerComponent(EntityTaggerBaseComponent):
+    """Names of people, places and the like in a text."""
+
+    display_name = "Entity Tagger"
+    description = "Find people, places, organisations and the like in a text, with a model that runs inside Langflow."
+    icon = "Highlighter"
+    name = "EntityTagger"
+
+    inputs = [
+        model_input(
+            value="",
+            info="A model for named entities (NER) on this machine, or any Hugging Face id.",
+        ),
+        text_input("The text to search."),
+        score_input(),
+        overflow_input("truncate", "error"),
+        *loading_inputs(engines=("auto", "transformers")),
+    ]

@@ -1,0 +1,50 @@
+"""The Local Rerank node."""
+
+from lfx.io import HandleInput, IntInput, MessageTextInput, StrInput
+
+from lfx_local_runtimes.node_inputs import loading_inputs, model_input, overflow_input
+from lfx_local_runtimes.task_nodes import LocalRerankBaseComponent
+
+
+class LocalRerankComponent(LocalRerankBaseComponent):
+    """Search results in the order in which they answer a query."""
+
+    display_name = "Local Rerank"
+    description = (
+        "Put search results in the order in which they answer a query, with a model that runs inside Langflow."
+    )
+    icon = "ArrowDownWideNarrow"
+    name = "LocalRerank"
+
+    inputs = [
+        model_input(
+            value="",
+            info="A reranker (cross-encoder) on this machine, or any Hugging Face id, which is fetched when it is first used.",
+        ),
+        MessageTextInput(
+            name="input_value", display_name="Query", info="What is searched for.", required=True, tool_mode=True
+        ),
+        HandleInput(
+            name="documents",
+            display_name="Documents",
+            input_types=["Data", "JSON", "DataFrame", "Table"],
+            is_list=True,
+            required=True,
+            info="What was found: a table, or data, with a text in each row.",
+        ),
+        StrInput(
+            name="text_key",
+            display_name="Text Column",
+            value="text",
+            advanced=True,
+            info="Where a row has its text.",
+        ),
+        IntInput(
+            name="top_n",
+            display_name="Top N",
+            value=0,
+            info="Keep the best ones only. 0 is all.",
+        ),
+        overflow_input("truncate", "error"),
+        *loading_inputs(engines=("auto", "transformers")),
+    ]

@@ -1,0 +1,33 @@
+"""The Text Classifier node."""
+
+from lfx.io import IntInput
+
+from lfx_local_runtimes.node_inputs import choice_input, loading_inputs, model_input, overflow_input, text_input
+from lfx_local_runtimes.task_nodes import TextClassifierBaseComponent
+
+
+class TextClassifierComponent(TextClassifierBaseComponent):
+    """Labels that a model was trained to give."""
+
+    display_name = "Text Classifier"
+    description = "Label a text (sentiment, topic, toxicity …) with a model that was trained for it, inside Langflow."
+    icon = "Tag"
+    name = "TextClassifier"
+
+    inputs = [
+        model_input(
+            value="",
+            info="A classifier on this machine, or any Hugging Face id, which is fetched when it is first used.",
+        ),
+        text_input("The text to label."),
+        IntInput(
+            name="top_k",
+            display_name="Top K",
+            value=0,
+            advanced=True,
+            info="Tell the likeliest labels only. 0 is all.",
+        ),
+        choice_input("multi_label", "Multi-Label", "Every label is scored for itself, so that several can be true."),
+        overflow_input("truncate", "error"),
+        *loading_inputs(engines=("auto", "transformers")),
+    ]

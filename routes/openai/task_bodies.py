@@ -1,0 +1,88 @@
+"""What clients send to embeddings, rerank, classify and ner: each body is the `Ask` itself, with the names of the API."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lfx_local_runtimes.routes.access import ModelRef
+from lfx_local_runtimes.routes.asks import Limited, LimitedPairs, LimitedTexts
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
+from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.ner import NerAsk
+from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk, RerankResult
+from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk
+
+
+class _Named(BaseModel):
+    """The model, as OpenAI calls it. The request's id is a header."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: ModelRef = Field(examples=["all-MiniLM-L6-v2"])
+
+
+class EmbeddingsBody(_Named, LimitedTexts, EmbeddingAsk):
+    """The body of embeddings. prompt, normalize, overflow and keep_alive are ours."""
+
+    model_config = ConfigDict(extra="ignore", alias_generator=lambda name: "input" if name == "texts" else name)
+
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None, description="base64: of little-endian float32. Default float."
+    )
+    user: str | None = Field(default=None, description="Accepted, not used.")
+
+    @field_validator("texts", mode="before", json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        one = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
+        return [value] if one else value
+
+
+class OpenAIRerankBody(_Named, Limited, RerankAsk):
+    """The body of rerank, as Jina and Cohere have it. overflow and keep_alive are ours."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    return_documents: bool | None = Field(default=None, description="Repeat the documents in the answer. Default true.")
+
+    @field_validator("documents", mode="before", json_schema_input_type=list[str | dict[str, str]])
+    @classmethod
+    def _as_texts(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        return [one["text"] if isinstance(one, dict) and "text" in one else one for one in value]
+
+    def answer(self, request_id: str, result: RerankResult) -> dict[str, Any]:
+        """The ranking in Jina's form."""
+        rows: list[dict[str, Any]] = []
+        for ranked in result.ranking:
+            rows.append({"index": ranked.index, "relevance_score": ranked.score})
+            if self.return_documents is not False:
+                rows[-1]["document"] = {"text": self.documents[ranked.index]}
+        head = {"id": f"rerank-{request_id}", "object": "list", "model": self.model, "results": rows}
+        return {**head, "usage": usage_of(result), **cut_of(result)}
+
+
+class OpenAIClassifyBody(_Named, Limited, ClassificationAsk):
+    """Texts to label with the model's own labels."""
+
+
+class OpenAIZeroShotBody(_Named, LimitedPairs, ZeroShotAsk):
+    """Texts, and labels to choose from."""
+
+
+class OpenAINerBody(_Named, Limited, NerAsk):
+    """Texts to search for entities."""
+
+
+def usage_of(result: TaskResult) -> dict[str, int]:
+    """Tokens read; none are written."""
+    tokens = int(result.metadata.get("tokens", 0))
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def cut_of(result: TaskResult) -> dict[str, Any]:
+    """What the answer says beside the standard's fields where inputs were cut: how many tokens, by input."""
+    cut = result.metadata.get("truncated")
+    return {"truncated": dict(cut)} if cut else {}
