@@ -101,6 +101,15 @@ def test_texts_of_like_length_go_together(stage: SimpleNamespace) -> None:
     assert stage.batches == [[50, 50], [50, 50], [2, 2, 2, 2]]
 
 
+def test_callers_with_texts_of_like_length_go_together_and_the_first_is_always_among_them(
+    stage: SimpleNamespace,
+) -> None:
+    for length in (2, 50, 2, 50, 2):
+        stage.ask(length)
+    stage.run()
+    assert stage.batches == [[2, 2, 2], [50, 50]]
+
+
 def test_a_text_longer_than_the_budget_goes_alone(stage: SimpleNamespace) -> None:
     run = stage.ask(5, 500)
     stage.run()

@@ -1,7 +1,7 @@
 """Dynamic batching: rows of whoever waits are computed together, as many as a token budget holds.
 
-Nobody waits for company: a step takes what is there. Jobs that have got least go first, so that a query does not stand
-behind the rest of a large job; within a job, rows of like length go together, which saves padding.
+Nobody waits for company: a step takes what is there. Jobs that have got nothing yet go first, so that a query does not
+stand behind the rest of a large job; rows of like length go together, which saves padding.
 """
 
 import logging
@@ -81,7 +81,7 @@ class EncoderScheduler:
         self._more = more
         self._metadata = metadata
         self._rows: dict[Job, list[Row]] = {}
-        """What waits, longest last, by job in the order of their arrival."""
+        """What waits, by job in the order of their arrival."""
         self.batches = 0
         """Calls of the model so far."""
 
@@ -97,9 +97,7 @@ class EncoderScheduler:
         if not job.started or job.request.state is not RequestState.RUNNING:
             return
         job.arrived = piece.end
-        rows = self._rows.setdefault(job, [])
-        rows += piece.rows
-        rows.sort(key=lambda row: len(row.tokens.ids))
+        self._rows.setdefault(job, []).extend(piece.rows)
         if job.arrived < len(job.pieces):
             self._more(job)
 
@@ -113,16 +111,21 @@ class EncoderScheduler:
             self._run(batch)
 
     def _take(self) -> list[tuple[Job, Row]]:
-        """The next batch: jobs that have got least first, of each its longest rows, while the budget lasts."""
+        """The next batch: the first of those that have got nothing yet, and who is like it in length, up to the budget."""
+        waiting = [(job, row) for job, rows in self._rows.items() for row in rows]
+        if not waiting:
+            return []
+        first = min((job for job, _ in waiting), key=lambda job: job.computed > 0)
+        length = max(len(row.tokens.ids) for row in self._rows[first])
+        waiting.sort(key=lambda pair: (pair[0].computed > 0, abs(len(pair[1].tokens.ids) - length)))
         batch: list[tuple[Job, Row]] = []
         longest = 0
-        for job in sorted(self._rows, key=lambda job: job.computed > 0):
-            rows = self._rows[job]
-            while rows:
-                longest = max(longest, len(rows[-1].tokens.ids))
-                if batch and longest * (len(batch) + 1) > self._budget:
-                    return batch
-                batch.append((job, rows.pop()))
+        for job, row in waiting:
+            longest = max(longest, len(row.tokens.ids))
+            if batch and longest * (len(batch) + 1) > self._budget:
+                break
+            batch.append((job, row))
+            self._rows[job].remove(row)
         return batch
 
     def _run(self, batch: Sequence[tuple[Job, Row]]) -> None:
