@@ -152,8 +152,10 @@ def test_a_text_becomes_a_vector(page: "Page", api: httpx.Client) -> None:
     page.get_by_test_id("button_run_local embeddings").click()
     playwright.expect(page.locator("body")).to_contain_text("Flow built successfully")
     page.get_by_test_id("output-inspection-vector-localembeddingscomponent").click()
-    playwright.expect(page.get_by_role("dialog")).to_contain_text(MINILM)
+    shown = page.get_by_role("dialog").filter(has_text="Component Output")
+    playwright.expect(shown).to_contain_text('"embeddings": [')
     shot(page, "vector")
+    api.post("/api/v1/runtime/models/unload", params={"model_name": MINILM}).raise_for_status()
 
 
 def test_an_answer_streams_and_stop_ends_the_computation(page: "Page", api: httpx.Client) -> None:

@@ -101,14 +101,12 @@ def test_the_provider_lists_the_gemma(client: httpx.Client) -> None:
     assert GEMMA in [model["model_name"] for model in providers[PROVIDER]["models"]]
 
 
-def test_the_palette_has_four_nodes(client: httpx.Client) -> None:
+def test_the_palette_has_every_node(client: httpx.Client) -> None:
     palette = client.get("/api/v1/all").raise_for_status().json()["local_runtimes"]
     assert {node["display_name"] for node in palette.values()} == {
-        "Local Model",
-        "Gemma",
-        "Model Manager",
-        "Runtime Status",
-    }
+        "Entity Tagger", "Gemma", "Local Embeddings", "Local Model", "Local Rerank", "Model Manager", "Runtime Status",
+        "Text Classifier", "Zero-Shot Classifier",
+    }  # fmt: skip
 
 
 def test_langflows_own_language_model_node_uses_the_provider(client: httpx.Client) -> None:

@@ -244,7 +244,7 @@ async def test_closed_is_closed(stage: Theatre) -> None:
     assert (await stream.wait_async()).finish_reason == "cancelled"
     with pytest.raises(RuntimeFault, match="closed"):
         await stage.manager.generate("parrot", ask())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("model ")]
+    assert "model parrot" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_process_that_computes_ends_when_its_main_thread_does(tmp_path: Path) -> None:

@@ -377,8 +377,7 @@ def test_close_ends_everything(make: MakeResidency, stage: Stage) -> None:
     assert stream.wait().finish_reason == "cancelled"
     with pytest.raises(LoadFailed, match="closed"):
         ask(residency, "a").wait()
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith(("model ", "load ", "unload "))]
+    assert not {"model a", "load a", "unload a"} & {thread.name for thread in threading.enumerate()}
 
 
 def test_states_follow_the_table() -> None:
