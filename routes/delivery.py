@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
@@ -103,7 +104,7 @@ async def whole(asked: Sequence[Pending[ResultT]], gone: Awaitable[None]) -> lis
         left.cancel()
 
 
-class Feed:
+class Feed(ABC):
     """The events of one or several streams. `close` must be called at the end; it cancels what still runs.
 
     Args:
@@ -172,9 +173,9 @@ class Feed:
                     raise event.error
         return events
 
+    @abstractmethod
     def write(self, events: list[Tagged]) -> str:
         """The events as server-sent ones."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """End the computations, if they still run, and stop listening."""

@@ -195,9 +195,8 @@ def as_fault(error: Exception) -> RuntimeFault:
     if isinstance(error, RuntimeFault):
         return error
     if isinstance(error, RequestValidationError):
-        return validation_fault(
-            [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
-        )  # without "body"
+        inside = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # of the body, query or path
+        return validation_fault(inside)
     logger.error("unexpected %s", type(error).__name__, exc_info=error)
     return EngineFailure(f"{type(error).__name__}: {error}", hint="The server's log has the details.")
 

@@ -4,6 +4,7 @@ A token's chunk is the same text around a piece of the answer. The types make th
 costs one piece of JSON.
 """
 
+from abc import abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -136,7 +137,7 @@ class Chunks(Feed):
                 frames.append(self._told.comment(event))
             elif isinstance(event, Failed):
                 return "".join([*frames, failure(event.error)])
-            elif event.result.finish_reason == "cancelled":
+            elif event.cancelled:
                 self.ended = True
                 return "".join([*frames, failure(RequestCancelled.of(self.requests[index].id))])
             else:
@@ -149,22 +150,26 @@ class Chunks(Feed):
             frames.append(DONE)
         return "".join(frames)
 
+    @abstractmethod
     def _chunk(self, choices: list[dict[str, Any]], usage: CompletionUsage | None = None) -> str:
-        raise NotImplementedError
+        """A chunk of the choices, or of the usage, as a server-sent event."""
 
     def _fields(self, kind: str, choices: list[dict[str, Any]], usage: CompletionUsage | None) -> dict[str, Any]:
         about = self._about
         fields = {"id": about.id, "object": kind, "created": about.created, "model": about.model, "choices": choices}
         return fields | {"usage": usage} if self._usage else fields  # null until the last, where it is wanted
 
+    @abstractmethod
     def _plain(self, index: int) -> tuple[str, str]:
-        raise NotImplementedError
+        """What stands around a piece of text in a chunk."""
 
+    @abstractmethod
     def _delta(self, index: int, delta: TextDelta) -> str:
-        raise NotImplementedError
+        """More of an answer."""
 
+    @abstractmethod
     def _last(self, index: int, event: Finished) -> str:
-        raise NotImplementedError
+        """The end of an answer."""
 
 
 class ChatChunks(Chunks):

@@ -10,7 +10,7 @@ import pytest
 
 from lfx_local_runtimes.errors import EngineFailure, RequestCancelled
 from lfx_local_runtimes.runtimes.engines.encoder.scheduler import EncoderScheduler, Job, Row, Slice
-from lfx_local_runtimes.runtimes.requests import RequestState, TaskRequest, TaskRun
+from lfx_local_runtimes.runtimes.requests import Failed, RequestState, TaskRequest, TaskRun
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Piece, Spec, Task, TaskResult, Tokens
 
 BUDGET = 100
@@ -170,6 +170,31 @@ def test_one_who_was_cancelled_before_its_turn_is_never_computed(stage: SimpleNa
     stage.run()
     assert stage.batches == []
     assert request.state is RequestState.CANCELLED
+
+
+def test_a_job_whose_later_texts_cannot_be_prepared_is_dropped(stage: SimpleNamespace) -> None:
+    request = TaskRequest("adder", SumAsk(lengths=(50,) * 8))
+    stage.scheduler.add(Slice(Job(request, Sum(), (50,) * 8), [Row(Tokens([1] * 50, []), n) for n in range(6)], 6))
+    stage.scheduler.step()
+    request.emit(Failed(EngineFailure("no such token")))
+    stage.run()
+    assert len(stage.batches) == 1
+    assert not stage.scheduler._rows
+
+
+def test_a_task_that_fails_leaves_the_others_results_as_they_are(stage: SimpleNamespace) -> None:
+    class Broken(Sum):
+        def values(self, output: Any, batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
+            raise ValueError("broken")
+
+    good = stage.ask(10, 20, parts=2)
+    bad = TaskRequest("adder", SumAsk(lengths=(5,)))
+    stage.scheduler.add(Slice(Job(bad, Broken(), (5,)), [Row(Tokens([1] * 5, []), 0)], 1))
+    stage.run()
+    with pytest.raises(EngineFailure, match="broken"):
+        TaskRun(bad).wait()
+    result = good.wait()
+    assert (result.values, result.metadata["tokens"]) == ((10.0, 20.0), 30)
 
 
 def test_a_failure_is_pinned_on_the_one_that_caused_it(stage: SimpleNamespace) -> None:

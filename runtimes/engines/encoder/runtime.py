@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from lfx_local_runtimes.errors import ContextOverflow
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
@@ -109,6 +109,11 @@ class EncoderRuntime(BatchingRuntime):
         first = job.arrived
         parts = network.tokenize(job.pieces[first : first + SLICE], chunks=overflow == "chunk")
         rows = [Row(tokens, first + index, len(those)) for index, those in enumerate(parts) for tokens in those]
+        empty = next((row for row in rows if not row.tokens.ids), None)
+        if empty is not None:
+            raise InvalidInput(
+                f"Input {empty.piece} has no tokens.", model_name=self.config.model_name, hint="Leave it out."
+            )
         too_long = next((row for row in rows if row.tokens.cut), None)
         if overflow == "error" and too_long is not None:
             length = len(too_long.tokens.ids) + too_long.tokens.cut

@@ -102,8 +102,8 @@ class EncoderScheduler:
             self._more(job)
 
     def step(self) -> None:
-        """Drop jobs whose callers have left and compute one batch."""
-        for job in [job for job in self._rows if job.request.cancelled]:
+        """Drop jobs whose callers have left, or whose later texts could not be prepared, and compute one batch."""
+        for job in [job for job in self._rows if job.request.cancelled or job.request.state is RequestState.FAILED]:
             del self._rows[job]
             job.request.emit(job.request.nothing())
         batch = self._take()
@@ -149,12 +149,14 @@ class EncoderScheduler:
                 hint="Load it in fp32, or fetch its files again.",
             )
         tasks = dict.fromkeys(job.task for job, _ in batch)
+        values: dict[int, Any] = {}  # all of them before any is kept: a batch that fails is computed again
         for task in tasks:
             places = [index for index, (job, _) in enumerate(batch) if job.task is task]
             theirs = output if len(tasks) == 1 else output[places]
-            values = task.values(theirs, [batch[index][1].tokens for index in places], self._spec)
-            for index, value in zip(places, values, strict=True):
-                self._keep(*batch[index], value)
+            found = task.values(theirs, [batch[index][1].tokens for index in places], self._spec)
+            values.update(zip(places, found, strict=True))
+        for index, value in values.items():
+            self._keep(*batch[index], value)
         for job in dict.fromkeys(job for job, _ in batch):
             if not self._rows[job] and job.arrived == len(job.pieces):
                 self._finish(job)
