@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfx_local_runtimes.errors import ContextOverflow, EngineFailure, InvalidInput, RequestCancelled, WrongTask
+from lfx_local_runtimes.errors import (
+    ContextOverflow,
+    EngineFailure,
+    InvalidInput,
+    LoadFailed,
+    RequestCancelled,
+    WrongTask,
+)
 from lfx_local_runtimes.runtimes import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
 from lfx_local_runtimes.runtimes.requests import RequestState
@@ -221,6 +228,15 @@ def test_bad_input_fails_alone(embedder: TransformersEncoder) -> None:
         embedder.stream(GenerationConfig(prompt="a")).wait()
     assert good.wait().vectors.shape == (3, 384)
     assert answer(embedder, EmbeddingAsk(texts=("word " * 20_000,))).metadata["truncated"]
+
+
+def test_a_model_without_its_tokenizer_is_not_loaded(tmp_path: Path) -> None:
+    """The library would make one that reads every word as unknown."""
+    folder = save_encoder(tmp_path / "tiny", "Bert", "Model")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(LoadFailed, match="has no tokenizer"):
+        load_encoder(folder)
 
 
 def test_weights_that_make_no_numbers_are_said_to(tmp_path: Path) -> None:

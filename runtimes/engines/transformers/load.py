@@ -155,6 +155,10 @@ def _from_folder(auto: str, plan: LoadPlan, settings: Settings, trust: bool) -> 
     if weights is not None and not str(weights).removesuffix(".index.json").endswith(".safetensors"):
         raise PickleRefused(f"{path.name} names {weights} as its weights.")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
+    if len(tokenizer) <= len(
+        tokenizer.all_special_ids
+    ):  # the library makes one without words where the files are missing
+        raise LoadFailed(f"{path.name} has no tokenizer.", hint="Fetch its tokenizer files (tokenizer.json …) too.")
     pickle = plan.info.format is ModelFormat.PICKLE and settings.allow_pickle
     model, report = getattr(transformers, auto).from_pretrained(
         folder,
