@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lfx_local_runtimes.flows.build import FLOWS, FOLDER, LANGFLOW
+from lfx_local_runtimes.flows.build import FLOWS, FOLDER
+from lfx_local_runtimes.flows.canvas import LANGFLOW
 
 REGENERATE = "run: python -m lfx_local_runtimes.flows.build"
 

@@ -1,0 +1,137 @@
+"""`Flow`: a Langflow flow in the making, written as the canvas writes it."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lfx.base.prompts.api_utils import process_prompt_template
+from lfx.components.models_and_agents.prompt import PromptComponent
+from lfx.custom.custom_component.component import Component
+from lfx.custom.utils import create_component_template
+
+LANGFLOW = "1.13.0"
+"""The version whose file format this is."""
+
+_COLUMN, _ROW = 420, 560
+_OURS = "lfx_local_runtimes.components.local_runtimes."
+
+
+@dataclass
+class Flow:
+    """A flow in the making: nodes on a grid of columns and rows, wires between them, and a note."""
+
+    name: str
+    description: str
+    endpoint_name: str
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    edges: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self,
+        kind: type[Component],
+        label: str,
+        column: float,
+        row: float = 0,
+        *,
+        title: str = "",
+        as_tool: bool = False,
+        **values: Any,
+    ) -> str:
+        """Place a node, set its fields and return its id. A prompt's variables become its inputs; `as_tool` is tool mode."""
+        module = kind.__module__
+        component = kind()
+        template, _ = create_component_template(component_extractor=component, module_name=_module(module))
+        for name, value in values.items():
+            template["template"][name]["value"] = value
+        if kind is PromptComponent:
+            process_prompt_template(values["template"], "template", template["custom_fields"], template["template"])
+        if as_tool:
+            asyncio.run(component.run_and_validate_update_outputs(template, "tool_mode", True))
+        for dependency in template["metadata"]["dependencies"]["dependencies"]:
+            dependency["version"] = None  # a flow must not change because a library did
+        name = node_type = component.name or kind.__name__
+        if module.startswith(_OURS):
+            node_type = f"ext:local_runtimes:{kind.__name__}@official"
+            template |= {
+                "extension": "lfx-local-runtimes",
+                "bundle": "local_runtimes",
+                "namespaced_id": node_type,
+                "name": name,
+            }
+        if title:
+            template["display_name"] = title
+        template["lf_version"] = LANGFLOW
+        node_id = f"{name.replace(' ', '')}-{label}"
+        self.nodes.append(
+            {
+                "id": node_id,
+                "type": "genericNode",
+                "position": {"x": column * _COLUMN, "y": row * _ROW},
+                "data": {"id": node_id, "type": node_type, "node": template, "showNode": not template.get("minimized")},
+            }
+        )
+        return node_id
+
+    def connect(self, source: str, output: str, target: str, field_name: str) -> None:
+        """Wire an output to a field, with the handles as the canvas writes them."""
+        source_data, target_data = self._data(source), self._data(target)
+        types = next(item["types"] for item in source_data["node"]["outputs"] if item["name"] == output)
+        into = target_data["node"]["template"][field_name]
+        source_handle = {"dataType": source_data["type"], "id": source, "name": output, "output_types": types}
+        target_handle = {"fieldName": field_name, "id": target, "inputTypes": into["input_types"], "type": into["type"]}
+        written = [_handle(source_handle), _handle(target_handle)]
+        self.edges.append(
+            {
+                "id": f"reactflow__edge-{source}{written[0]}-{target}{written[1]}",
+                "source": source,
+                "sourceHandle": written[0],
+                "target": target,
+                "targetHandle": written[1],
+                "data": {"sourceHandle": source_handle, "targetHandle": target_handle},
+            }
+        )
+
+    def note(self, text: str, column: float, row: float = 0, *, width: int = 360, height: int = 340) -> None:
+        """Place a note, in Markdown."""
+        node_id = f"note-{len(self.nodes)}"
+        node = {
+            "description": text,
+            "display_name": "",
+            "documentation": "",
+            "template": {"backgroundColor": "neutral"},
+        }
+        self.nodes.append(
+            {
+                "id": node_id,
+                "type": "noteNode",
+                "position": {"x": column * _COLUMN, "y": row * _ROW},
+                "width": width,
+                "height": height,
+                "style": {"width": width, "height": height},
+                "data": {"id": node_id, "type": "note", "node": node},
+            }
+        )
+
+    def _data(self, node_id: str) -> dict[str, Any]:
+        data: dict[str, Any] = next(node["data"] for node in self.nodes if node["id"] == node_id)
+        return data
+
+    def as_json(self) -> str:
+        """The file's text."""
+        flow = {
+            "name": self.name, "description": self.description, "endpoint_name": self.endpoint_name, "is_component": False,
+            "last_tested_version": LANGFLOW, "tags": ["local models"],
+            "data": {"nodes": self.nodes, "edges": self.edges, "viewport": {"x": 0, "y": 0, "zoom": 0.8}},
+        }  # fmt: skip
+        return json.dumps(flow, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _module(module: str) -> str:
+    """The name under which Langflow imports it."""
+    return module.replace(_OURS, "_lfx_ext.official.local_runtimes.")
+
+
+def _handle(handle: Mapping[str, Any]) -> str:
+    return json.dumps(handle, sort_keys=True, separators=(",", ":"), ensure_ascii=False).replace('"', "œ")
