@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "routes": {"base", "runtimes", "routes"},
     "apps": {"base", "runtimes", "routes", "apps"},
     "components": {"base", "runtimes", "adapters"},
-    "flows": {"base", "components"},
+    "flows": {"base", "components", "flows"},
 }
 HEAVY = {"torch", "transformers", "llama_cpp", "torchao", "bitsandbytes", "numpy", "accelerate", "gguf", "llguidance"}
 ENGINES = (f"{PACKAGE}.runtimes.engines.",)
