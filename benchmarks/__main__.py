@@ -5,7 +5,7 @@ import importlib
 
 from benchmarks.report import machine
 
-TOPICS = ("startup", "memory", "text", "batching", "structured", "transformers_batching", "encoders")
+TOPICS = ("startup", "memory", "text", "batching", "structured", "transformers_batching", "encoders", "retrieval")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ A flow carries the source of its nodes, so a changed node makes it stale; a test
 
 from pathlib import Path
 
-from lfx_local_runtimes.flows import text
+from lfx_local_runtimes.flows import retrieval, text, triage
 
 FOLDER = Path(__file__).parent
 
@@ -15,6 +15,8 @@ FLOWS = {
     "model_status": text.model_status,
     "tools_agent": text.tools_agent,
     "parallel_branches": text.parallel_branches,
+    "triage": triage.triage,
+    "local_rag": retrieval.local_rag,
 }
 
 

@@ -24,6 +24,7 @@ from lfx_local_runtimes.runtimes.config import GenerationConfig
 
 AUTO = "auto"
 ENGINES = (AUTO, "llama_cpp", "transformers", "gemma_local", "gemma_streaming")
+ENCODER_ENGINES = (AUTO, "transformers", "onnx", "llama_cpp")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 QUANTIZATIONS = (AUTO, "fp32", "fp16", "bf16", "int8", "int4")
 KEEP_ALIVES = (AUTO, "0", "300", "3600", "-1")

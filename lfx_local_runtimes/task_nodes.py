@@ -31,6 +31,8 @@ class TaskBaseComponent(Component):
 
     model_type: ClassVar[str]
     """Models of this task are offered."""
+    also_by: ClassVar[tuple[str, ...]] = ()
+    """And, behind them, models of these tasks, which can do it too."""
     _result: Any = None
 
     def _pre_run_setup(self) -> None:
@@ -42,7 +44,11 @@ class TaskBaseComponent(Component):
         """List the models afresh when their field is opened or refreshed."""
         if field_name != "model_name":
             return build_config
-        return list_models_in(build_config, *await model_choices(model_type=self.model_type))
+        names, details = await model_choices(model_type=self.model_type)
+        for kind in self.also_by:
+            more, of_them = await model_choices(model_type=kind)
+            names, details = [*names, *more], [*details, *of_them]
+        return list_models_in(build_config, names, details)
 
     def task_model(self, kind: type[ModelT], **options: Any) -> ModelT:
         """The model with this node's options. Loads nothing."""
@@ -74,7 +80,13 @@ class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
     model_type = "embedding"
     model_provider_id = PROVIDER_ID
     outputs: ClassVar[list[Output]] = [
-        Output(display_name="Embedding Model", name="embeddings", method="build_embeddings", tool_mode=False),
+        Output(
+            display_name="Embedding Model",
+            name="embeddings",
+            method="build_embeddings",
+            types=["Embeddings"],
+            tool_mode=False,
+        ),
         Output(display_name="Vector", name="vector", method="vector"),
     ]
 
@@ -124,7 +136,7 @@ class LocalRerankBaseComponent(TaskBaseComponent):
     outputs: ClassVar[list[Output]] = [Output(display_name="Ranked", name="ranked", method="ranked")]
 
     async def ranked(self) -> DataFrame:
-        """The rows, best first, each with its `relevance_score`."""
+        """The rows, best first, each with its `rank` (from 1) and `relevance_score`."""
         rows = rows_of(self.documents)
         if not rows:
             self.status = "nothing to rank"
@@ -132,7 +144,12 @@ class LocalRerankBaseComponent(TaskBaseComponent):
         texts = tuple(_text(row, self.text_key, number) for number, row in enumerate(rows, 1))
         result = await self.asked(RerankAsk, query=self.input_value, documents=texts, top_n=self.top_n or None)
         self.status = status_of(f"{len(result.ranking)} of {len(rows)}", result)
-        return DataFrame([{**rows[one.index], "relevance_score": one.score} for one in result.ranking])
+        return DataFrame(
+            [
+                {**rows[one.index], "rank": rank, "relevance_score": one.score}
+                for rank, one in enumerate(result.ranking, 1)
+            ]
+        )
 
 
 def rows_of(value: Any) -> list[dict[str, Any]]:
@@ -198,12 +215,17 @@ class TextClassifierBaseComponent(LabelsBaseComponent):
         return self._labels(await self.asked(ClassificationAsk, **asked))
 
 
+ELSE = "else"
+"""The output for texts whose likeliest label scores too low."""
+
+
 def label_outputs(labels: Iterable[str]) -> list[Output]:
-    """The outputs of a Zero-Shot Classifier: scores, the best label, and a way out for every label."""
+    """The outputs of a Zero-Shot Classifier: scores, the best label, a way out for every label, and one for the rest."""
     fixed = [output.model_copy(update={"group_outputs": True}) for output in LabelsBaseComponent.outputs]
+    ways = [*((label, _route(index)) for index, label in enumerate(labels)), ("Else", ELSE)]
     routes = [
-        Output(display_name=label, name=_route(index), method="route", group_outputs=True, tool_mode=False)
-        for index, label in enumerate(labels)
+        Output(display_name=label, name=name, method="route", group_outputs=True, tool_mode=False)
+        for label, name in ways
     ]
     return [*fixed, *routes]
 
@@ -216,6 +238,7 @@ class ZeroShotBaseComponent(LabelsBaseComponent):
     """Which of the caller's labels a text has, and a way out for each."""
 
     model_type = "zero_shot"
+    also_by = ("embedding",)
 
     def update_outputs(self, frontend_node: dict[str, Any], field_name: str, field_value: Any) -> dict[str, Any]:
         """A way out for each label."""
@@ -232,14 +255,15 @@ class ZeroShotBaseComponent(LabelsBaseComponent):
         return self._labels(await self.asked(ZeroShotAsk, **asked))
 
     async def route(self) -> Message:
-        """The text, at the output of its likeliest label; what hangs on the others does not run."""
-        best = (await self.found())[0].label
-        names = {label: _route(index) for index, label in enumerate(labels_of(self.labels))}
-        taken = names.pop(best)
+        """The text, at the output of its likeliest label, or at Else; what hangs on the others does not run."""
+        best = (await self.found())[0]
+        ways = {label: _route(index) for index, label in enumerate(labels_of(self.labels))}
+        taken = ways[best.label] if best.score >= float(self.threshold or 0) else ELSE
         if self._vertex is not None:
-            for name in names.values():
+            others = [name for name in (*ways.values(), ELSE) if name != taken]
+            for name in others:
                 self.stop(name)
-            self._vertex.graph.exclude_branches_conditionally(self._id, [*names.values()])  # holds beyond this pass
+            self._vertex.graph.exclude_branches_conditionally(self._id, others)  # holds beyond this pass
         return Message(text=self.input_value if self._current_output in ("", taken) else "")
 
 

@@ -34,7 +34,7 @@ class LimitedTexts(Limited):
 
 
 class LimitedPairs(Limited):
-    """The same for a `ZeroShotAsk`: the model reads every text with every label."""
+    """The same for a `ZeroShotAsk`: an NLI model reads every text with every label."""
 
     @field_validator("labels", check_fields=False)
     @classmethod

@@ -37,6 +37,7 @@ class RuntimeType(str):
     AUTO: ClassVar["RuntimeType"]
     LLAMA_CPP: ClassVar["RuntimeType"]
     TRANSFORMERS: ClassVar["RuntimeType"]
+    ONNX: ClassVar["RuntimeType"]
     GEMMA_LOCAL: ClassVar["RuntimeType"]
     GEMMA_STREAMING: ClassVar["RuntimeType"]
 
@@ -50,6 +51,7 @@ class RuntimeType(str):
 RuntimeType.AUTO = RuntimeType("auto")
 RuntimeType.LLAMA_CPP = RuntimeType("llama_cpp")
 RuntimeType.TRANSFORMERS = RuntimeType("transformers")
+RuntimeType.ONNX = RuntimeType("onnx")
 RuntimeType.GEMMA_LOCAL = RuntimeType("gemma_local")
 RuntimeType.GEMMA_STREAMING = RuntimeType("gemma_streaming")
 
@@ -90,7 +92,7 @@ class ModelConfig(_Strict):
     device_type: DeviceType = DeviceType.AUTO
     quantization: str | None = Field(
         default=None,
-        description="fp32, fp16, bf16, int8 or int4 (Transformers), or the GGUF file to take from a hub repository (Q4_K_M …).",
+        description="fp32, fp16, bf16, int8 or int4 (Transformers, ONNX), or the GGUF file to take from a hub repository (Q4_K_M …).",
     )
     context_length: int | None = Field(
         default=None, ge=16, le=16_777_216, description="Tokens. Unset: the model's own, at most 4,096."
@@ -101,6 +103,10 @@ class ModelConfig(_Strict):
     chat_template: Annotated[str, StringConstraints(max_length=200_000)] | None = Field(
         default=None,
         description="Overrides the template choice: Jinja text, or one of gemma, chatml, llama3, dialogue, none.",
+    )
+    pooling: Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len", "weightedmean"] | None = Field(
+        default=None,
+        description="How an embedding model's tokens become one vector. Unset: as the model's files say, else mean.",
     )
     keep_alive: KeepAlive | None = Field(default=None, description="Idle seconds before it leaves memory; -1 is never.")
     pinned: bool = Field(

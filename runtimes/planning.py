@@ -5,7 +5,7 @@ Each plan is one attempt; the next is tried when it fails.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lfx_local_runtimes.errors import (
@@ -21,6 +21,7 @@ from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProb
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
 from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.formats.onnx import choose
 from lfx_local_runtimes.runtimes.ledger import device_budget
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.runtimes.tasks import TASKS
@@ -91,17 +92,15 @@ def plan_loads(
     for engine in engines:
         for device in devices:
             try:
-                dtype = _dtype(config, info, engine, device, probe)
+                files, dtype = _form(config, info, engine, device, probe)
             except InvalidInput as error:
                 refusal = refusal or error
                 continue
-            stored = _reads_as_stored(engine, info)
+            stored = _reads_as_stored(engine, files)
             loaded = None if stored else dtype
-            if task == "rerank" and config.quantization is None:
-                dtype = loaded = "fp32"  # in bf16 one logit in a narrow range ties documents that differ
-            if task in TASKS:  # nothing is kept between two batches
-                memory = {device.key: estimate_memory(info, context, dtype=loaded, sequences=0, outputs=0).total}
-                plans.append(LoadPlan(info, engine, device, dtype, context, memory, warnings=warnings, task=task))
+            if task in TASKS:
+                memory = {device.key: _encoder_memory(files, context, loaded)}
+                plans.append(LoadPlan(files, engine, device, dtype, context, memory, warnings=warnings, task=task))
                 continue
             sequences = _sequences(config, info, context, loaded, device_budget(device, settings, probe))
             estimate = estimate_memory(info, context, dtype=loaded, sequences=sequences, outputs=sequences)
@@ -110,7 +109,7 @@ def plan_loads(
             plans.append(LoadPlan(info, engine, device, dtype, context, memory, sequences, states, warnings, task))
     if not plans and refusal is not None:
         raise refusal
-    return tuple(plans)
+    return tuple(sorted(plans, key=lambda plan: not _faster(plan, plans[0])))
 
 
 def plan_for_engine(config: ModelConfig, engine: str) -> LoadPlan:
@@ -191,8 +190,68 @@ def _sequences(config: ModelConfig, info: ModelInfo, context: int, dtype: str | 
     return 1
 
 
+def _encoder_memory(info: ModelInfo, context: int, dtype: str | None) -> int:
+    """Nothing is kept between two batches; llama.cpp makes room for the logits of every token of its longest text."""
+    if info.format is ModelFormat.GGUF and dtype is None:
+        longest = max(512, context)
+        return estimate_memory(info, context, sequences=1, batch=longest, outputs=longest).total
+    return estimate_memory(info, context, dtype=dtype, sequences=0, outputs=0).total
+
+
 def _reads_as_stored(engine: str, info: ModelInfo) -> bool:
-    return info.format is ModelFormat.GGUF and engine != RuntimeType.TRANSFORMERS
+    return info.format is ModelFormat.ONNX or (info.format is ModelFormat.GGUF and engine != RuntimeType.TRANSFORMERS)
+
+
+def _faster(plan: LoadPlan, first: LoadPlan) -> bool:
+    """In the same type on the CPU, ONNX Runtime goes before torch (`python -m benchmarks encoders`)."""
+    same = plan.dtype == first.dtype and plan.device == first.device == CPU
+    return same and plan.engine == RuntimeType.ONNX and plan.info.format is ModelFormat.ONNX
+
+
+def _form(
+    config: ModelConfig, info: ModelInfo, engine: str, device: Device, probe: DeviceProbe
+) -> tuple[ModelInfo, str]:
+    """The files an engine loads, and the type they are loaded in.
+
+    Raises:
+        InvalidInput: it has nothing that fits what is asked for.
+    """
+    task = task_of_model(config, info)
+    if engine == RuntimeType.ONNX:
+        return _onnx_form(config, info, task)
+    if task == "rerank" and config.quantization is None and not _reads_as_stored(engine, info):
+        return info, "fp32"  # in bf16 one logit in a narrow range ties documents that differ
+    return info, _dtype(config, info, engine, device, probe)
+
+
+def _onnx_form(config: ModelConfig, info: ModelInfo, task: str) -> tuple[ModelInfo, str]:
+    """The ONNX file that a model comes with, or the model that one is to be made from, which has to be asked for."""
+    name, wanted = config.model_name, config.quantization
+    if task not in TASKS:
+        raise InvalidInput(
+            f"ONNX Runtime serves {', '.join(TASKS)} here; {info.path.name} is {task}.", model_name=name,
+            hint="Use a GGUF or safetensors copy of the model, and runtime_type auto.",
+        )  # fmt: skip
+    header = choose(info.onnx, wanted)
+    if header is not None:
+        size = sum(file.stat().st_size for file in header.files)
+        carried = replace(
+            info, format=ModelFormat.ONNX, files=header.files, size_bytes=size, parameters=header.parameters,
+            weight_bytes=header.weight_bytes, quantization=header.dtype,
+        )  # fmt: skip
+        return carried, header.dtype
+    if info.format is ModelFormat.ONNX or config.runtime_type != RuntimeType.ONNX:
+        there = ", ".join(sorted({one.dtype for one in info.onnx})) or "none"
+        raise InvalidInput(
+            f"{info.path.name} has no ONNX file in {wanted or 'any type'}; it has {there}.", model_name=name,
+            hint="Ask for one of those, or leave quantization unset.",
+        )  # fmt: skip
+    if info.format is not ModelFormat.SAFETENSORS or wanted not in (None, "fp32", "int8"):
+        raise InvalidInput(
+            f"No ONNX file in {wanted or 'fp32'} can be made from {info.path.name} ({info.format.value}).",
+            model_name=name, hint="fp32 and int8 are made, from safetensors.",
+        )  # fmt: skip
+    return info, wanted or "fp32"
 
 
 def _dtype(config: ModelConfig, info: ModelInfo, engine: str, device: Device, probe: DeviceProbe) -> str:

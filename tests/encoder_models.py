@@ -1,9 +1,10 @@
 """Tiny encoders with random weights, the same at every call, of the real architectures."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
 from lfx_local_runtimes.runtimes.requests import TaskRequest, TaskRun
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
@@ -52,28 +53,35 @@ def word_pieces() -> Any:
     )  # fmt: skip
 
 
+RuntimeT = TypeVar("RuntimeT", bound=EncoderRuntime)
+
+
 def load_encoder(path: Path, **options: Any) -> TransformersEncoder:
     """A started runtime; in fp32 unless told otherwise."""
-    config = {"model_id": str(path), "model_name": path.name, "quantization": "fp32", **options}
-    runtime = TransformersEncoder(ModelConfig.model_validate(config))
+    return started(TransformersEncoder, path, **{"quantization": "fp32", **options})
+
+
+def started(kind: type[RuntimeT], path: Path, **options: Any) -> RuntimeT:
+    """A runtime of an engine's, its model loaded."""
+    runtime = kind(ModelConfig.model_validate({"model_id": str(path), "model_name": path.name, **options}))
     runtime.start().result()
     return runtime
 
 
-def unload(runtime: TransformersEncoder) -> None:
+def unload(runtime: EncoderRuntime) -> None:
     """And wait until it is gone."""
     thread = runtime.stop()
     assert thread is not None
     thread.join()
 
 
-def begin(runtime: TransformersEncoder, ask: Ask[ResultT]) -> TaskRun[ResultT]:
+def begin(runtime: EncoderRuntime, ask: Ask[ResultT]) -> TaskRun[ResultT]:
     """Ask without waiting."""
     request = TaskRequest(runtime.config.model_name, ask)
     runtime.submit(request)
     return TaskRun(request)
 
 
-def answer(runtime: TransformersEncoder, ask: Ask[ResultT]) -> ResultT:
+def answer(runtime: EncoderRuntime, ask: Ask[ResultT]) -> ResultT:
     """Ask and wait."""
     return begin(runtime, ask).wait()

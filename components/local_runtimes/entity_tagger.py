@@ -1,6 +1,13 @@
 """The Entity Tagger node."""
 
-from lfx_local_runtimes.node_inputs import loading_inputs, model_input, overflow_input, score_input, text_input
+from lfx_local_runtimes.node_inputs import (
+    ENCODER_ENGINES,
+    loading_inputs,
+    model_input,
+    overflow_input,
+    score_input,
+    text_input,
+)
 from lfx_local_runtimes.task_nodes import EntityTaggerBaseComponent
 
 
@@ -20,5 +27,5 @@ class EntityTaggerComponent(EntityTaggerBaseComponent):
         text_input("The text to search."),
         score_input(),
         overflow_input("truncate", "error"),
-        *loading_inputs(engines=("auto", "transformers")),
+        *loading_inputs(engines=ENCODER_ENGINES),
     ]

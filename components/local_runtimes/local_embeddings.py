@@ -2,7 +2,14 @@
 
 from lfx.io import BoolInput, IntInput, StrInput
 
-from lfx_local_runtimes.node_inputs import choice_input, loading_inputs, model_input, overflow_input, text_input
+from lfx_local_runtimes.node_inputs import (
+    ENCODER_ENGINES,
+    choice_input,
+    loading_inputs,
+    model_input,
+    overflow_input,
+    text_input,
+)
 from lfx_local_runtimes.task_nodes import LocalEmbeddingsBaseComponent
 
 
@@ -48,5 +55,5 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
         ),
         choice_input("normalize", "Normalize", "Vectors of length 1."),
         overflow_input("truncate", "chunk", "error"),
-        *loading_inputs(engines=("auto", "transformers")),
+        *loading_inputs(engines=ENCODER_ENGINES),
     ]

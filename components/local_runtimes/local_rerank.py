@@ -2,7 +2,7 @@
 
 from lfx.io import HandleInput, IntInput, MessageTextInput, StrInput
 
-from lfx_local_runtimes.node_inputs import loading_inputs, model_input, overflow_input
+from lfx_local_runtimes.node_inputs import ENCODER_ENGINES, loading_inputs, model_input, overflow_input
 from lfx_local_runtimes.task_nodes import LocalRerankBaseComponent
 
 
@@ -46,5 +46,5 @@ class LocalRerankComponent(LocalRerankBaseComponent):
             info="Keep the best ones only. 0 is all.",
         ),
         overflow_input("truncate", "error"),
-        *loading_inputs(engines=("auto", "transformers")),
+        *loading_inputs(engines=ENCODER_ENGINES),
     ]

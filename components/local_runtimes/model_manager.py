@@ -6,7 +6,7 @@ from lfx.custom.custom_component.component import Component
 from lfx.io import BoolInput, DropdownInput, Output, StrInput
 from lfx.schema.data import Data
 
-from lfx_local_runtimes.node_inputs import after_input, loading_inputs, model_input, parallel_input
+from lfx_local_runtimes.node_inputs import ENGINES, after_input, loading_inputs, model_input, parallel_input
 from lfx_local_runtimes.nodes import ACTIONS, list_models_in, manage_model, model_choices, show_fields_of
 
 
@@ -35,7 +35,10 @@ class ModelManagerComponent(Component):
             dynamic=True,
             show=False,
         ),
-        *[field.model_copy(update={"dynamic": True, "show": False}) for field in (*loading_inputs(), parallel_input())],
+        *[
+            field.model_copy(update={"dynamic": True, "show": False})
+            for field in (*loading_inputs(engines=(*ENGINES, "onnx")), parallel_input())
+        ],
         BoolInput(
             name="pinned",
             display_name="Pinned",

@@ -2,7 +2,14 @@
 
 from lfx.io import IntInput
 
-from lfx_local_runtimes.node_inputs import choice_input, loading_inputs, model_input, overflow_input, text_input
+from lfx_local_runtimes.node_inputs import (
+    ENCODER_ENGINES,
+    choice_input,
+    loading_inputs,
+    model_input,
+    overflow_input,
+    text_input,
+)
 from lfx_local_runtimes.task_nodes import TextClassifierBaseComponent
 
 
@@ -29,5 +36,5 @@ class TextClassifierComponent(TextClassifierBaseComponent):
         ),
         choice_input("multi_label", "Multi-Label", "Every label is scored for itself, so that several can be true."),
         overflow_input("truncate", "error"),
-        *loading_inputs(engines=("auto", "transformers")),
+        *loading_inputs(engines=ENCODER_ENGINES),
     ]

@@ -20,8 +20,9 @@ ENTRY_POINT_GROUP = "lfx_local_runtimes.engines"
 
 _HERE = "lfx_local_runtimes.runtimes.engines"
 _SHIPPED = {
-    RuntimeType.LLAMA_CPP: (f"{_HERE}.llama_cpp.runtime", "LlamaCppRuntime"),
+    RuntimeType.LLAMA_CPP: (f"{_HERE}.llama_cpp.factory", "llama_cpp"),
     RuntimeType.TRANSFORMERS: (f"{_HERE}.transformers.factory", "transformers"),
+    RuntimeType.ONNX: (f"{_HERE}.onnx.encoder", "OnnxEncoder"),
     RuntimeType.GEMMA_LOCAL: (f"{_HERE}.gemma", "GemmaLocalRuntime"),
     RuntimeType.GEMMA_STREAMING: (f"{_HERE}.gemma", "GemmaStreamingRuntime"),
 }

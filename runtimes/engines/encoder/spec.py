@@ -22,31 +22,32 @@ _PLAIN = ("Transformer", "Normalize", "Pooling", "Dense", "Dropout")
 _MAX_JSON = 2**20
 
 
-def read_spec(plan: LoadPlan, tokenizer_limit: int) -> Spec:
+def read_spec(plan: LoadPlan, tokenizer_limit: int, pooling: str | None = None) -> Spec:
     """What a folder says.
 
     Args:
         plan: of the load.
         tokenizer_limit: tokens, as the tokenizer's files say.
+        pooling: instead of what the files say.
 
     Raises:
         InvalidModelFile: a file is not what it should be.
         LoadFailed: the model needs a module that is not served here.
     """
     config = plan.info.metadata
-    folder = plan.info.path if plan.info.path.is_dir() else plan.info.path.parent
+    folder = plan.info.folder
     own = _optional(folder / "sentence_bert_config.json")
     extra = _optional(folder / "config_sentence_transformers.json")
     prompts = extra.get("prompts")
     default = extra.get("default_prompt_name")
     limits = (tokenizer_limit, _positions(config), number(own, "max_seq_length"), plan.context_length)
     modules = _modules(folder)
-    pooling = next((path for kind, path in modules if kind == "Pooling"), None)
+    own_pooling = next((path for kind, path in modules if kind == "Pooling"), None)
     return Spec(
         task=plan.task,
         max_length=min(limit for limit in limits if limit is not None),
         labels=_labels(config),
-        pooling=_pooling(folder / pooling) if pooling is not None else "mean",
+        pooling=pooling or ("mean" if own_pooling is None else _pooling(folder / own_pooling)),
         dense=tuple(_dense(folder / path) for kind, path in modules if kind == "Dense"),
         normalize=any(kind == "Normalize" for kind, _ in modules),
         prompts={str(name): str(text) for name, text in prompts.items()} if isinstance(prompts, dict) else {},

@@ -66,3 +66,15 @@ class PieceTokenizer:
         cut = 0 if chunks else len(ids) - len(parts[0])
         rows = [[*self._before, *part, *self._after] for part in (parts if chunks else parts[:1])]
         return [Tokens(row, [0] * len(row), cut=cut) for row in rows]
+
+
+def padded(batch: Sequence[Tokens], pad: int) -> dict[str, Any]:
+    """A model's inputs by the names that encoders have for them: int64, of shape (rows, the longest row)."""
+    import numpy as np
+
+    shape = (len(batch), max(len(row.ids) for row in batch))
+    ids, mask, types = np.full(shape, pad, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for index, row in enumerate(batch):
+        size = len(row.ids)
+        ids[index, :size], mask[index, :size], types[index, :size] = row.ids, 1, row.types
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

@@ -60,7 +60,8 @@ def _catch_log() -> Iterator[list[tuple[int, str]]]:
         _caught.lines = None
 
 
-def _reason(lines: list[tuple[int, str]]) -> str:
+def reason(lines: list[tuple[int, str]]) -> str:
+    """The first error among llama.cpp's log lines."""
     errors = [line.partition(": ")[2] or line for level, line in lines if level == _ERROR and line]
     return errors[0] if errors else "llama.cpp gave no reason"
 
@@ -143,7 +144,7 @@ class LlamaModel:
         self._model = self.lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise LoadFailed(
-                "The load was cancelled." if stopped else f"llama.cpp cannot load {path.name}: {_reason(lines)}."
+                "The load was cancelled." if stopped else f"llama.cpp cannot load {path.name}: {reason(lines)}."
             )
 
     def _open(self, options: Options, lines: list[tuple[int, str]]) -> None:
@@ -160,7 +161,7 @@ class LlamaModel:
         if not self.context:
             self.close()
             raise LoadFailed(
-                f"llama.cpp cannot make a context of {options.n_seq} × {options.n_ctx:,} tokens: {_reason(lines)}.",
+                f"llama.cpp cannot make a context of {options.n_seq} × {options.n_ctx:,} tokens: {reason(lines)}.",
                 hint="Load it with a shorter context_length, or fewer requests in parallel.",
             )
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime
 from lfx_local_runtimes.runtimes.engines.encoder.spec import read_spec
-from lfx_local_runtimes.runtimes.engines.encoder.tokens import PieceTokenizer
+from lfx_local_runtimes.runtimes.engines.encoder.tokens import PieceTokenizer, padded
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, faults, libraries, load_encoder
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
@@ -15,7 +16,11 @@ from lfx_local_runtimes.runtimes.tasks.base import Tokens
 from lfx_local_runtimes.settings import get_settings
 
 _AUTO = {"embedding": "AutoModel", "ner": "AutoModelForTokenClassification"}
-_LABELS = "AutoModelForSequenceClassification"
+
+
+def auto_class(task: str) -> str:
+    """Transformers' name for the class that loads a model of a task."""
+    return _AUTO.get(task, "AutoModelForSequenceClassification")
 
 
 class TransformersEncoder(EncoderRuntime):
@@ -26,8 +31,8 @@ class TransformersEncoder(EncoderRuntime):
     def _open(self, plan: LoadPlan, context: LoadContext) -> "TorchNetwork":
         torch, _ = libraries()
         torch.set_num_threads(self.config.threads or physical_cores())  # counts for this thread
-        model, tokenizer = load_encoder(_AUTO.get(plan.task, _LABELS), plan, self.config, get_settings(), context)
-        return TorchNetwork(model, tokenizer, plan)
+        model, tokenizer = load_encoder(auto_class(plan.task), plan, self.config, get_settings(), context)
+        return TorchNetwork(model, tokenizer, plan, self.config)
 
     def _close(self) -> None:
         super()._close()
@@ -41,14 +46,15 @@ class TorchNetwork:
         model: on its device, in its type.
         tokenizer: a fast one.
         plan: of the load.
+        config: the model's.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, plan: LoadPlan) -> None:
+    def __init__(self, model: Any, tokenizer: Any, plan: LoadPlan, config: ModelConfig) -> None:
         self._torch, transformers = libraries()
         self._model, self._plan = model, plan
-        self.spec = read_spec(plan, int(tokenizer.model_max_length))
+        self.spec = read_spec(plan, int(tokenizer.model_max_length), config.pooling)
         self.tokenize = PieceTokenizer(tokenizer, self.spec.max_length)
-        self._types = "token_type_ids" in tokenizer.model_input_names
+        self._inputs = tokenizer.model_input_names
         self._pad = tokenizer.pad_token_id or 0
         compute = next(ours for ours, name in TORCH_DTYPES.items() if model.dtype == getattr(self._torch, name))
         self.about: Mapping[str, Any] = {
@@ -63,15 +69,9 @@ class TorchNetwork:
     def compute(self, batch: Sequence[Tokens]) -> Any:
         """States or logits of padded rows, as float32 in numpy."""
         torch = self._torch
-        length = max(len(row.ids) for row in batch)
-        ids = torch.full((len(batch), length), self._pad)
-        mask = torch.zeros_like(ids)
-        types = torch.zeros_like(ids)
-        for index, row in enumerate(batch):
-            size = len(row.ids)
-            ids[index, :size], mask[index, :size] = torch.tensor(row.ids), 1
-            types[index, :size] = torch.tensor(row.types)
-        inputs = {"input_ids": ids, "attention_mask": mask, **({"token_type_ids": types} if self._types else {})}
+        inputs = {
+            name: torch.from_numpy(array) for name, array in padded(batch, self._pad).items() if name in self._inputs
+        }
         with torch.inference_mode(), faults(self._plan):
             output = self._model(**{name: tensor.to(self._model.device) for name, tensor in inputs.items()})
         found = getattr(output, "logits", None)

@@ -22,6 +22,7 @@ from lfx_local_runtimes.errors import (
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.planning import LoadPlan
@@ -147,18 +148,14 @@ def _check_dtype(plan: LoadPlan) -> None:
 def _from_folder(auto: str, plan: LoadPlan, settings: Settings, trust: bool) -> tuple[Any, Any, Collection[str]]:
     torch, transformers = libraries()
     path = plan.info.path
-    folder = str(path if path.is_dir() else path.parent)
+    folder = str(plan.info.folder)
     local = {"local_files_only": True, "trust_remote_code": trust}
     config = transformers.AutoConfig.from_pretrained(folder, **local)
     config._attn_implementation = config._experts_implementation = None  # a file may name code on the hub here
     weights = getattr(config, "transformers_weights", None)
     if weights is not None and not str(weights).removesuffix(".index.json").endswith(".safetensors"):
         raise PickleRefused(f"{path.name} names {weights} as its weights.")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
-    if len(tokenizer) <= len(
-        tokenizer.all_special_ids
-    ):  # the library makes one without words where the files are missing
-        raise LoadFailed(f"{path.name} has no tokenizer.", hint="Fetch its tokenizer files (tokenizer.json …) too.")
+    tokenizer = read_tokenizer(plan.info.folder, trust_remote_code=trust)
     pickle = plan.info.format is ModelFormat.PICKLE and settings.allow_pickle
     model, report = getattr(transformers, auto).from_pretrained(
         folder,

@@ -1,0 +1,93 @@
+"""The flow over an embedding model, a reranker and a text model: answers from a text, with their sources."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lfx.components.input_output.chat import ChatInput
+from lfx.components.input_output.chat_output import ChatOutput
+from lfx.components.models_and_agents.prompt import PromptComponent
+from lfx.components.processing.parser import ParserComponent
+from lfx.components.processing.split_text import SplitTextComponent
+
+from lfx_local_runtimes.components.local_runtimes.local_embeddings import LocalEmbeddingsComponent
+from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
+from lfx_local_runtimes.components.local_runtimes.local_rerank import LocalRerankComponent
+from lfx_local_runtimes.flows.canvas import Flow
+from lfx_local_runtimes.flows.in_memory_faiss import InMemoryFaissComponent
+
+CORPUS = Path(__file__).parent / "corpus"
+
+SPLIT: dict[str, Any] = {"separator": "\\n\\n", "chunk_size": 320, "chunk_overlap": 0}
+"""One chunk per passage: none is longer, and no two fit into one."""
+
+CANDIDATES = 15
+PASSAGES = 3
+
+INSTRUCTIONS = """Passages:
+{passages}
+
+Answer the question in one sentence from these passages."""
+
+ANSWER = """{answer}
+
+Sources:
+{passages}"""
+
+
+def local_rag() -> Flow:
+    """A question to a handbook: found, put in order, answered, with the sources."""
+    flow = Flow("Local RAG", "Answers from a handbook with their sources, with local models only.", "local-rag")
+    flow.note(
+        "### Local RAG\n"
+        "Ask the handbook of a ferry line, which no model knows. Its passages are embedded with `all-minilm-l6-v2`, "
+        f"FAISS finds the {CANDIDATES} nearest to the question, `ms-marco-minilm-l12` reads each of them together with the "
+        f"question, and `gemma-3-270m` answers from the best {PASSAGES}, which stand under the answer as its **sources**.\n\n"
+        "It needs FAISS: `pip install 'lfx-local-runtimes[rag]'`\n\n"
+        "**Your own text**: put a *File* node here, upload a file, and wire its *Raw Content* to *Split Text* instead of the "
+        "*Handbook*. For text without empty lines between passages, set *Separator* and *Chunk Size*.\n\n"
+        "`gemma-3-270m` is a small base model: trust the sources more than the sentence, or choose a larger model.\n\n"
+        "Headless: `lfx run flows/local_rag.json \"May I charge my e-bike on board?\"`",
+        -1, width=380, height=780,
+    )  # fmt: skip
+    question = flow.add(ChatInput, "question", 0, 1.3)
+    text = flow.add(PromptComponent, "handbook", 0, 0, title="Handbook", template=handbook())
+    chunks = flow.add(SplitTextComponent, "passages", 0.9, 0, **SPLIT, clean_output=True)
+    embeddings = flow.add(LocalEmbeddingsComponent, "embed", 0.9, 1, model_name="all-minilm-l6-v2")
+    store = flow.add(InMemoryFaissComponent, "search", 1.8, 0.3, number_of_results=CANDIDATES)
+    rerank = flow.add(LocalRerankComponent, "rerank", 2.7, 0.5, model_name="ms-marco-minilm-l12", top_n=PASSAGES)
+    sources = flow.add(ParserComponent, "sources", 3.6, 0.3, title="Sources", pattern="[{rank}] {text}")
+    prompt = flow.add(PromptComponent, "ask", 4.5, 1, title="Instructions", template=INSTRUCTIONS)
+    model = flow.add(
+        LocalModelComponent, "answer", 5.4, 0.8, max_tokens=64, temperature=0.0, stop_sequences=["\\n"], stream=False
+    )
+    cited = flow.add(PromptComponent, "cited", 6.3, 0.3, title="Answer with Sources", template=ANSWER)
+    answer = flow.add(ChatOutput, "say", 7.2, 0.5)
+    for source, output, target, field in (
+        (text, "prompt", chunks, "data_inputs"),
+        (chunks, "dataframe", store, "ingest_data"),
+        (embeddings, "embeddings", store, "embedding"),
+        (question, "message", store, "search_query"),
+        (store, "dataframe", rerank, "documents"),
+        (question, "message", rerank, "input_value"),
+        (rerank, "ranked", sources, "input_data"),
+        (sources, "parsed_text", prompt, "passages"),
+        (prompt, "prompt", model, "system_message"),
+        (question, "message", model, "input_value"),
+        (model, "text_output", cited, "answer"),
+        (sources, "parsed_text", cited, "passages"),
+        (cited, "prompt", answer, "input_value"),
+    ):
+        flow.connect(source, output, target, field)
+    return flow
+
+
+def handbook() -> str:
+    """The text that is asked: passages with an empty line between them, each with its title before the colon."""
+    return (CORPUS / "handbook.md").read_text(encoding="utf-8").strip()
+
+
+def questions() -> list[dict[str, Any]]:
+    """Questions to it: a `question`, and the titles of the `passages` that answer it."""
+    asked: list[dict[str, Any]] = json.loads((CORPUS / "questions.json").read_text(encoding="utf-8"))
+    return asked

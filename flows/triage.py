@@ -1,0 +1,68 @@
+"""The flow over an embedding model and a text model: a message goes the way of its topic."""
+
+import asyncio
+
+from lfx.components.input_output.chat import ChatInput
+from lfx.components.input_output.chat_output import ChatOutput
+
+from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
+from lfx_local_runtimes.components.local_runtimes.zero_shot_classifier import ZeroShotClassifierComponent
+from lfx_local_runtimes.flows.canvas import Flow
+
+BRANCHES = {
+    "delivery": {
+        "My package never came.": "We are sorry that your package never came. We will send you a new one.",
+        "My glass is missing.": "We are sorry that your glass is missing. We will send you a new one.",
+        "I got the wrong shoes.": "We are sorry that you got the wrong shoes. We will send you a new one.",
+    },
+    "payment": {
+        "I paid two times for my order.": "We are sorry that you paid two times. Please send us your invoice number.",
+        "The price is wrong.": "We are sorry that the price is wrong. Please send us your invoice number.",
+        "You took too much money.": "We are sorry that we took too much money. Please send us your invoice number.",
+    },
+    "technical problem": {
+        "The app does not start.": "We are sorry that the app does not start. Please restart your device.",
+        "My screen stays dark.": "We are sorry that your screen stays dark. Please restart your device.",
+        "I hear no sound.": "We are sorry that you hear no sound. Please restart your device.",
+    },
+}
+"""What each branch answers, by example."""
+
+
+def triage() -> Flow:
+    """A message to one of three prompts, by its topic."""
+    flow = Flow(
+        "Triage",
+        "An embedding model tells what a message is about; only the prompt for that topic runs.",
+        "triage",
+    )
+    flow.note(
+        "### Triage\n"
+        "Write to a shop. The *Zero-Shot Classifier* tells what the message is about, with `all-minilm-l6-v2` (90 MB), which "
+        "compares it with the labels. The message leaves by the output of the likeliest one, and **only that branch runs**; "
+        "each has its own prompt for `gemma-3-270m`.\n\n"
+        "Change the *Labels*, and the outputs follow. With *Multi-Label* and a *Threshold* of 0.15, most messages that fit "
+        "no label leave by **Else**.\n\n"
+        "`gemma-3-270m` is a base model, so each prompt is a few examples to continue.\n\n"
+        "Headless: `lfx run flows/triage.json \"My parcel arrived broken\"`",
+        -1, height=560,
+    )  # fmt: skip
+    message = flow.add(ChatInput, "message", 0, 1.1)
+    labels = list(BRANCHES)
+    classifier = flow.add(
+        ZeroShotClassifierComponent, "topic", 0.9, 0.8, title="Topic", model_name="all-minilm-l6-v2", labels=labels
+    )
+    shown = flow.nodes[-1]["data"]["node"]
+    asyncio.run(ZeroShotClassifierComponent().run_and_validate_update_outputs(shown, "labels", labels))
+    flow.connect(message, "message", classifier, "input_value")
+    for row, (topic, examples) in enumerate(BRANCHES.items()):
+        name = topic.split()[0]
+        prompt = "\n".join(f"Question: {asked}\nAnswer: {said}" for asked, said in examples.items())
+        branch = flow.add(
+            LocalModelComponent, name, 1.9, row * 1.1, title=topic.capitalize(), system_message=prompt,
+            max_tokens=40, temperature=0.0, stop_sequences=["\\n"], stream=False,
+        )  # fmt: skip
+        answer = flow.add(ChatOutput, name, 2.8, row * 1.1)
+        flow.connect(classifier, f"label_{row + 1}", branch, "input_value")
+        flow.connect(branch, "text_output", answer, "input_value")
+    return flow

@@ -1,0 +1,1 @@
+"""The engine `onnx`: encoders in ONNX Runtime."""

@@ -1,0 +1,113 @@
+"""An ONNX file made from a safetensors model, once, and kept in the data folder.
+
+It is made in a process of its own: torch's exporter changes the state of the process it runs in, takes several times the
+model's memory, and cannot be interrupted.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from lfx_local_runtimes.errors import EngineFailure, LoadFailed
+from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources.locks import held_lock
+from lfx_local_runtimes.settings import get_settings
+
+_VERSION = 1
+"""Of what is written: a new one makes the files anew."""
+_WORKER = "lfx_local_runtimes.runtimes.engines.onnx.export_worker"
+_POLL_S = 0.1
+
+
+def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
+    """The ONNX file of a model, in fp32 or int8 as planned; made where it is not there yet, once for all processes.
+
+    Raises:
+        LoadFailed: the exporter does not know the architecture, what it made computes something else, or cancelled.
+        EngineFailure: the file could not be written.
+        MissingExtra: torch or the exporter is not installed.
+    """
+    folder = get_settings().home / "onnx" / _key(plan)
+    target = folder / f"model_{plan.dtype}.onnx"
+    if target.is_file():
+        return target
+    require("torch", "transformers")
+    require("onnxscript", "onnx")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with held_lock(folder / ".lock", lambda: context.cancelled):
+            whole = folder / "model_fp32.onnx"
+            if not whole.is_file():
+                model = {"model": os.fspath(plan.info.path), "task": plan.task}
+                trust = {"trust_remote_code": config.trust_remote_code}
+                _make({"do": "export", **model, **trust}, whole, plan, context)
+            if not target.is_file():
+                _make({"do": "quantize", "source": os.fspath(whole)}, target, plan, context)
+    except OSError as error:
+        raise EngineFailure(
+            f"{target} cannot be written: {error}", hint="Free some space, or set LOCAL_RUNTIMES_HOME."
+        ) from error
+    return target
+
+
+def _key(plan: LoadPlan) -> str:
+    """A folder's name that changes with the model's files and task."""
+    told: list[object] = [_VERSION, plan.task]
+    for file in (*plan.info.files, plan.info.folder / "config.json"):
+        stat = file.stat()
+        told += [os.fspath(file.resolve()), stat.st_size, stat.st_mtime_ns]
+    name = re.sub(r"[^\w.-]+", "-", plan.info.name or "").strip(".")[:60] or "model"
+    return f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
+
+
+def _make(request: Mapping[str, object], target: Path, plan: LoadPlan, context: LoadContext) -> None:
+    part = target.with_name(f".{target.name}.part")
+    command = [sys.executable, "-m", _WORKER, json.dumps({**request, "target": os.fspath(part)})]
+    context.report(Progress(str(request["do"]), 0, plan.info.size_bytes))
+    try:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as said, tempfile.TemporaryFile("w+") as noise:
+            worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=noise)
+            try:
+                _wait(worker, said, context)
+            finally:
+                worker.kill()
+                worker.wait()
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _wait(worker: subprocess.Popen[bytes], said: IO[str], context: LoadContext) -> None:
+    """Until the worker has ended well.
+
+    Raises:
+        LoadFailed: it failed, or the load was cancelled.
+    """
+    while worker.poll() is None:
+        if context.cancelled:
+            raise LoadFailed("The export was cancelled.")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(_POLL_S)
+    if worker.returncode == 0:
+        return
+    said.seek(0)
+    told = said.read()
+    if told:
+        fault = json.loads(told)
+        raise LoadFailed(fault["message"], hint=fault["hint"])
+    reason = f"signal {-worker.returncode}" if worker.returncode < 0 else f"status {worker.returncode}"
+    raise LoadFailed(
+        f"The export ended with {reason}.", hint="It may have run out of memory. Use the Transformers engine."
+    )

@@ -1,0 +1,140 @@
+"""The process that writes an ONNX file for `export`. Why it failed it tells on stdout, as JSON.
+
+torch's exporter by `torch.export` writes the graph; the older one, which follows a trace, gets the attention masks of
+Transformers 5 wrong. int8 is ONNX Runtime's dynamic quantization, with a scale for each output channel.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lfx_local_runtimes.errors import EngineFailure, LoadFailed, RuntimeFault
+from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.engines.transformers.encoder import auto_class
+from lfx_local_runtimes.runtimes.engines.transformers.load import libraries, load_encoder
+from lfx_local_runtimes.runtimes.planning import plan_for_engine
+from lfx_local_runtimes.settings import get_settings
+
+_TOLERANCE = 1e-3
+"""How far the file may be from the model, relative to the largest number the model computes."""
+_OTHERWISE = "Use the Transformers engine."
+
+
+def export(model: Path, task: str, target: Path, *, trust_remote_code: bool) -> None:
+    """Write a model in fp32.
+
+    Raises:
+        LoadFailed: the exporter does not know the architecture.
+        EngineFailure: the file computes something else.
+        RuntimeFault: the model cannot be loaded.
+    """
+    torch, _ = libraries()
+    config = ModelConfig(
+        model_id=str(model), model_name=model.name, model_type=task, runtime_type=RuntimeType.TRANSFORMERS,
+        device_type=DeviceType.CPU, quantization="fp32", trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    plan = plan_for_engine(config, config.runtime_type)
+    network, tokenizer = load_encoder(auto_class(task), plan, config, get_settings(), LoadContext())
+    output = "last_hidden_state" if task == "embedding" else "logits"
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
+
+    class OneOutput(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *given: Any) -> Any:
+            return getattr(self.network(**dict(zip(names, given, strict=True))), output)
+
+    wrapped, words = OneOutput().eval(), network.config.vocab_size
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                wrapped, _sample(names, 2, 16, words), str(target), input_names=names, output_names=[output],
+                dynamic_shapes=((sizes,) * len(names),), dynamo=True, external_data=False, verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # whatever a strange architecture makes the exporter raise
+        first = str(error).strip().partition("\n")[0]
+        raise LoadFailed(
+            f"torch could not export {model.name}: {first or type(error).__name__}", hint=_OTHERWISE
+        ) from error
+    _compare(wrapped, target, names, words)
+
+
+def _sample(names: Sequence[str], rows: int, tokens: int, words: int) -> tuple[Any, ...]:
+    """Inputs of some shape; every row but the first is padded."""
+    torch, _ = libraries()
+    ids = torch.randint(0, words, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1:, tokens - tokens // 3 :] = 0
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return tuple(given[name] for name in names)
+
+
+def _compare(network: Any, file: Path, names: Sequence[str], words: int) -> None:
+    """Raises `EngineFailure` where the file does not compute what the model does, also for shapes it was not made with."""
+    import numpy as np
+
+    torch, _ = libraries()
+    session = require("onnxruntime", "onnx").InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for rows, tokens in ((1, 5), (4, 23)):
+        given = _sample(names, rows, tokens, words)
+        with torch.inference_mode():
+            expected = network(*given).numpy()
+        (found,) = session.run(None, dict(zip(names, (one.numpy() for one in given), strict=True)))
+        if expected.ndim == 3:
+            mask = given[names.index("attention_mask")].numpy().astype(bool)
+            expected, found = expected[mask], found[mask]
+        scale = max(1.0, float(np.abs(expected).max()))
+        if not float(np.abs(found - expected).max()) <= _TOLERANCE * scale:
+            raise EngineFailure("The exported file computes something else than the model.", hint=_OTHERWISE)
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Write a model in int8."""
+    quantization = require("onnxruntime.quantization", "onnx")
+    prepared = target.with_name(f"{target.name}.prepared")
+    try:
+        quantization.shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_dynamic(
+            str(prepared), str(target), per_channel=True, weight_type=quantization.QuantType.QInt8
+        )
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def main(request: dict[str, Any]) -> dict[str, object] | None:
+    """Write the file `target`: `export` the `model` for its `task`, or `quantize` the file `source`.
+
+    Returns:
+        Why that failed: `message` and `hint`.
+    """
+    target = Path(request["target"])
+    try:
+        if request["do"] == "quantize":
+            quantize(Path(request["source"]), target)
+        else:
+            trust = bool(request["trust_remote_code"])
+            export(Path(request["model"]), request["task"], target, trust_remote_code=trust)
+    except RuntimeFault as fault:
+        return {"message": fault.message, "hint": fault.hint}
+    except Exception as error:  # noqa: BLE001 - the libraries' faults have no common base
+        return {"message": f"The ONNX file could not be made: {error or type(error).__name__}", "hint": _OTHERWISE}
+    return None
+
+
+if __name__ == "__main__":
+    out, sys.stdout = sys.stdout, sys.stderr  # the libraries print
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    failure = main(json.loads(sys.argv[1]))
+    if failure is not None:
+        print(json.dumps(failure), file=out)
+    sys.exit(failure is not None)
