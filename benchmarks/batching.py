@@ -4,14 +4,10 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +18,7 @@ import httpx
 
 from benchmarks import models
 from benchmarks.report import print_table, verdict
+from benchmarks.servers import llama_cpp_server, our_server
 from benchmarks.text import SUBJECTS, THREADS, alone, our_manager, raw_answer
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.config import GenerationConfig
@@ -108,52 +105,6 @@ class RawBatch:
             self.decode([(token, len(asked[index]) + step, index, True) for index, token in enumerate(last)])
             last = [self.lib.llama_sampler_sample(self.sampler, self.context, index) for index in range(len(last))]
         return Sample(tokens * len(texts), time.perf_counter() - begin, (first,) * len(texts))
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
-    """A server as a child process; yields its URL once `ready` answers."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=os.environ | environment,
-    ) as process:  # fmt: skip
-        try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline:
-                with contextlib.suppress(httpx.TransportError):
-                    if httpx.get(url + ready, timeout=5).is_success:
-                        break
-                time.sleep(0.2)
-            else:
-                raise RuntimeError(f"{command[:4]} did not start")
-            yield url
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def our_server() -> contextlib.AbstractContextManager[str]:
-    """`lfx-local-runtimes serve`."""
-    command = [sys.executable, "-m", "lfx_local_runtimes.cli", "serve"]
-    return served(
-        command, "/health", LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE), LOCAL_RUNTIMES_OFFLINE="true",
-        LOCAL_RUNTIMES_HOME=str(models.CACHE.with_name("benchmarks")),
-    )  # fmt: skip
-
-
-def llama_cpp_server(path: Path) -> contextlib.AbstractContextManager[str]:
-    """The server that comes with llama-cpp-python."""
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--n_ctx", str(CONTEXT)]
-    return served([*command, "--n_threads", str(THREADS), "--model_alias", MODEL], "/v1/models")
 
 
 def over_http(url: str, texts: Sequence[str], tokens: int = TOKENS) -> tuple[Sample, list[int]]:
@@ -403,7 +354,10 @@ def cancelling(manager: RuntimeManager) -> None:
 def servers(path: Path) -> None:
     """Eight at once: who answers in full."""
     rows = []
-    for name, server in (("`lfx-local-runtimes serve`", our_server()), ("`llama_cpp.server`", llama_cpp_server(path))):
+    for name, server in (
+        ("`lfx-local-runtimes serve`", our_server()),
+        ("`llama_cpp.server`", llama_cpp_server(path, MODEL, CONTEXT, THREADS)),
+    ):
         with server as url:
             over_http(url, prompts(0, 1))
             with contextlib.suppress(httpx.HTTPError):

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from openai import OpenAI
 
 from benchmarks import models
 from benchmarks.report import print_table, verdict
+from benchmarks.servers import our_server
 from benchmarks.text import THREADS, alone, our_manager
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
+from lfx_local_runtimes.runtimes.sources.packages import MINILM
 from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
 
 ROUNDS = 5
@@ -97,25 +100,19 @@ async def beside_a_job(manager: RuntimeManager, number: int) -> list[float]:
     return [wait / batch for wait in waits]
 
 
-def main() -> None:
-    """Print the table."""
+def in_process(path: Path) -> None:
+    """One call, many callers, a query beside a job, and memory."""
     import numpy as np
 
-    path = models.minilm()
-    dtype = default_dtype(CPU)
-    config = ModelConfig(
-        model_id=str(path), model_name=MODEL, device_type=DeviceType.CPU, threads=THREADS, quantization=dtype
-    )
     faster, gains, worst = [], [], 1.0
-    with our_manager(config) as manager, alone() as process:
+    with our_manager(_config(path)) as manager, alone() as process:
         for number in range(ROUNDS + 1):
             texts, singles = mixed(number), queries(100 + number)
             sides: list[Any] = [
                 lambda texts=texts: process.submit(reference, path, texts).result(),
                 lambda texts=texts: asyncio.run(ours(manager, texts)),
             ]
-            found = [side() for side in (sides if number % 2 else reversed(sides))]
-            theirs, mine = found if number % 2 else found[::-1]
+            theirs, mine = _in_turns(sides, number)
             worst = min(worst, float((theirs[1] * mine[1]).sum(1).min()))
             many, single = asyncio.run(at_once(manager, singles)), asyncio.run(one_by_one(manager, singles))
             if number:  # the first round warms up
@@ -130,14 +127,87 @@ def main() -> None:
         [f"{TEXTS} mixed texts in one call", "`encode`, fp32, batches of 32", *_ratio(statistics.median(faster), 1.8)],
         [f"{CALLERS} callers with one query each", "one by one", *_ratio(statistics.median(gains), 2.2)],
         ["one query while 10,000 texts run, p95", "a batch", f"{_p95(waits):.2f} {verdict(_p95(waits), at_most=3)}", "≤ 3"],
+        [f"{TEXTS} mixed texts through REST, `openai` client", "in process", *_ratio(over_rest(path), 0.8)],
         ["resident memory after 100,000 short texts in ten calls, MiB", "before", f"{grown:+.0f}", ""],
     ]  # fmt: skip
     print_table(
         "Embeddings: all-MiniLM-L6-v2",
         ["", "against", "ratio", "target"],
         rows,
-        f"{dtype} on {THREADS} threads, medians of {ROUNDS} rounds; lowest cosine against fp32 {np.round(worst, 5)}.",
+        f"{default_dtype(CPU)} on {THREADS} threads, medians of {ROUNDS} rounds; lowest cosine against fp32 {np.round(worst, 5)}.",
     )
+
+
+def over_rest(path: Path) -> float:
+    """How fast `v1/embeddings` of the standalone server is against the manager in this process."""
+    ratios = []
+    with (
+        our_server() as url,
+        OpenAI(base_url=f"{url}/v1", api_key="none") as client,
+        our_manager(_config(path)) as manager,
+    ):
+
+        def asked(texts: Sequence[str]) -> tuple[float, Any]:
+            begin = time.perf_counter()
+            answer = client.embeddings.create(model=MINILM.name, input=list(texts))
+            return time.perf_counter() - begin, answer
+
+        for number in range(ROUNDS + 1):
+            texts = mixed(200 + number)
+            sides: list[Any] = [
+                lambda texts=texts: asyncio.run(ours(manager, texts)),
+                lambda texts=texts: asked(texts),
+            ]
+            mine, served = _in_turns(sides, number)
+            if number:
+                ratios.append(mine[0] / served[0])
+    return statistics.median(ratios)
+
+
+def engines(path: Path) -> None:
+    """The same texts on every engine and type, against `encode`."""
+    rows = []
+    for engine, dtype in (("transformers", "fp32"), ("transformers", "bf16"), ("onnx", "fp32"), ("onnx", "int8")):
+        ratios, worst = [], 1.0
+        with our_manager(_config(path, runtime_type=engine, quantization=dtype)) as manager, alone() as process:
+            for number in range(ROUNDS):
+                texts = mixed(300 + number)
+                sides: list[Any] = [
+                    lambda texts=texts: process.submit(reference, path, texts).result(),
+                    lambda texts=texts: asyncio.run(ours(manager, texts)),
+                ]
+                theirs, mine = _in_turns(sides, number)
+                worst = min(worst, float((theirs[1] * mine[1]).sum(1).min()))
+                if number:
+                    ratios.append(theirs[0] / mine[0])
+        rows.append([engine, dtype, f"{statistics.median(ratios):.2f}", f"{worst:.4f}"])
+    print_table(
+        "Embeddings: engines",
+        ["engine", "type", "speed against `encode`, fp32", "lowest cosine"],
+        rows,
+        f"all-MiniLM-L6-v2, {TEXTS} mixed texts in one call, {THREADS} threads.",
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    path = models.minilm()
+    in_process(path)
+    engines(path)
+
+
+def _config(path: Path, **options: Any) -> ModelConfig:
+    return ModelConfig.model_validate({
+        "model_id": str(path), "model_name": MODEL, "device_type": DeviceType.CPU, "threads": THREADS,
+        "quantization": default_dtype(CPU), **options,
+    })  # fmt: skip
+
+
+def _in_turns(sides: list[Any], number: int) -> list[Any]:
+    """What the sides give; who goes first changes from round to round."""
+    order = sides if number % 2 else sides[::-1]
+    found = [side() for side in order]
+    return found if number % 2 else found[::-1]
 
 
 def _ratio(value: float, target: float) -> tuple[str, str]:

@@ -1,4 +1,5 @@
-"""Embeddings of the real MiniLM from the standalone server, asked by the `openai` client and LangChain's, unchanged."""
+"""Embeddings of the real MiniLM, asked by the `openai` client and LangChain's, unchanged: from the standalone server, and
+in process."""
 
 import asyncio
 import base64
@@ -12,11 +13,15 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from langchain_core.embeddings import Embeddings
 from langchain_openai import OpenAIEmbeddings
+from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from openai import AsyncOpenAI, OpenAI
 from pydantic import SecretStr
 
+from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
+from lfx_local_runtimes.runtimes.sources.packages import MINILM
 from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
 from lfx_local_runtimes.server import Server, make_server
 from lfx_local_runtimes.settings import Settings
@@ -203,3 +208,18 @@ def test_a_client_that_leaves_ends_the_computation(manager: RuntimeManager, http
     while cancelled() == before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# -- in process, as LangChain asks ---------------------------------------------------------------------------------------
+
+
+class TestLangChain(EmbeddingsIntegrationTests):
+    """LangChain's own suite, on the packaged model."""
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return LocalRuntimeEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"model": MINILM.name}

@@ -1,0 +1,60 @@
+"""Servers as child processes."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from benchmarks import models
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
+    """A server as a child process; yields its URL once `ready` answers."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | environment,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(url + ready, timeout=5).is_success:
+                        break
+                time.sleep(0.2)
+            else:
+                raise RuntimeError(f"{command[:4]} did not start")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def our_server() -> contextlib.AbstractContextManager[str]:
+    """`lfx-local-runtimes serve`."""
+    command = [sys.executable, "-m", "lfx_local_runtimes.cli", "serve"]
+    return served(
+        command, "/health", LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE), LOCAL_RUNTIMES_OFFLINE="true",
+        LOCAL_RUNTIMES_HOME=str(models.CACHE.with_name("benchmarks")),
+    )  # fmt: skip
+
+
+def llama_cpp_server(path: Path, name: str, context: int, threads: int) -> contextlib.AbstractContextManager[str]:
+    """The server that comes with llama-cpp-python."""
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--model_alias", name]
+    return served([*command, "--n_ctx", str(context), "--n_threads", str(threads)], "/v1/models")
