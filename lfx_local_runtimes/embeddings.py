@@ -56,7 +56,7 @@ class LocalRuntimeEmbeddings(TaskModel, Embeddings):
     def _options(self, texts: Sequence[str], role: Literal["query", "document"]) -> dict[str, Any]:
         prompt = self.query_prompt if role == "query" else self.document_prompt
         return {
-            "texts": tuple(texts), "prompt": prompt, "role": role, "dimensions": self.dimensions,
+            "texts": texts, "prompt": prompt, "role": role, "dimensions": self.dimensions,
             "normalize": self.normalize, "overflow": self.overflow,
         }  # fmt: skip
 

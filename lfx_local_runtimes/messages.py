@@ -156,7 +156,8 @@ def to_grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
 def first_problem(error: ValidationError) -> str:
     """What pydantic has against a value, in a line that names it."""
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'request'}: {first['msg']}"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(str(part) for part in first['loc']) or 'request'}: {reason}."
 
 
 # -- what is answered ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from lfx.schema.message import Message
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
+from lfx_local_runtimes.messages import first_problem
 from lfx_local_runtimes.node_inputs import (
     AUTO,
     GEMMA_PRESETS,
@@ -239,12 +240,6 @@ def task_report(result: TaskResult) -> dict[str, Any]:
     """What made a result, for people: model, engine, device, tokens, tokens cut by input, warnings."""
     keys = ("engine", "device", "dtype", "tokens", "truncated", "warnings")
     return {"model_name": result.model_name, **{key: value for key in keys if (value := result.metadata.get(key))}}
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing a validation found wrong, with the field's name."""
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'input'}: {first['msg']}."
 
 
 class GemmaBaseComponent(LocalModelBaseComponent):

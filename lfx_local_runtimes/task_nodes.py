@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.messages import first_problem
 from lfx_local_runtimes.node_inputs import CHOICES, given, labels_of, loading_options
-from lfx_local_runtimes.nodes import PROVIDER_ID, Reporter, chosen_model, first_problem, list_models_in, model_choices
+from lfx_local_runtimes.nodes import PROVIDER_ID, Reporter, chosen_model, list_models_in, model_choices
 from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskResult
 from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk, Label
 from lfx_local_runtimes.runtimes.tasks.ner import Entity, NerAsk

@@ -20,19 +20,6 @@ class Limited(BaseModel):
         return value
 
 
-class LimitedTexts(Limited):
-    """The same for an `EmbeddingAsk`, whose inputs are texts or token ids: one error tells of either."""
-
-    @field_validator("texts", mode="before", check_fields=False)
-    @classmethod
-    def _texts_or_ids(cls, value: object) -> object:
-        for place, one in enumerate(value) if isinstance(value, list) else ():
-            ids = isinstance(one, list) and all(isinstance(token, int) for token in one)
-            if not one or not (ids or isinstance(one, str)):
-                raise ValueError(f"input {place} must be a text or token ids, and not empty")
-        return value
-
-
 class LimitedPairs(Limited):
     """The same for a `ZeroShotAsk`: an NLI model reads every text with every label."""
 

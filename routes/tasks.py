@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager
-from lfx_local_runtimes.routes.asks import Limited, LimitedPairs, LimitedTexts, by_labels
+from lfx_local_runtimes.routes.asks import Limited, LimitedPairs, by_labels
 from lfx_local_runtimes.routes.delivery import disconnected, whole
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Addressed
@@ -22,7 +22,7 @@ from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk, ZeroShotRes
 router = APIRouter(route_class=FaultRoute)
 
 
-class EmbedBody(Addressed, LimitedTexts, EmbeddingAsk):
+class EmbedBody(Addressed, Limited, EmbeddingAsk):
     """Texts, or token ids, to embed."""
 
 

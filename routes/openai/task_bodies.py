@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lfx_local_runtimes.routes.access import ModelRef
-from lfx_local_runtimes.routes.asks import Limited, LimitedPairs, LimitedTexts
+from lfx_local_runtimes.routes.asks import Limited, LimitedPairs
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
 from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
 from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
@@ -22,7 +22,7 @@ class _Named(BaseModel):
     model: ModelRef = Field(examples=["all-MiniLM-L6-v2"])
 
 
-class EmbeddingsBody(_Named, LimitedTexts, EmbeddingAsk):
+class EmbeddingsBody(_Named, Limited, EmbeddingAsk):
     """The body of embeddings. prompt, normalize, overflow and keep_alive are ours."""
 
     model_config = ConfigDict(extra="ignore", alias_generator=lambda name: "input" if name == "texts" else name)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
@@ -39,6 +39,16 @@ class EmbeddingAsk(Ask[EmbeddingResult]):
     )
     dimensions: int | None = Field(default=None, ge=1, description="Keep the first ones only (Matryoshka models).")
     normalize: bool | None = Field(default=None, description="Vectors of length 1. Unset: as the model's files say.")
+
+    @field_validator("texts", mode="before")
+    @classmethod
+    def _texts_or_ids(cls, value: object) -> object:
+        """One error tells of either, not one for each that it could have been."""
+        for place, one in enumerate(value) if isinstance(value, list | tuple) else ():
+            ids = isinstance(one, list | tuple) and all(isinstance(token, int) for token in one)
+            if not one or not (ids or isinstance(one, str)):
+                raise ValueError(f"input {place} must be a text or token ids, and not empty")
+        return value
 
 
 class Embedding(Task[EmbeddingAsk, EmbeddingResult]):

@@ -102,6 +102,21 @@ async def test_no_texts_are_no_vectors(stage: School) -> None:
     assert stage.asks == []
 
 
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        (["a", None], "input 1 must be a text or token ids"),
+        (["a", ""], "input 1 must be a text or token ids, and not empty"),
+        ([["a"]], "input 0"),
+        ("text", "texts"),
+    ],
+)
+def test_what_is_no_text_is_named(texts: Any, named: str, stage: School) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        embedder().embed_documents(texts)
+    assert stage.asks == []
+
+
 def test_the_observer_hears_of_the_load_and_of_the_result(stage: School) -> None:
     heard: list[Any] = []
     embedder(observer=heard.append).embed_query("a")
