@@ -80,7 +80,7 @@ async def classify(
     request: Request,
     manager: Manager,
 ) -> ClassificationResult | ZeroShotResult:
-    """Each text's labels, likeliest first: those given (zero-shot, by an NLI model), or else the model's own."""
+    """Each text's labels, likeliest first: those given (zero-shot, by an NLI or an embedding model), or else the model's own."""
     run: TaskRun[Any] = manager.start(body.model_name, body, request_id=body.request_id)
     result: ClassificationResult | ZeroShotResult
     (result,) = await whole([run], disconnected(request.receive))

@@ -33,7 +33,20 @@ MAY_IMPORT = {
     "components": {"base", "runtimes", "adapters"},
     "flows": {"base", "components", "flows"},
 }
-HEAVY = {"torch", "transformers", "llama_cpp", "torchao", "bitsandbytes", "numpy", "accelerate", "gguf", "llguidance"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "llama_cpp",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "torchao",
+    "bitsandbytes",
+    "numpy",
+    "accelerate",
+    "gguf",
+    "llguidance",
+}
 ENGINES = (f"{PACKAGE}.runtimes.engines.",)
 """Where they belong; tasks work on the arrays that engines give them."""
 HOSTS = {"lfx", "langflow", "langchain_core", "fastapi", "starlette"}
