@@ -12,6 +12,16 @@ from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 ARCHITECTURES = ("Bert", "Roberta", "DistilBert", "ModernBert", "DebertaV2")
 WORDS = ("the", "cat", "sat", "on", "mat", "in", "paris", "alice", "met", "bob", "and", "ran", "##s", "##ing", ".", ",")
 MAX_LENGTH = 64
+TEXTS = (
+    "The cat sat on the mat.",
+    "Alice met Bob in Paris.",
+    "Une phrase en français, with some English in it",
+    "日本語のテキスト",
+    "a",
+    "The runtime keeps an account of memory. " * 8,
+    "The cat ran and ran. " * 60,
+)
+"""For a real model; the last one is too long for MiniLM."""
 
 
 def save_encoder(folder: Path, architecture: str, head: str, **config: Any) -> Path:
@@ -85,3 +95,10 @@ def begin(runtime: EncoderRuntime, ask: Ask[ResultT]) -> TaskRun[ResultT]:
 def answer(runtime: EncoderRuntime, ask: Ask[ResultT]) -> ResultT:
     """Ask and wait."""
     return begin(runtime, ask).wait()
+
+
+def cosines(ones: Any, others: Any) -> Any:
+    """Row by row."""
+    import numpy as np
+
+    return (ones * others).sum(1) / np.linalg.norm(ones, axis=1) / np.linalg.norm(others, axis=1)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
+from tests.encoder_models import TEXTS
 from tests.transformers_runtimes import Start, starter
 
 
@@ -34,3 +35,12 @@ def gemma_tokenizer(gemma_safetensors: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(gemma_safetensors, local_files_only=True)
+
+
+@pytest.fixture(scope="session")
+def reference(minilm: Path) -> Any:
+    """What sentence-transformers makes of `TEXTS` with MiniLM, in fp32."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    return np.asarray(SentenceTransformer(str(minilm), device="cpu").encode(list(TEXTS)))

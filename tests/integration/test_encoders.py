@@ -23,19 +23,10 @@ from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.ner import NerAsk
 from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
 from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk
-from tests.encoder_models import ARCHITECTURES, answer, begin, load_encoder, save_encoder, unload
+from tests.encoder_models import ARCHITECTURES, TEXTS, answer, begin, cosines, load_encoder, save_encoder, unload
 
 pytestmark = pytest.mark.integration
 
-TEXTS = (
-    "The cat sat on the mat.",
-    "Alice met Bob in Paris.",
-    "Une phrase en français, with some English in it",
-    "日本語のテキスト",
-    "a",
-    "The runtime keeps an account of memory. " * 8,
-    "The cat ran and ran. " * 60,
-)
 SENTENCES = ("the cat sat on the mat.", "alice met bob in paris.", "cats running and sitting on mats in paris, the cat")
 
 
@@ -44,18 +35,6 @@ def embedder(minilm: Path) -> Iterator[TransformersEncoder]:
     runtime = load_encoder(minilm)
     yield runtime
     unload(runtime)
-
-
-@pytest.fixture(scope="module")
-def reference(minilm: Path) -> np.ndarray:
-    """What sentence-transformers makes of the texts."""
-    from sentence_transformers import SentenceTransformer
-
-    return np.asarray(SentenceTransformer(str(minilm), device="cpu").encode(list(TEXTS)))
-
-
-def cosines(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return (ones * others).sum(1) / np.linalg.norm(ones, axis=1) / np.linalg.norm(others, axis=1)
 
 
 def loaded(folder: Path, head: str, architecture: str = "Bert", **config: Any) -> TransformersEncoder:

@@ -14,7 +14,7 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp.encoder import LlamaCppEncode
 from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
 from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
-from tests.encoder_models import answer, begin, save_encoder, unload
+from tests.encoder_models import answer, begin, cosines, save_encoder, started, unload
 from tests.gguf_encoders import CLS, RANK, save_bert_gguf
 
 pytestmark = pytest.mark.integration
@@ -48,10 +48,7 @@ def reference(minilm: Path) -> np.ndarray:
 
 
 def load(path: Path, **options: Any) -> LlamaCppEncoder:
-    config = {"model_id": str(path), "model_name": path.stem, "device_type": "cpu", **options}
-    runtime = LlamaCppEncoder(ModelConfig.model_validate(config))
-    runtime.start().result()
-    return runtime
+    return started(LlamaCppEncoder, path, **{"device_type": "cpu", **options})
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +56,6 @@ def embedder(minilm_gguf: Path) -> Iterator[LlamaCppEncoder]:
     runtime = load(minilm_gguf)
     yield runtime
     unload(runtime)
-
-
-def cosines(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return (ones * others).sum(1) / np.linalg.norm(ones, axis=1) / np.linalg.norm(others, axis=1)
 
 
 def tiny(folder: Path, head: str, **config: Any) -> Path:

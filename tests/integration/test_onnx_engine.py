@@ -1,34 +1,28 @@
 """Encoders in ONNX Runtime: files as they come, and made from safetensors, against the libraries they stand on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lfx_local_runtimes.errors import EngineFailure, LoadFailed, RequestCancelled
+from lfx_local_runtimes.errors import DeviceUnavailable, EngineFailure, LoadFailed, RequestCancelled
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.devices import Device
 from lfx_local_runtimes.runtimes.engines.onnx.encoder import OnnxEncoder
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
+from lfx_local_runtimes.runtimes.planning import plan_for_engine
 from lfx_local_runtimes.runtimes.requests import RequestState
 from lfx_local_runtimes.runtimes.sources.packages import BGE_SMALL, RERANKER
 from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.ner import NerAsk
 from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
 from lfx_local_runtimes.settings import get_settings
-from tests.encoder_models import answer, begin, load_encoder, save_encoder, started, unload
+from tests.encoder_models import TEXTS, answer, begin, cosines, load_encoder, save_encoder, started, unload
 
 pytestmark = pytest.mark.integration
 
-TEXTS = (
-    "The cat sat on the mat.",
-    "Alice met Bob in Paris.",
-    "Une phrase en français, with some English in it",
-    "日本語のテキスト",
-    "a",
-    "The runtime keeps an account of memory. " * 8,
-    "The cat ran and ran. " * 60,
-)
 QUERY = "How do I get a refund?"
 DOCUMENTS = (
     "The office is closed on public holidays.",
@@ -54,10 +48,6 @@ def raw(folder: Path, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
         inputs = tokenizer(*pair, return_tensors="np", truncation=True, max_length=512, return_token_type_ids=True)
         found.append(session.run(None, {name: array.astype(np.int64) for name, array in inputs.items()})[0][0])
     return np.stack([one if one.ndim == 1 else one[0] for one in found])
-
-
-def cosines(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return (ones * others).sum(1) / np.linalg.norm(ones, axis=1) / np.linalg.norm(others, axis=1)
 
 
 def carried(model: object, home: Path) -> Path:
@@ -108,14 +98,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exports(home: Path) -> None:
     """Every test's own data folder has the same exports."""
     (get_settings().home / "onnx").symlink_to(home, target_is_directory=True)
-
-
-@pytest.fixture(scope="module")
-def reference(minilm: Path) -> np.ndarray:
-    """What sentence-transformers makes of the texts."""
-    from sentence_transformers import SentenceTransformer
-
-    return np.asarray(SentenceTransformer(str(minilm), device="cpu").encode(list(TEXTS)))
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("fp32", 0.9999), ("int8", 0.98)])
@@ -184,6 +166,18 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     save(helper.make_model(graph), tmp_path / "model.onnx")
     with pytest.raises(LoadFailed, match=r"ONNX Runtime refuses model\.onnx"):
         started(OnnxEncoder, tmp_path)
+
+
+@pytest.mark.parametrize("device", [Device(DeviceType.CUDA, 0), Device(DeviceType.MPS)])
+def test_a_device_that_the_build_does_not_know_is_refused(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next plan, on the CPU, is tried then."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    wanted = config(carried(RERANKER, tmp_path))
+    plan = plan_for_engine(wanted, "onnx")
+    with pytest.raises(DeviceUnavailable, match=f"does not run on {device.key}"):
+        OnnxEncoder(wanted, replace(plan, device=device)).start().result()
 
 
 def test_callers_of_an_unloaded_model_are_told(tmp_path: Path) -> None:

@@ -175,12 +175,7 @@ class LlamaNetwork:
     @property
     def memory(self) -> Mapping[str, int]:
         """Bytes of weights and buffers, and of the results of the largest call."""
-        taken = {"cpu": self._model.output_bytes}
-        for name, size in self._model.buffers.items():
-            on_device = not name.startswith("CPU") and not name.endswith("_Host")
-            key = self._plan.device.key if on_device else "cpu"
-            taken[key] = taken.get(key, 0) + size
-        return taken
+        return self._model.memory(self._plan.device.key, {"cpu": self._model.output_bytes})
 
     def compute(self, batch: Sequence[Tokens]) -> Any:
         """Vectors as (rows, 1, width), or logits as (rows, labels)."""

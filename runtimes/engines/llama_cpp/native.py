@@ -9,7 +9,8 @@ import ctypes
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -164,6 +165,18 @@ class LlamaModel:
                 f"llama.cpp cannot make a context of {options.n_seq} × {options.n_ctx:,} tokens: {reason(lines)}.",
                 hint="Load it with a shorter context_length, or fewer requests in parallel.",
             )
+
+    def memory(self, device: str, other: Mapping[str, int]) -> dict[str, int]:
+        """Bytes by device: llama.cpp's buffers, and what else the caller knows of.
+
+        Args:
+            device: the accelerator's key, or the CPU's.
+            other: bytes by device.
+        """
+        taken = Counter(other)
+        for name, size in self.buffers.items():
+            taken["cpu" if name.startswith("CPU") or name.endswith("_Host") else device] += size
+        return dict(taken)
 
     def close(self) -> None:
         """Free context and model."""

@@ -76,12 +76,7 @@ class LlamaCppRuntime(BatchingRuntime):
     def _measure(self) -> dict[str, int]:
         assert self._model is not None
         assert self._plan is not None
-        taken = {"cpu": self._plan.state_bytes}
-        for name, size in self._model.buffers.items():
-            on_device = not name.startswith("CPU") and not name.endswith("_Host")
-            key = self._plan.device.key if on_device else "cpu"
-            taken[key] = taken.get(key, 0) + size
-        return taken
+        return self._model.memory(self._plan.device.key, {"cpu": self._plan.state_bytes})
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
