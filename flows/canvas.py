@@ -39,7 +39,10 @@ class Flow:
         as_tool: bool = False,
         **values: Any,
     ) -> str:
-        """Place a node, set its fields and return its id. A prompt's variables become its inputs; `as_tool` is tool mode."""
+        """Place a node, set its fields and return its id.
+
+        A prompt's variables become its inputs, a field that shapes the outputs does so, and `as_tool` is tool mode.
+        """
         module = kind.__module__
         component = kind()
         template, _ = create_component_template(component_extractor=component, module_name=_module(module))
@@ -47,8 +50,9 @@ class Flow:
             template["template"][name]["value"] = value
         if kind is PromptComponent:
             process_prompt_template(values["template"], "template", template["custom_fields"], template["template"])
-        if as_tool:
-            asyncio.run(component.run_and_validate_update_outputs(template, "tool_mode", True))
+        shaping = {name: value for name, value in values.items() if template["template"][name].get("real_time_refresh")}
+        for name, value in {**shaping, **({"tool_mode": True} if as_tool else {})}.items():
+            asyncio.run(component.run_and_validate_update_outputs(template, name, value))
         for dependency in template["metadata"]["dependencies"]["dependencies"]:
             dependency["version"] = None  # a flow must not change because a library did
         name = node_type = component.name or kind.__name__

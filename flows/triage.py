@@ -1,7 +1,5 @@
 """The flow over an embedding model and a text model: a message goes the way of its topic."""
 
-import asyncio
-
 from lfx.components.input_output.chat import ChatInput
 from lfx.components.input_output.chat_output import ChatOutput
 
@@ -52,8 +50,6 @@ def triage() -> Flow:
     classifier = flow.add(
         ZeroShotClassifierComponent, "topic", 0.9, 0.8, title="Topic", model_name="all-minilm-l6-v2", labels=labels
     )
-    shown = flow.nodes[-1]["data"]["node"]
-    asyncio.run(ZeroShotClassifierComponent().run_and_validate_update_outputs(shown, "labels", labels))
     flow.connect(message, "message", classifier, "input_value")
     for row, (topic, examples) in enumerate(BRANCHES.items()):
         name = topic.split()[0]
