@@ -111,9 +111,8 @@ async def test_only_the_branch_of_the_topic_runs() -> None:
         assert manager.stats()["counters"]["requests_finished"] == 2 * count, "one to each model"
 
 
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_lfx_run_takes_one_branch(branch: str) -> None:
-    text, ending = BRANCHES[branch]
+def test_lfx_run_takes_one_branch() -> None:
+    text, ending = BRANCHES["payment"]
     assert lfx_run("triage", text)[0].endswith(ending)
 
 
