@@ -196,6 +196,12 @@ class GenerationConfig(_Strict):
     """
 
     prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = None
+    prompt_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_PROMPT_CHARS,
+        description="The model's own token ids in place of a prompt; nothing is added to them. Needs raw.",
+    )
     messages: tuple[ChatMessage, ...] | None = Field(default=None, min_length=1, max_length=10_000)
     raw: bool = Field(default=False, description="Continue the prompt as it stands, without a template.")
     max_tokens: int = Field(default=512, ge=1, le=16_777_216)
@@ -244,10 +250,12 @@ class GenerationConfig(_Strict):
 
     @model_validator(mode="after")
     def _one_input(self) -> "GenerationConfig":
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give exactly one of prompt and messages")
-        if self.raw and self.prompt is None:
+        if sum(given is not None for given in (self.prompt, self.prompt_ids, self.messages)) != 1:
+            raise ValueError("give exactly one of prompt, prompt_ids and messages")
+        if self.raw and self.messages is not None:
             raise ValueError("raw needs a prompt, not messages")
+        if self.prompt_ids is not None and not self.raw:
+            raise ValueError("prompt_ids needs raw")
         if self.raw and self.tools:
             raise ValueError("tools need messages, or a prompt that is not raw")
         if self.top_logprobs and not self.logprobs:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from lfx_local_runtimes.routes.access import ModelRef
-from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
+from lfx_local_runtimes.routes.faults import InvalidField, validation_fault
 from lfx_local_runtimes.routes.openai.conversation import (
     FunctionTool,
     Lenient,
@@ -215,7 +215,7 @@ class ChatBody(_Completions):
 
 
 class CompletionBody(_Completions):
-    """The body of completions: a text to continue, as it stands."""
+    """The body of completions: a text to continue, as it stands, or token ids."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED, description="Default 16.")
@@ -232,13 +232,11 @@ class CompletionBody(_Completions):
         Raises:
             InvalidField: what is asked for does not go together.
         """
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        if len(texts) < len(prompts):
-            raise Unsupported("prompt", "Send text.", "as token ids")
-        if not 0 < len(texts) * (self.n or 1) <= MAX_CHOICES:
+        one = isinstance(self.prompt, str) or isinstance(next(iter(self.prompt), None), int)
+        prompts = [self.prompt] if one else self.prompt
+        if not 0 < len(prompts) * (self.n or 1) <= MAX_CHOICES:
             raise InvalidField(
-                f"prompt: {len(texts)} prompts of {self.n or 1} answers each; from 1 to {MAX_CHOICES} can be asked for.",
+                f"prompt: {len(prompts)} prompts of {self.n or 1} answers each; from 1 to {MAX_CHOICES} can be asked for.",
                 param="prompt", hint="Send several requests.",
             )  # fmt: skip
         options = self.options() | {
@@ -248,4 +246,5 @@ class CompletionBody(_Completions):
             "top_logprobs": self.logprobs or 0,
             "grammar": self.constraint(None, ""),
         }
-        return [config for text in texts for config in self.choices(configure(options | {"prompt": text}))]
+        given = [{"prompt" if isinstance(prompt, str) else "prompt_ids": prompt} for prompt in prompts]
+        return [config for prompt in given for config in self.choices(configure(options | prompt))]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from lfx_local_runtimes.errors import ContextOverflow
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.config import FinishReason, GenerationConfig, GenerationResult, TokenLogprob, ToolCall
 from lfx_local_runtimes.runtimes.requests import Finished, Request, TextDelta, ToolCallDelta
 from lfx_local_runtimes.runtimes.text.filters import StopFilter
@@ -99,6 +99,23 @@ class Answer:
     def begin(self) -> None:
         """The computation starts now."""
         self._started = time.perf_counter()
+
+    def given_tokens(self, vocabulary: int) -> list[int] | None:
+        """The prompt's tokens where the caller gave them; None where they have to be made from its text.
+
+        Raises:
+            InvalidInput: an id is not in the vocabulary.
+        """
+        ids = self._request.config.prompt_ids
+        if ids is None:
+            return None
+        wrong = next((one for one in ids if one >= vocabulary), None)
+        if wrong is not None:
+            raise InvalidInput(
+                f"Token id {wrong} is not in the model's vocabulary of {vocabulary:,}.",
+                model_name=self._request.model_name, hint="Send the text, or ids of this model's tokenizer.",
+            )  # fmt: skip
+        return list(ids)
 
     def check_size(self, context_length: int) -> None:
         """Refuse a prompt that cannot fit before time is spent on its tokens.
@@ -230,5 +247,5 @@ class Answer:
         if self._cut:
             about["truncated_tokens"] = self._cut
         if self._request.config.return_prompt:
-            about["prompt"] = self.prompt
+            about["prompt"] = self._request.config.prompt_ids or self.prompt
         return about

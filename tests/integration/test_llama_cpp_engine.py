@@ -58,6 +58,18 @@ async def test_raw_continues_the_text(runtime: LlamaCppRuntime) -> None:
     assert result.metadata["template"] == "raw"
 
 
+async def test_token_ids_are_the_prompt(runtime: LlamaCppRuntime) -> None:
+    text = "def add(a, b):\n    return"
+    spelled = await runtime.generate(greedy(prompt=text, raw=True, max_tokens=4))
+    assert runtime._model is not None
+    ids = runtime._model.tokenize(text, add_special=True)
+    found = await runtime.generate(greedy(prompt=None, prompt_ids=ids, raw=True, max_tokens=4, return_prompt=True))
+    assert (found.text, found.prompt_tokens) == (spelled.text, len(ids))
+    assert found.metadata["prompt"] == tuple(ids)
+    with pytest.raises(InvalidInput, match="Token id 99999999 is not in the model's vocabulary"):
+        await runtime.generate(greedy(prompt=None, prompt_ids=[2, 99999999], raw=True))
+
+
 async def test_a_conversation_is_remembered(runtime: LlamaCppRuntime) -> None:
     turns = [
         ChatMessage(role="user", content="The secret word is banana."),

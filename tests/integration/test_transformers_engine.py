@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lfx_local_runtimes.errors import ContextOverflow
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.requests import Event, Request, TextDelta
@@ -88,6 +88,14 @@ def test_the_answer_ends_where_the_context_does(start: Start, tiny_llama: Path) 
 
 def test_an_empty_prompt_begins_with_bos(tiny: TransformersRuntime) -> None:
     assert noise(tiny, prompt="").prompt_tokens == 1
+
+
+def test_token_ids_are_the_prompt(tiny: TransformersRuntime) -> None:
+    ids = byte_tokenizer()("abc").input_ids
+    found = noise(tiny, prompt=None, prompt_ids=ids, temperature=0)
+    assert (found.text, found.prompt_tokens) == (noise(tiny, prompt="abc", temperature=0).text, len(ids))
+    with pytest.raises(InvalidInput, match="Token id 9999 is not in the model's vocabulary"):
+        noise(tiny, prompt=None, prompt_ids=[9999])
 
 
 def test_bos_is_there_once(tiny: TransformersRuntime) -> None:

@@ -53,9 +53,9 @@ def test_zero_is_a_value() -> None:
 
 
 def test_one_input_and_only_one() -> None:
-    with pytest.raises(ValidationError, match="exactly one of prompt and messages"):
+    with pytest.raises(ValidationError, match="exactly one of prompt, prompt_ids and messages"):
         GenerationConfig()
-    with pytest.raises(ValidationError, match="exactly one of prompt and messages"):
+    with pytest.raises(ValidationError, match="exactly one of prompt, prompt_ids and messages"):
         GenerationConfig.model_validate({"prompt": "x", "messages": [{"role": "user", "content": "y"}]})
     with pytest.raises(ValidationError, match="raw needs a prompt"):
         GenerationConfig.model_validate({"raw": True, "messages": [{"role": "user", "content": "y"}]})

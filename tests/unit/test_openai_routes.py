@@ -208,6 +208,15 @@ def test_completions_take_several_prompts(client: TestClient, stage: Stage) -> N
     assert {(request.config.logprobs, request.config.top_logprobs) for request in stage.requests} == {(True, 3)}
 
 
+@pytest.mark.parametrize(("prompt", "ids"), [([1, 2, 3], [(1, 2, 3)]), ([[1, 2], [3]], [(1, 2), (3,)])])
+def test_completions_take_token_ids(
+    prompt: object, ids: list[tuple[int, ...]], client: TestClient, stage: Stage
+) -> None:
+    assert len(complete(client, prompt=prompt, max_tokens=2).json()["choices"]) == len(ids)
+    assert sorted(request.config.prompt_ids or () for request in stage.requests) == ids
+    assert all(request.config.prompt is None and request.config.raw for request in stage.requests)
+
+
 def test_response_items_become_turns(client: TestClient, stage: Stage) -> None:
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
@@ -347,8 +356,6 @@ def test_models(client: TestClient) -> None:
         ("complete", {"echo": True}, "echo"),
         ("complete", {"suffix": "end"}, "suffix"),
         ("complete", {"best_of": 3}, "best_of"),
-        ("complete", {"prompt": [1, 2, 3]}, "prompt"),
-        ("complete", {"prompt": [[1, 2], [3]]}, "prompt"),
         ("respond", {"previous_response_id": "resp_1"}, "previous_response_id"),
         ("respond", {"conversation": "conv_1"}, "conversation"),
         ("respond", {"store": True}, "store"),

@@ -234,7 +234,7 @@ def test_generate_takes_messages(client: TestClient, registered: str, stage: Sta
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({}, "give exactly one of prompt and messages"),
+        ({}, "give exactly one of prompt, prompt_ids and messages"),
         ({"prompt": "hi", "temperature": -1}, "temperature: "),
         ({"prompt": "hi", "temprature": 1}, "temprature: "),
         ({"prompt": "hi", "request_id": "no/slash"}, "request_id: "),

@@ -182,11 +182,15 @@ def _generate(model: Any, job: Job) -> None:
 
 
 def _tokenize(tokenizer: Any, answer: Answer) -> list[int]:
-    """The prompt's tokens: one BOS where it, the template or the tokenizer wants one, no end token it did not write.
+    """The prompt's tokens: one BOS where it, the template or the tokenizer wants one, no end token it did not write; ids
+    as they were given.
 
     Raises:
-        InvalidInput: nothing is left to continue.
+        InvalidInput: nothing is left to continue, or an id is not in the vocabulary.
     """
+    given = answer.given_tokens(len(tokenizer))
+    if given:
+        return given
     ids: list[int] = list(tokenizer(answer.prompt).input_ids)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if ids and eos is not None and ids[-1] == eos and not answer.prompt.endswith(tokenizer.eos_token):
