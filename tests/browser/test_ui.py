@@ -17,6 +17,8 @@ import pytest
 from tests.langflow_server import LangflowServer
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from playwright.sync_api import Locator, Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs: pip install playwright")
@@ -77,7 +79,16 @@ def shot(page: "Page", name: str) -> None:
 
 
 def drag(page: "Page", item: str, x: int, y: int) -> None:
-    page.get_by_test_id(item).drag_to(page.get_by_test_id("rf__wrapper"), target_position={"x": x, "y": y})
+    """Drop a node of the palette on the canvas.
+
+    Langflow shows a flow before it knows what the user may do with it. Until then the flow is read-only: its palette is
+    not draggable and a drop is lost.
+    """
+    nodes = page.locator(".react-flow__node")
+    before = nodes.count()
+    draggable = page.locator(f"[data-testid='{item}'][draggable=true]")
+    draggable.drag_to(page.get_by_test_id("rf__wrapper"), target_position={"x": x, "y": y})
+    playwright.expect(nodes).to_have_count(before + 1)
 
 
 def connect(page: "Page", source: str, target: str) -> None:
@@ -86,6 +97,19 @@ def connect(page: "Page", source: str, target: str) -> None:
     page.get_by_test_id(source).click()
     page.get_by_test_id(target).click()
     playwright.expect(edges).to_have_count(before + 1)
+
+
+def answered(page: "Page", method: str, path: str) -> "AbstractContextManager[object]":
+    """Wait until Langflow's server has answered what the UI sends upon the action inside."""
+    return page.expect_request_finished(lambda request: request.method == method and path in request.url)
+
+
+def saved(page: "Page") -> "AbstractContextManager[object]":
+    """Wait until Langflow has saved the change inside.
+
+    It drops a run that is started while it saves: it takes its own save for that of another user.
+    """
+    return answered(page, "PATCH", "/api/v1/flows/")
 
 
 def ask(page: "Page", text: str) -> "Locator":
@@ -131,8 +155,14 @@ def test_a_chat_is_built_by_hand_and_answers(page: "Page", api: httpx.Client) ->
     option = page.get_by_test_id(f"{GEMMA}-0-option")
     option.wait_for()
     shot(page, "models")
-    option.click()
+    with answered(page, "POST", "/custom_component/update"):
+        option.click()
     playwright.expect(page.get_by_test_id("value-dropdown-dropdown_str_model_name")).to_have_text(GEMMA)
+    page.get_by_test_id("parameters-button").click()
+    page.get_by_test_id("inspector-add-temperature").click()
+    page.get_by_test_id("inspection-panel-close").click()
+    with saved(page):
+        page.get_by_role("slider").press("Home")  # temperature 0: else one answer in ten is not Paris
     shot(page, "canvas")
 
     answer = ask(page, "What is the capital of France?")
@@ -147,8 +177,12 @@ def test_a_text_becomes_a_vector(page: "Page", api: httpx.Client) -> None:
     page.get_by_test_id("disclosure-local runtimes").click()
     drag(page, "local_runtimesLocal Embeddings", 600, 150)
     page.get_by_test_id("dropdown_str_model_name").click()
-    page.get_by_test_id(f"{MINILM}-0-option").click()
-    page.get_by_test_id("textarea_str_input_value").fill("A man is eating food.")
+    with answered(page, "POST", "/custom_component/update"):
+        page.get_by_test_id(f"{MINILM}-0-option").click()
+    page.locator("[data-testid^='dropdown-output-']").click()
+    page.get_by_role("option", name="Vector").click()
+    with saved(page):
+        page.get_by_test_id("textarea_str_input_value").fill("A man is eating food.")
     page.get_by_test_id("button_run_local embeddings").click()
     playwright.expect(page.locator("body")).to_contain_text("Flow built successfully")
     page.get_by_test_id("output-inspection-vector-localembeddingscomponent").click()
