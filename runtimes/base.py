@@ -20,6 +20,7 @@ from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, Runt
 from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
 from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Work
+from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,17 @@ Inbox = queue.SimpleQueue[Any]
 
 
 class LoadContext:
-    """What a load may ask of its surroundings: report progress, and notice that it is no longer wanted."""
+    """What a load may ask of its surroundings: the operator's settings, to report progress, and to notice that it is no
+    longer wanted.
 
-    def __init__(self, report: Callable[[Progress], None] | None = None) -> None:
+    Args:
+        report: hears of the progress.
+        settings: unset, the environment's.
+    """
+
+    def __init__(self, report: Callable[[Progress], None] | None = None, settings: Settings | None = None) -> None:
         self.report = report or (lambda progress: None)
+        self.settings = settings or get_settings()
         self._cancelled = threading.Event()
 
     @property

@@ -77,7 +77,7 @@ class RuntimeManager:
         self._rules = Rules.load(self.settings.rules_file)
         self._residency = Residency(
             MemoryLedger(self.settings, probe), self._prepare, keep_alive=self.settings.keep_alive_s,
-            admission_wait=admission_wait,
+            admission_wait=admission_wait, settings=self.settings,
         )  # fmt: skip
         self._requests: dict[str, Work] = {}
         self._requests_lock = threading.Lock()

@@ -24,6 +24,7 @@ from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.policy import Candidate, choose_victims
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.slots import RequestWaiter, Slot, SlotState, Waiter
+from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +53,13 @@ class Residency:
 
     def __init__(
         self, ledger: MemoryLedger, prepare: Prepare, *, keep_alive: float, clock: Callable[[], float] = time.monotonic,
-        admission_wait: float = ADMISSION_WAIT_S,
+        admission_wait: float = ADMISSION_WAIT_S, settings: Settings | None = None,
     ) -> None:  # fmt: skip
         self.ledger = ledger
         self.counters: Counter[str] = Counter()
         self.keep_alive = keep_alive
         self._prepare = prepare
+        self._settings = settings
         self._clock = clock
         self._admission_wait = admission_wait
         self._slots: dict[str, Slot] = {}
@@ -120,7 +122,7 @@ class Residency:
     def _begin_load(self, slot: Slot) -> None:
         slot.move(SlotState.LOADING)
         slot.error = None
-        slot.context = LoadContext(lambda progress: self._report(slot, progress))
+        slot.context = LoadContext(lambda progress: self._report(slot, progress), self._settings)
         self._spawn(f"load {slot.name}", lambda: self._load(slot))
 
     def _report(self, slot: Slot, progress: Progress) -> None:

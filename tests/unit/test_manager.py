@@ -21,8 +21,10 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager, ScriptedRuntime
+from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, RequestState
-from lfx_local_runtimes.settings import Settings
+from lfx_local_runtimes.settings import Settings, get_settings
 from tests.routes_app import write_model
 from tests.scripted_manager import Theatre, theatre
 
@@ -55,6 +57,21 @@ async def test_registering_loads_nothing_and_the_first_request_does(stage: Theat
     assert not stage.runtimes
     await stage.manager.generate("parrot", ask())
     assert stage.manager.model_status("parrot").state == "ready"
+
+
+async def test_an_engine_loads_by_the_managers_own_settings(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by those of the environment, which are another manager's."""
+    seen: list[Settings] = []
+    load = ScriptedRuntime._load
+
+    def note(runtime: ScriptedRuntime, plan: LoadPlan, context: LoadContext) -> None:
+        seen.append(context.settings)
+        load(runtime, plan, context)
+
+    monkeypatch.setattr(ScriptedRuntime, "_load", note)
+    await stage.manager.load_model("parrot")
+    assert seen == [stage.manager.settings]
+    assert seen[0].home != get_settings().home
 
 
 async def test_many_event_loops_and_threads_at_once(stage: Theatre) -> None:

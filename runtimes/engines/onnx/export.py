@@ -23,7 +23,6 @@ from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
-from lfx_local_runtimes.settings import get_settings
 
 _VERSION = 1
 """Of what is written: a new one makes the files anew."""
@@ -39,7 +38,7 @@ def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
         EngineFailure: the file could not be written.
         MissingExtra: torch or the exporter is not installed.
     """
-    folder = get_settings().home / "onnx" / _key(plan)
+    folder = context.settings.home / "onnx" / _key(plan)
     target = folder / f"model_{plan.dtype}.onnx"
     if target.is_file():
         return target

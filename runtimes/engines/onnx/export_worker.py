@@ -19,7 +19,6 @@ from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeT
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import auto_class
 from lfx_local_runtimes.runtimes.engines.transformers.load import libraries, load_encoder
 from lfx_local_runtimes.runtimes.planning import plan_for_engine
-from lfx_local_runtimes.settings import get_settings
 
 _TOLERANCE = 1e-3
 """How far the file may be from the model, relative to the largest number the model computes."""
@@ -40,7 +39,7 @@ def export(model: Path, task: str, target: Path, *, trust_remote_code: bool) -> 
         device_type=DeviceType.CPU, quantization="fp32", trust_remote_code=trust_remote_code,
     )  # fmt: skip
     plan = plan_for_engine(config, config.runtime_type)
-    network, tokenizer = load_encoder(auto_class(task), plan, config, get_settings(), LoadContext())
+    network, tokenizer = load_encoder(auto_class(task), plan, config, LoadContext())
     output = "last_hidden_state" if task == "embedding" else "logits"
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
 

@@ -13,7 +13,6 @@ from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, 
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.tasks.base import Tokens
-from lfx_local_runtimes.settings import get_settings
 
 _AUTO = {"embedding": "AutoModel", "ner": "AutoModelForTokenClassification"}
 
@@ -31,7 +30,7 @@ class TransformersEncoder(EncoderRuntime):
     def _open(self, plan: LoadPlan, context: LoadContext) -> "TorchNetwork":
         torch, _ = libraries()
         torch.set_num_threads(self.config.threads or physical_cores())  # counts for this thread
-        model, tokenizer = load_encoder(auto_class(plan.task), plan, self.config, get_settings(), context)
+        model, tokenizer = load_encoder(auto_class(plan.task), plan, self.config, context)
         return TorchNetwork(model, tokenizer, plan, self.config)
 
     def _close(self) -> None:

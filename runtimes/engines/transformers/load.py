@@ -76,7 +76,7 @@ def libraries() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def load(plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadContext) -> Loaded:
+def load(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Loaded:
     """Bring a model into memory as planned.
 
     Raises:
@@ -87,6 +87,7 @@ def load(plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadC
         MissingExtra: a library is not installed.
     """
     _check_dtype(plan)
+    settings = context.settings
     trust = config.trust_remote_code and settings.trust_remote_code
     torch, transformers = libraries()
     with progress_events(context, plan.info.size_bytes), faults(plan):
@@ -101,9 +102,7 @@ def load(plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadC
     return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer))
 
 
-def load_encoder(
-    auto: str, plan: LoadPlan, config: ModelConfig, settings: Settings, context: LoadContext
-) -> tuple[Any, Any]:
+def load_encoder(auto: str, plan: LoadPlan, config: ModelConfig, context: LoadContext) -> tuple[Any, Any]:
     """The same for a model that reads: the model, by one of Transformers' `auto` classes, and its tokenizer.
 
     Raises:
@@ -111,6 +110,7 @@ def load_encoder(
     """
     _check_dtype(plan)
     with progress_events(context, plan.info.size_bytes), faults(plan):
+        settings = context.settings
         trust = config.trust_remote_code and settings.trust_remote_code
         model, tokenizer, missing = _from_folder(auto, plan, settings, trust)
     _check_complete(plan, [name for name in missing if "pooler." not in name])  # BERT's own pooler is not used

@@ -20,7 +20,6 @@ from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.text.answer import Answer
 from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
-from lfx_local_runtimes.settings import get_settings
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt evaluated at once by a model that is not batched: a cancel lands between two chunks."""
@@ -48,7 +47,7 @@ class TransformersRuntime(BatchingRuntime):
         torch, _ = libraries()
         torch.set_num_threads(self.config.threads or physical_cores())  # counts for this thread
         # The model stays as it is loaded: requires_grad_(False) made prefill in bf16 ten times slower on the CPU.
-        loaded = self._loaded = load(plan, self.config, get_settings(), context)
+        loaded = self._loaded = load(plan, self.config, context)
         exact = self.config.deterministic  # what a row's neighbours are shows in its last bits
         if exact:
             plan = replace(plan, sequences=1)
