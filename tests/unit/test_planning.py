@@ -115,6 +115,15 @@ def test_as_many_sequences_as_their_caches_are_worth() -> None:
     assert plans(info(ModelFormat.SAFETENSORS))[0].sequences == 8
 
 
+def test_a_gguf_encoder_needs_room_for_the_logits_of_its_longest_text() -> None:
+    encoder = {"task": "embedding", "vocabulary": 30_000, "embedding_length": 384, "context_length": 512}
+    (llama, torch) = plans(info(**encoder), quantization=None)
+    assert (llama.engine, torch.engine) == ("llama_cpp", "transformers")
+    assert llama.memory["cpu"] > 4 * 512 * 30_000 > torch.memory["cpu"]
+    assert llama.sequences == 1
+    assert llama.state_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("model", "config", "fault"),
     [
