@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from lfx_local_runtimes.errors import DoesNotFit, LoadFailed, MissingExtra, ModelBusy, RuntimeFault, as_fault
+from lfx_local_runtimes.errors import (
+    DeviceUnavailable,
+    DoesNotFit,
+    LoadFailed,
+    MissingExtra,
+    ModelBusy,
+    RuntimeFault,
+    as_fault,
+)
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import engine_factory
@@ -206,7 +214,7 @@ class Residency:
             runtime = engine_factory(plan.engine)(prepared.config, plan)
             try:
                 self._load_one(slot, runtime, plan, context)
-            except (LoadFailed, MissingExtra, DoesNotFit) as fault:
+            except (LoadFailed, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
                 if context.cancelled:
                     raise
                 logger.warning("%s on %s: %s", plan.engine, plan.device.key, fault)

@@ -303,13 +303,19 @@ def _onnx(info: ModelInfo) -> ModelInfo:
         weight_bytes=header.weight_bytes,
         quantization=header.dtype,
         task=told.task if told.metadata.get("architectures") else _task_of_outputs(header),
-        metadata=told.metadata or {"num_labels": header.outputs[0].shape[-1] if header.outputs else None},
+        metadata=told.metadata or {"num_labels": _width(header)},
         onnx=headers,
     )
 
 
 def _onnx_headers(files: Iterable[Path], problems: list[str]) -> tuple[OnnxHeader, ...]:
     return tuple(header for file in files if (header := _attempt(read_onnx, file, problems)) is not None)
+
+
+def _width(header: OnnxHeader) -> int | None:
+    """How many numbers the first output has for each row or token, where its shape tells."""
+    shape = header.outputs[0].shape if header.outputs else ()
+    return shape[-1] if shape else None
 
 
 def _task_of_outputs(header: OnnxHeader) -> str:

@@ -3,11 +3,13 @@
 Field numbers and types are those of onnx.proto.
 """
 
+import platform
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from lfx_local_runtimes.errors import InvalidModelFile
 from lfx_local_runtimes.runtimes.formats.protobuf import BYTES, VARINT, Field, fields, varint
@@ -15,14 +17,27 @@ from lfx_local_runtimes.runtimes.formats.protobuf import BYTES, VARINT, Field, f
 PRECISION = ("fp32", "fp16", "bf16", "int8", "int4", "fp64")
 """What is taken where nobody says: equal quality first."""
 
-_MAX_PARTS = 200_000
-"""Nodes and tensors that are looked at; encoders have some thousands."""
+_MAX_FIELDS = 1_000_000
+"""Of a file, in all; encoders have some ten thousand."""
 _MAX_NAME = 1000
+_MAX_DEPTH = 16
 
-_GRAPH = 7
-_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
-_OP_TYPE = 4
-_DIMS, _DATA_TYPE, _EXTERNAL_DATA = 1, 2, 13
+_GRAPH, _FUNCTION = 7, 25
+_NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE_INITIALIZER = 1, 5, 11, 12, 15
+_OP_TYPE, _ATTRIBUTE = 4, 5
+_DIMS, _DATA_TYPE, _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14
+
+_Kind = Literal["tensor", "sparse", "graph", "node", "attribute"]
+_SPARSE: Mapping[int, _Kind] = {1: "tensor", 2: "tensor"}
+_ATTRIBUTE_PARTS: Mapping[int, _Kind] = {
+    5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse",
+}  # fmt: skip
+_FUNCTION_PARTS: Mapping[int, _Kind] = {7: "node", 11: "attribute"}
+_PARTS_OF: Mapping[_Kind, Mapping[int, _Kind]] = {
+    "sparse": _SPARSE, "attribute": _ATTRIBUTE_PARTS, "node": {5: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+}  # fmt: skip
+"""Where tensors hide: by kind of message, its fields that lead to some."""
 
 _BITS = {
     1: 32,
@@ -44,7 +59,11 @@ _BITS = {
 }
 _EIGHT_BITS, _FOUR_BITS = (2, 3), (21, 22)
 _FLOATS = {1: "fp32", 10: "fp16", 16: "bf16", 11: "fp64"}
+MADE = ("fp32", "int8")
+"""What is made from safetensors where a model brings no ONNX file."""
+
 _GENERAL = ("model", "model_quantized", "model_int8", "model_fp16", "model_q4")
+_X86, _ARM = re.compile(r"avx|vnni|x86|amd64", re.IGNORECASE), re.compile(r"arm64|aarch64", re.IGNORECASE)
 _FOUR_BIT_OPERATORS = frozenset({"MatMulNBits", "MatMulBnb4"})
 
 
@@ -74,52 +93,193 @@ class OnnxHeader:
 def choose(headers: Sequence[OnnxHeader], dtype: str | None) -> OnnxHeader | None:
     """The file to load of those a folder has: of the type that is asked for, otherwise the most exact one.
 
-    Several of one type (made for one processor, say) are told apart by name: model.onnx and model_quantized.onnx are
-    for all.
+    Several of one type are told apart by `preference`.
     """
     for wanted in PRECISION if dtype is None else (dtype,):
         found = [header for header in headers if header.dtype == wanted]
         if found:
-            return min(found, key=lambda one: (one.path.stem not in _GENERAL, len(one.path.name), one.path.name))
+            return min(found, key=lambda one: preference(one.path.name))
     return None
+
+
+def preference(name: str) -> tuple[int, int, str]:
+    """Sorts files of one type: those for every processor first, then those whose names tell this one, then the rest.
+
+    Names that tell another processor are last: `model_qint8_arm64.onnx` on x86.
+    """
+    stem = PurePosixPath(name).stem
+    own, other = (_ARM, _X86) if platform.machine().lower() in ("arm64", "aarch64") else (_X86, _ARM)
+    rank = 0 if stem in _GENERAL else 1 if own.search(stem) else 3 if other.search(stem) else 2
+    return rank, len(name), name
 
 
 def read_onnx(path: Path) -> OnnxHeader:
     """Read the outline.
 
     Raises:
-        InvalidModelFile: it is not what it should be, is cut off, or keeps weights outside of its folder.
+        InvalidModelFile: it is not what it should be, is cut off, or keeps weights where ONNX Runtime would read another
+            file for them than what is seen here.
         OSError: it cannot be read.
     """
-    size = path.stat().st_size
-    elements: Counter[int] = Counter()
-    outside: dict[str, None] = {}
-    inputs: list[OnnxTensor] = []
-    outputs: list[OnnxTensor] = []
-    operators, initialized = set[str](), set[str]()
     with path.open("rb") as file:
-        graph = next((field for field in _parts(file, 0, size, path) if field.number == _GRAPH), None)
-        if graph is None or graph.kind != BYTES:
-            raise InvalidModelFile(f"{path.name} has no ONNX graph.")
-        for part in _parts(file, graph.start, graph.end, path):
+        return _Outline(file, path).header()
+
+
+class _Outline:
+    """One walk over a file. What it sees has to be what protobuf would read, so what is said twice is refused."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._left = _MAX_FIELDS
+
+    def header(self) -> OnnxHeader:
+        """Of the whole file."""
+        elements: Counter[int] = Counter()
+        outside: dict[str, None] = {}
+        inputs: list[OnnxTensor] = []
+        outputs: list[OnnxTensor] = []
+        operators, initialized = set[str](), set[str]()
+        for part in self._parts(self._graph()):
             if part.number == _NODE:
-                operators.add(_text_of(file, part, _OP_TYPE, path))
+                operators.add(self._node(part))
             elif part.number == _INITIALIZER:
-                name, kind, count, location = _tensor(file, part, path)
+                name, kind, count, location = self._tensor(part)
                 initialized.add(name)
                 elements[kind] += count
                 outside.update(dict.fromkeys(location))
+            elif part.number == _SPARSE_INITIALIZER:
+                self._refuse_external(part, _SPARSE)
             elif part.number in (_INPUT, _OUTPUT):
-                (inputs if part.number == _INPUT else outputs).append(_value(file, part, path))
-    return OnnxHeader(
-        path=path,
-        dtype=_dtype(elements, operators),
-        parameters=sum(elements.values()),
-        weight_bytes=sum(count * _BITS.get(kind, 8) for kind, count in elements.items()) // 8,
-        files=(path, *(_beside(path, location) for location in outside)),
-        inputs=tuple(one for one in inputs if one.name not in initialized),
-        outputs=tuple(outputs),
-    )
+                (inputs if part.number == _INPUT else outputs).append(self._value(part))
+        return OnnxHeader(
+            path=self._path,
+            dtype=_dtype(elements, operators),
+            parameters=sum(elements.values()),
+            weight_bytes=sum(count * _BITS.get(kind, 8) for kind, count in elements.items()) // 8,
+            files=(self._path, *(_beside(self._path, location) for location in outside)),
+            inputs=tuple(one for one in inputs if one.name not in initialized),
+            outputs=tuple(outputs),
+        )
+
+    def _graph(self) -> Field:
+        """The main graph. Functions, which may hold tensors too, are looked through on the way."""
+        size = self._path.stat().st_size
+        graphs = []
+        for part in self._parts(Field(0, BYTES, 0, size)):
+            if part.number == _GRAPH:
+                graphs.append(part)
+            elif part.number == _FUNCTION:
+                self._refuse_external(part, _FUNCTION_PARTS)
+        if len(graphs) != 1 or graphs[0].kind != BYTES:
+            raise self._fault("has no ONNX graph, or more than one")
+        return graphs[0]
+
+    def _node(self, message: Field) -> str:
+        """Its operator; no tensor in it may come from another file."""
+        operator = ""
+        for part in self._parts(message):
+            if part.number == _OP_TYPE:
+                operator = self._text(part)
+            elif part.number == _ATTRIBUTE:
+                self._refuse_external(part, _ATTRIBUTE_PARTS)
+        return operator
+
+    def _refuse_external(self, message: Field, within: Mapping[int, "_Kind"], depth: int = 0) -> None:
+        """Only the main graph's initializers may keep their weights in another file."""
+        if depth > _MAX_DEPTH:
+            raise self._fault("nests too deeply")
+        for part in self._parts(message):
+            kind = within.get(part.number)
+            if kind == "tensor":
+                if any(
+                    one.number == _EXTERNAL_DATA or (one.number == _DATA_LOCATION and one.value)
+                    for one in self._parts(part)
+                ):
+                    raise self._fault("keeps weights in another file for something else than its main graph")
+            elif kind is not None:
+                self._refuse_external(part, _PARTS_OF[kind], depth + 1)
+
+    def _tensor(self, message: Field) -> tuple[str, int, int, Sequence[str]]:
+        """Name, data type, number of elements and places of external data."""
+        name, kind, dims = "", 0, list[int]()
+        location: list[str] = []
+        for part in self._parts(message):
+            if part.number == _DIMS:
+                dims += [part.value] if part.kind == VARINT else _packed(self._bytes(part, 1000))
+            elif part.number == _DATA_TYPE:
+                kind = part.value
+            elif part.number == _TENSOR_NAME:
+                name = self._text(part)
+            elif part.number == _EXTERNAL_DATA:
+                location += self._location(part)
+        if len(location) > 1:
+            raise self._fault("names two files for one tensor")
+        count = 1
+        for dim in dims:
+            count *= dim
+            if count > 2**48:
+                raise self._fault("has a tensor of an impossible size")
+        return name, kind, count, location
+
+    def _location(self, entry: Field) -> list[str]:
+        """The file that an entry of external data names, if that is what it tells."""
+        parts = list(self._parts(entry))
+        if sorted(part.number for part in parts) != [1, 2]:
+            raise self._fault("is not valid ONNX")
+        key, value = (self._text(part) for part in sorted(parts, key=lambda part: part.number))
+        return [value] if key == "location" else []
+
+    def _value(self, message: Field) -> OnnxTensor:
+        """An input or output: its name, and its shape, which is type.tensor_type.shape."""
+        name, shape = "", list[int | None]()
+        for part in self._parts(message):
+            if part.number == 1:
+                name = self._text(part)
+        for field in self._inside([message], (2, 1, 2, 1)):
+            fixed = [one.value for one in self._parts(field) if one.number == 1]
+            shape.append(fixed[0] if fixed and fixed[0] < 2**31 else None)
+        return OnnxTensor(name, tuple(shape))
+
+    def _inside(self, messages: Sequence[Field], numbers: Sequence[int]) -> Sequence[Field]:
+        """The messages that a path of field numbers leads to."""
+        for number in numbers:
+            messages = [
+                part
+                for message in messages
+                for part in self._parts(message)
+                if part.number == number and part.kind == BYTES
+            ]
+        return messages
+
+    def _parts(self, message: Field) -> Iterator[Field]:
+        """The fields of a message, all of them.
+
+        Raises:
+            InvalidModelFile: they do not fill it, or the file has too many.
+        """
+        if message.kind != BYTES:
+            raise self._fault("is not valid ONNX")
+        place = message.start
+        for field in fields(self._file, message.start, message.end, self._left + 1):
+            place = field.end
+            self._left -= 1
+            if place > message.end or self._left < 0:
+                break
+            yield field
+        if place != message.end:
+            raise self._fault("is cut off or not valid ONNX")
+
+    def _bytes(self, field: Field, limit: int) -> bytes:
+        if field.kind != BYTES or field.end - field.start > limit:
+            raise self._fault("is not valid ONNX")
+        self._file.seek(field.start)
+        return self._file.read(field.end - field.start)
+
+    def _text(self, field: Field) -> str:
+        return self._bytes(field, _MAX_NAME).decode("utf-8", "replace")
+
+    def _fault(self, what: str) -> InvalidModelFile:
+        return InvalidModelFile(f"{self._path.name} {what}.")
 
 
 def _dtype(elements: Counter[int], operators: set[str]) -> str:
@@ -132,9 +292,16 @@ def _dtype(elements: Counter[int], operators: set[str]) -> str:
 
 
 def _beside(path: Path, location: str) -> Path:
-    """The file of external weights."""
+    """The file of external weights. With a * in it ONNX Runtime means a place in memory."""
     place = PurePosixPath(location)
-    if not location or place.is_absolute() or ".." in place.parts or "\\" in location or "\0" in location:
+    if (
+        not location
+        or "*" in location
+        or place.is_absolute()
+        or ".." in place.parts
+        or "\\" in location
+        or "\0" in location
+    ):
         raise InvalidModelFile(f"{path.name} keeps weights in {location[:60]!r}, outside of its folder.")
     file = path.parent / place
     if not file.is_file():
@@ -149,59 +316,6 @@ def _in_hub_cache(path: Path, file: Path) -> bool:
     return path.is_symlink() and file.resolve().parent == path.resolve().parent
 
 
-def _parts(file: BinaryIO, start: int, end: int, path: Path) -> Iterator[Field]:
-    """The fields of a message, all of them.
-
-    Raises:
-        InvalidModelFile: they do not fill it, or are too many.
-    """
-    place, count = start, 0
-    for field in fields(file, start, end, _MAX_PARTS + 1):
-        place, count = field.end, count + 1
-        if place > end or count > _MAX_PARTS:
-            break
-        yield field
-    if place != end:
-        raise InvalidModelFile(f"{path.name} is cut off or not valid ONNX.")
-
-
-def _bytes(file: BinaryIO, field: Field, limit: int, path: Path) -> bytes:
-    if field.kind != BYTES or field.end - field.start > limit:
-        raise InvalidModelFile(f"{path.name} is not valid ONNX.")
-    file.seek(field.start)
-    return file.read(field.end - field.start)
-
-
-def _text(file: BinaryIO, field: Field, path: Path) -> str:
-    return _bytes(file, field, _MAX_NAME, path).decode("utf-8", "replace")
-
-
-def _text_of(file: BinaryIO, message: Field, number: int, path: Path) -> str:
-    found = next((one for one in _parts(file, message.start, message.end, path) if one.number == number), None)
-    return "" if found is None else _text(file, found, path)
-
-
-def _tensor(file: BinaryIO, message: Field, path: Path) -> tuple[str, int, int, Sequence[str]]:
-    """Name, data type, number of elements and places of external data."""
-    name, kind, dims = "", 0, list[int]()
-    location = []
-    for part in _parts(file, message.start, message.end, path):
-        if part.number == _DIMS:
-            dims += [part.value] if part.kind == VARINT else _packed(_bytes(file, part, 1000, path))
-        elif part.number == _DATA_TYPE:
-            kind = part.value
-        elif part.number == 8:
-            name = _text(file, part, path)
-        elif part.number == _EXTERNAL_DATA and _text_of(file, part, 1, path) == "location":
-            location.append(_text_of(file, part, 2, path))
-    count = 1
-    for dim in dims:
-        count *= dim
-        if count > 2**48:
-            raise InvalidModelFile(f"{path.name} has a tensor of an impossible size.")
-    return name, kind, count, location
-
-
 def _packed(data: bytes) -> list[int]:
     found, place = [], 0
     while place < len(data):
@@ -210,27 +324,3 @@ def _packed(data: bytes) -> list[int]:
             break
         found.append(value)
     return found
-
-
-def _value(file: BinaryIO, message: Field, path: Path) -> OnnxTensor:
-    """An input or output: its name, and its shape, which is type.tensor_type.shape."""
-    name, shape = "", list[int | None]()
-    for part in _parts(file, message.start, message.end, path):
-        if part.number == 1:
-            name = _text(file, part, path)
-    for field in _inside(file, [message], (2, 1, 2, 1), path):
-        fixed = [one.value for one in _parts(file, field.start, field.end, path) if one.number == 1]
-        shape.append(fixed[0] if fixed and fixed[0] < 2**31 else None)
-    return OnnxTensor(name, tuple(shape))
-
-
-def _inside(file: BinaryIO, messages: Sequence[Field], numbers: Sequence[int], path: Path) -> Sequence[Field]:
-    """The messages that a path of field numbers leads to."""
-    for number in numbers:
-        messages = [
-            part
-            for message in messages
-            for part in _parts(file, message.start, message.end, path)
-            if part.number == number and part.kind == BYTES
-        ]
-    return messages

@@ -34,7 +34,7 @@ def fields(file: BinaryIO, start: int, end: int, limit: int) -> Iterator[Field]:
         head = file.read(_MAX_HEAD)
         tag, used = varint(head, 0)
         kind = tag & 7
-        if not tag or kind not in (VARINT, FIXED64, BYTES, FIXED32):
+        if not 0 < tag < 2**32 or kind not in (VARINT, FIXED64, BYTES, FIXED32):
             return
         value, after = varint(head, used) if kind in (VARINT, BYTES) else (0, used)
         if not after:

@@ -116,7 +116,7 @@ def test_a_model_is_exported_once(dtype: str, least: float, minilm: Path, refere
         assert cosines(found.vectors, reference).min() > least
         assert (found.metadata["engine"], found.metadata["dtype"]) == ("onnx", dtype)
         assert list(found.metadata["truncated"]) == [len(TEXTS) - 1]
-    assert not list(home.glob("*/.*.part"))
+    assert not list(home.glob("*/.work"))
 
 
 @pytest.mark.usefixtures("exports")
@@ -166,6 +166,15 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     save(helper.make_model(graph), tmp_path / "model.onnx")
     with pytest.raises(LoadFailed, match=r"ONNX Runtime refuses model\.onnx"):
         started(OnnxEncoder, tmp_path)
+
+
+def test_a_model_too_large_for_one_file_is_refused_before_anything_is_done(minilm: Path) -> None:
+    wanted = config(minilm)
+    plan = plan_for_engine(wanted, "onnx")
+    plan = replace(plan, info=replace(plan.info, parameters=10**9))
+    with pytest.raises(LoadFailed, match="1,000,000,000 parameters, too many"):
+        OnnxEncoder(wanted, plan).start().result()
+    assert not (get_settings().home / "onnx").exists()
 
 
 @pytest.mark.parametrize("device", [Device(DeviceType.CUDA, 0), Device(DeviceType.MPS)])

@@ -1,5 +1,6 @@
 """ONNX files, read from their outline, and which of several is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lfx_local_runtimes.errors import InvalidInput, InvalidModelFile, ModelNotFound
+from lfx_local_runtimes.errors import InvalidInput, InvalidModelFile, PickleRefused
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
@@ -80,7 +81,7 @@ def with_weights_in(path: Path, location: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../b", "..\\b", ""])
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../b", "..\\b", "", "*/_ORT_MEM_ADDR_/*"])
 def test_weights_outside_of_the_folder_are_refused(location: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidModelFile, match="outside of its folder"):
         read_onnx(with_weights_in(tmp_path / "in" / "m.onnx", location))
@@ -97,6 +98,102 @@ def test_weights_behind_a_link_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in" / "m.data").unlink()
     (tmp_path / "in" / "m.data").write_bytes(bytes(320))
     assert [one.name for one in read_onnx(file).files] == ["m.onnx", "m.data"]
+
+
+def outside(name: str = "t") -> Any:
+    """A tensor whose numbers are in another file."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    return tensor
+
+
+def node_with(**attribute: Any) -> Any:
+    node = onnx.NodeProto(op_type="Constant", output=["c"])
+    node.attribute.add(name="value", **attribute)
+    return node
+
+
+def graph_with(*nodes: Any, initializers: Any = ()) -> Any:
+    return onnx.GraphProto(name="g", node=nodes, initializer=initializers)
+
+
+HIDDEN = {
+    "a constant": lambda model: model.graph.node.append(node_with(t=outside())),
+    "a list of constants": lambda model: model.graph.node.append(node_with(tensors=[outside()])),
+    "a branch": lambda model: model.graph.node.append(node_with(g=graph_with(initializers=[outside()]))),
+    "a branch of a branch": lambda model: model.graph.node.append(
+        node_with(g=graph_with(node_with(graphs=[graph_with(node_with(t=outside()))])))
+    ),
+    "a sparse constant": lambda model: model.graph.node.append(
+        node_with(sparse_tensor=onnx.SparseTensorProto(values=outside()))
+    ),
+    "a sparse initializer": lambda model: model.graph.sparse_initializer.append(
+        onnx.SparseTensorProto(values=outside())
+    ),
+    "a function": lambda model: model.functions.append(onnx.FunctionProto(name="f", node=[node_with(t=outside())])),
+    "a function's attribute": lambda model: model.functions.append(
+        onnx.FunctionProto(name="f", attribute_proto=list(node_with(t=outside()).attribute))
+    ),
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_no_other_tensor_may_come_from_another_file(place: str, tmp_path: Path) -> None:
+    model = onnx.load(write(tmp_path / "m.onnx", FLOATS))
+    HIDDEN[place](model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidModelFile, match="something else than its main graph"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+def test_what_protobuf_would_merge_is_refused(tmp_path: Path) -> None:
+    """It takes the last of what is said twice; a reader that takes the first would look at another file."""
+    file = write(tmp_path / "m.onnx", FLOATS)
+    data = file.read_bytes()
+    second = onnx.ModelProto(graph=graph_with(initializers=[outside()])).SerializeToString()
+    file.write_bytes(data + second)
+    with pytest.raises(InvalidModelFile, match="more than one"):
+        read_onnx(file)
+
+    good = b"\x0a\x08location\x12\x06m.data"
+    twice = good + b"\x12\x09../secret"
+    model = onnx.load(with_weights_in(file, "m.data"), load_external_data=False)
+    (tmp_path / "m.data").write_bytes(bytes(320))
+    whole = model.SerializeToString()
+    assert good in whole
+    assert read_onnx(file).files[1].name == "m.data"
+    grown = len(twice) - len(good)
+    tensor = model.graph.initializer[0].SerializeToString()
+    longer = tensor.replace(bytes([len(good)]) + good, bytes([len(twice)]) + twice)
+    assert len(longer) == len(tensor) + grown
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    rest.graph.ClearField("initializer")
+    graph = rest.graph.SerializeToString() + b"\x2a" + bytes([len(longer)]) + longer
+    rest.ClearField("graph")
+    file.write_bytes(rest.SerializeToString() + b"\x3a" + _varint(len(graph)) + graph)
+    assert onnx.load(file, load_external_data=False).graph.initializer[0].external_data[0].value == "../secret"
+    with pytest.raises(InvalidModelFile, match="not valid ONNX"):
+        read_onnx(file)
+
+
+def _varint(number: int) -> bytes:
+    found = []
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def test_many_tiny_fields_are_refused_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One limit for the file, not one for each of its messages."""
+    monkeypatch.setattr("lfx_local_runtimes.runtimes.formats.onnx._MAX_FIELDS", 200)
+    model = onnx.load(write(tmp_path / "m.onnx", FLOATS))
+    for _ in range(20):
+        model.graph.node.append(onnx.NodeProto(op_type="Add", input=["a"] * 30))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidModelFile, match="cut off"):
+        read_onnx(tmp_path / "m.onnx")
 
 
 # -- a folder of them ----------------------------------------------------------------------------------------------------
@@ -141,6 +238,13 @@ def test_without_a_config_the_outputs_tell(output: str, width: int, task: str, t
     info = inspect_model(write(tmp_path / "m.onnx", FLOATS, output=output, width=width))
     assert info.task == task
     assert info.problems == ()
+
+
+def test_an_output_without_a_shape_is_no_reason_to_fail(tmp_path: Path) -> None:
+    model = onnx.load(write(tmp_path / "m.onnx", FLOATS, output="logits"))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert inspect_model(tmp_path / "m.onnx").metadata == {"num_labels": None}
 
 
 def test_a_folder_of_broken_files_says_why(tmp_path: Path) -> None:
@@ -207,26 +311,39 @@ def test_what_is_not_there_is_said(folder: Path) -> None:
         planned(inspect_model(folder), model_type="llm")
 
 
-# -- on the hub ----------------------------------------------------------------------------------------------------------
+def test_pickle_beside_onnx_is_left_alone(both: ModelInfo) -> None:
+    pickled = replace(both, format=ModelFormat.PICKLE, files=(both.path / "pytorch_model.bin",))
+    assert chosen(planned(pickled, runtime_type="onnx")) == [("onnx", "fp32", "model.onnx")]
+    for refused, options in ((pickled, {}), (replace(pickled, onnx=()), {"runtime_type": "onnx"})):
+        with pytest.raises(PickleRefused):
+            planned(refused, **options)
 
-NAMES = ("config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_quantized.onnx")
+
+def test_transformers_loads_no_onnx_files(folder: Path) -> None:
+    with pytest.raises(InvalidInput, match="ONNX files only, which Transformers does not load"):
+        planned(inspect_model(folder), runtime_type="transformers")
+
+
+INT8 = [f"model_{name}.onnx" for name in ("qint8_arm64", "quint8_avx2", "qint8_avx512_vnni", "quantized")]
 
 
 @pytest.mark.parametrize(
-    ("names", "options", "weights"),
+    ("machine", "there", "name"),
     [
-        (NAMES, {}, ["onnx/model.onnx_data", "onnx/model.onnx"]),
-        (NAMES, {"dtype": "int8"}, ["onnx/model_quantized.onnx"]),
-        ((*NAMES, "model.safetensors"), {}, ["model.safetensors"]),
-        ((*NAMES, "model.safetensors"), {"onnx": True}, ["onnx/model.onnx_data", "onnx/model.onnx"]),
-        ((*NAMES, "model.safetensors"), {"onnx": True, "dtype": "fp16"}, ["model.safetensors"]),
+        ("x86_64", INT8, INT8[3]),
+        ("x86_64", INT8[:3], INT8[1]),
+        ("AMD64", [INT8[0], INT8[2]], INT8[2]),
+        ("aarch64", INT8[:3], INT8[0]),
+        ("arm64", ["model_O4_int8.onnx", INT8[1]], "model_O4_int8.onnx"),
+        ("arm64", INT8[1:3], INT8[1]),
     ],
 )
-def test_the_files_to_fetch(names: tuple[str, ...], options: dict[str, Any], weights: list[str]) -> None:
-    found = hub.choose(names, hub.Wish(**options), "org/name").files
-    assert list(found) == ["config.json", "tokenizer.json", *weights]
-
-
-def test_a_type_that_a_repository_lacks() -> None:
-    with pytest.raises(ModelNotFound, match="no ONNX file in fp16"):
-        hub.choose(NAMES, hub.Wish(dtype="fp16"), "org/name")
+def test_a_file_for_another_processor_is_last(
+    machine: str, there: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    header = choose([read_onnx(write(tmp_path / one, BYTES)) for one in there], "int8")
+    assert header is not None
+    assert header.path.name == name
+    names = ["config.json", *(f"onnx/{one}" for one in there)]
+    assert hub.choose(names, hub.Wish(dtype="int8"), "org/name").files[-1] == f"onnx/{name}"

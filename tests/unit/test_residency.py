@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lfx_local_runtimes.errors import DoesNotFit, LoadFailed, ModelBusy, ModelNotFound
+from lfx_local_runtimes.errors import DeviceUnavailable, DoesNotFit, LoadFailed, ModelBusy, ModelNotFound
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
@@ -180,6 +180,14 @@ def test_the_next_engine_is_tried_and_the_result_says_so(make: MakeResidency, st
     assert "no such instruction" in runtime.warnings[0]
     assert "doll_too" in runtime.warnings[0]
     assert stage.closes == ["a"], "the engine that failed is closed"
+    residency.release("a")
+
+
+def test_a_device_that_an_engine_does_not_know_is_a_reason_to_try_the_next(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.failures = [DeviceUnavailable("This build does not run on mps.")]
+    runtime = lease(residency, "a").future.result(PATIENCE)
+    assert "does not run on mps" in runtime.warnings[0]
     residency.release("a")
 
 

@@ -20,6 +20,7 @@ _POOLINGS = {
 }  # fmt: skip
 _PLAIN = ("Transformer", "Normalize", "Pooling", "Dense", "Dropout")
 _MAX_JSON = 2**20
+_MAX_LABELS = 100_000
 
 
 def read_spec(plan: LoadPlan, tokenizer_limit: int, pooling: str | None = None) -> Spec:
@@ -68,7 +69,7 @@ def _positions(config: Mapping[str, Any]) -> int | None:
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     tags = config.get("id2label")
     if not isinstance(tags, dict):
-        return ("LABEL_0", "LABEL_1")[: number(config, "num_labels") or 2]
+        return tuple(f"LABEL_{index}" for index in range(min(number(config, "num_labels") or 2, _MAX_LABELS)))
     return tuple(str(tags[key]) for key in sorted(tags, key=lambda key: int(key) if str(key).isdecimal() else 0))
 
 

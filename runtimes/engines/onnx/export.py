@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,30 +29,38 @@ _VERSION = 1
 """Of what is written: a new one makes the files anew."""
 _WORKER = "lfx_local_runtimes.runtimes.engines.onnx.export_worker"
 _POLL_S = 0.1
+_LARGEST = 1_500 * 2**20
+"""Bytes: past that torch writes several files, and protobuf holds no more than 2 GiB in one."""
 
 
 def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
     """The ONNX file of a model, in fp32 or int8 as planned; made where it is not there yet, once for all processes.
 
     Raises:
-        LoadFailed: the exporter does not know the architecture, what it made computes something else, or cancelled.
-        EngineFailure: the file could not be written.
+        LoadFailed: the exporter does not know the architecture, what it made computes something else, the model is too
+            large for one file, or cancelled.
+        EngineFailure: the data folder cannot be written.
         MissingExtra: torch or the exporter is not installed.
     """
-    folder = context.settings.home / "onnx" / _key(plan)
+    folder = context.settings.home.absolute() / "onnx" / _key(plan)
     target = folder / f"model_{plan.dtype}.onnx"
     if target.is_file():
         return target
     require("torch", "transformers")
     require("onnxscript", "onnx")
+    if 4 * (plan.info.parameters or 0) > _LARGEST:
+        raise LoadFailed(
+            f"{plan.info.path.name} has {plan.info.parameters:,} parameters, too many for one ONNX file.",
+            hint="Use the Transformers engine, or ONNX files that come with the model.",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with held_lock(folder / ".lock", lambda: context.cancelled):
             whole = folder / "model_fp32.onnx"
             if not whole.is_file():
-                model = {"model": os.fspath(plan.info.path), "task": plan.task}
-                trust = {"trust_remote_code": config.trust_remote_code}
-                _make({"do": "export", **model, **trust}, whole, plan, context)
+                trust = config.trust_remote_code and context.settings.trust_remote_code
+                model = {"model": os.fspath(plan.info.path.absolute()), "task": plan.task, "trust_remote_code": trust}
+                _make({"do": "export", **model}, whole, plan, context)
             if not target.is_file():
                 _make({"do": "quantize", "source": os.fspath(whole)}, target, plan, context)
     except OSError as error:
@@ -72,23 +81,29 @@ def _key(plan: LoadPlan) -> str:
 
 
 def _make(request: Mapping[str, object], target: Path, plan: LoadPlan, context: LoadContext) -> None:
-    part = target.with_name(f".{target.name}.part")
-    command = [sys.executable, "-m", _WORKER, json.dumps({**request, "target": os.fspath(part)})]
+    """Have the worker write a file. It works in a folder of its own, of which nothing else stays."""
+    work = target.with_name(".work")
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    work.mkdir()
+    command = [sys.executable, "-m", _WORKER, json.dumps({**request, "target": os.fspath(work / target.name)})]
     context.report(Progress(str(request["do"]), 0, plan.info.size_bytes))
     try:
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as said, tempfile.TemporaryFile("w+") as noise:
-            worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=noise)
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8") as said,
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise,
+        ):
+            worker = subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL, stdout=said, stderr=noise)
             try:
-                _wait(worker, said, context)
+                _wait(worker, said, noise, context)
             finally:
                 worker.kill()
                 worker.wait()
-        part.replace(target)
+        (work / target.name).replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _wait(worker: subprocess.Popen[bytes], said: IO[str], context: LoadContext) -> None:
+def _wait(worker: subprocess.Popen[bytes], said: IO[str], noise: IO[str], context: LoadContext) -> None:
     """Until the worker has ended well.
 
     Raises:
@@ -101,12 +116,15 @@ def _wait(worker: subprocess.Popen[bytes], said: IO[str], context: LoadContext) 
             worker.wait(_POLL_S)
     if worker.returncode == 0:
         return
-    said.seek(0)
+    for file in (said, noise):
+        file.seek(0)
     told = said.read()
     if told:
         fault = json.loads(told)
         raise LoadFailed(fault["message"], hint=fault["hint"])
     reason = f"signal {-worker.returncode}" if worker.returncode < 0 else f"status {worker.returncode}"
+    last = noise.read().strip().rpartition("\n")[2][:300]
     raise LoadFailed(
-        f"The export ended with {reason}.", hint="It may have run out of memory. Use the Transformers engine."
+        f"The export ended with {reason}{f' ({last})' if last else ''}.",
+        hint="It may have run out of memory. Use the Transformers engine.",
     )

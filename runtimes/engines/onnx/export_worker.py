@@ -15,10 +15,13 @@ from typing import Any
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed, RuntimeFault
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import auto_class
 from lfx_local_runtimes.runtimes.engines.transformers.load import libraries, load_encoder
-from lfx_local_runtimes.runtimes.planning import plan_for_engine
+from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
+from lfx_local_runtimes.settings import Settings
 
 _TOLERANCE = 1e-3
 """How far the file may be from the model, relative to the largest number the model computes."""
@@ -35,11 +38,11 @@ def export(model: Path, task: str, target: Path, *, trust_remote_code: bool) -> 
     """
     torch, _ = libraries()
     config = ModelConfig(
-        model_id=str(model), model_name=model.name, model_type=task, runtime_type=RuntimeType.TRANSFORMERS,
-        device_type=DeviceType.CPU, quantization="fp32", trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    plan = plan_for_engine(config, config.runtime_type)
-    network, tokenizer = load_encoder(auto_class(task), plan, config, LoadContext())
+        model_id=str(model), model_name=model.name, model_type=task, trust_remote_code=trust_remote_code
+    )
+    plan = LoadPlan(inspect_model(model), RuntimeType.TRANSFORMERS, CPU, "fp32", DEFAULT_CONTEXT, task=task)
+    settings = Settings(trust_remote_code=trust_remote_code)
+    network, tokenizer = load_encoder(auto_class(task), plan, config, LoadContext(settings=settings))
     output = "last_hidden_state" if task == "embedding" else "logits"
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
 
@@ -59,6 +62,8 @@ def export(model: Path, task: str, target: Path, *, trust_remote_code: bool) -> 
                 wrapped, _sample(names, 2, 16, words), str(target), input_names=names, output_names=[output],
                 dynamic_shapes=((sizes,) * len(names),), dynamo=True, external_data=False, verbose=False,
             )  # fmt: skip
+    except OSError:
+        raise
     except Exception as error:  # whatever a strange architecture makes the exporter raise
         first = str(error).strip().partition("\n")[0]
         raise LoadFailed(
@@ -137,6 +142,11 @@ def main(request: dict[str, Any]) -> dict[str, object] | None:
             export(Path(request["model"]), request["task"], target, trust_remote_code=trust)
     except RuntimeFault as fault:
         return {"message": fault.message, "hint": fault.hint}
+    except OSError as error:
+        return {
+            "message": f"{target.name} cannot be written: {error}",
+            "hint": "Free some space, or set LOCAL_RUNTIMES_HOME.",
+        }
     except Exception as error:  # noqa: BLE001 - the libraries' faults have no common base
         return {"message": f"The ONNX file could not be made: {error or type(error).__name__}", "hint": _OTHERWISE}
     return None
