@@ -106,7 +106,8 @@ class ModelConfig(_Strict):
     )
     pooling: Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len", "weightedmean"] | None = Field(
         default=None,
-        description="How an embedding model's tokens become one vector. Unset: as the model's files say, else mean.",
+        description="How an embedding model's tokens become one vector. Unset: as the model's files say, else mean. "
+        "llama.cpp does mean, cls and lasttoken.",
     )
     keep_alive: KeepAlive | None = Field(default=None, description="Idle seconds before it leaves memory; -1 is never.")
     pinned: bool = Field(

@@ -236,14 +236,14 @@ def test_weights_that_make_no_numbers_are_said_to(tmp_path: Path) -> None:
 
 def test_a_cancelled_job_and_an_unloaded_model_end_their_callers(tmp_path: Path) -> None:
     runtime = loaded(tmp_path, "Model")
-    job = begin(runtime, EmbeddingAsk(texts=SENTENCES * 2000))
+    job = begin(runtime, EmbeddingAsk(texts=SENTENCES * 20_000))
     quick = answer(runtime, EmbeddingAsk(texts=SENTENCES))
     assert job.request.state is RequestState.RUNNING, "a query gets in between"
     job.cancel()
     with pytest.raises(RequestCancelled):
         job.wait()
     assert np.allclose(answer(runtime, EmbeddingAsk(texts=SENTENCES)).vectors, quick.vectors, atol=1e-5)
-    job = begin(runtime, EmbeddingAsk(texts=SENTENCES * 2000))
+    job = begin(runtime, EmbeddingAsk(texts=SENTENCES * 20_000))
     answer(runtime, EmbeddingAsk(texts=SENTENCES))
     unload(runtime)
     with pytest.raises((EngineFailure, RequestCancelled)):

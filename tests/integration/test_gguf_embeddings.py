@@ -10,12 +10,14 @@ import pytest
 from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.errors import ContextOverflow, EngineFailure, InvalidInput, LoadFailed
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, get_runtime_manager
-from lfx_local_runtimes.runtimes.engines.llama_cpp.encoder import LlamaCppEncoder
+from lfx_local_runtimes.runtimes.engines.llama_cpp.encoder import LlamaCppEncoder, _ends_twice
+from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
 from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
 from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
+from tests.builders import Typed, write_gguf
 from tests.encoder_models import answer, begin, cosines, save_encoder, started, unload
-from tests.gguf_encoders import CLS, RANK, save_bert_gguf
+from tests.gguf_encoders import CLS, RANK, save_bert_gguf, save_unigrams
 
 pytestmark = pytest.mark.integration
 
@@ -165,6 +167,36 @@ def test_a_decoder_embeds_by_its_last_token_when_asked_to(tiny_llama: Path, tiny
         assert cosines(vector[None], state[:, -1].numpy())[0] > 0.9999
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_pooling_is_as_configured(tmp_path: Path, pooling: str) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tiny(tmp_path / "tiny", "Model")
+    text = "the cat sat on the mat."
+    told = None if pooling == "cls" else CLS  # the configuration has its way over a file with another
+    runtime = load(save_bert_gguf(folder, tmp_path / "model.gguf", pooling=told), pooling=pooling)
+    try:
+        found = answer(runtime, EmbeddingAsk(texts=(text,))).vectors
+    finally:
+        unload(runtime)
+    with torch.inference_mode():
+        model, tokens = (
+            AutoModel.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt"),
+        )
+        states = model(**tokens).last_hidden_state[0].numpy()
+    expected = {"mean": states.mean(axis=0), "cls": states[0], "lasttoken": states[-1]}
+    near = {name: cosines(found, vector[None])[0] > 0.9999 for name, vector in expected.items()}
+    assert near == {name: name == pooling for name in expected}
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean_sqrt_len", "weightedmean"])
+def test_pooling_that_llama_cpp_does_not_have_is_refused(minilm_gguf: Path, pooling: str) -> None:
+    with pytest.raises(InvalidInput, match=f"by {pooling}: llama.cpp pools by mean, cls, lasttoken"):
+        load(minilm_gguf, pooling=pooling)
+
+
 async def test_a_registered_file_embeds_through_the_manager(minilm_gguf: Path, reference: np.ndarray) -> None:
     manager = get_runtime_manager()
     manager.register_model(ModelConfig(model_id=str(minilm_gguf), model_name="minilm", device_type=DeviceType.CPU))
@@ -196,6 +228,48 @@ def test_documents_are_ranked_as_by_cross_encoder(tmp_path: Path) -> None:
     assert [one.index for one in found.ranking] == list(np.argsort(-expected))
     assert np.allclose([one.score for one in found.ranking], sorted(expected, reverse=True), atol=1e-3)
     assert np.allclose(turned.ranking[0].score, model.predict([(documents[3], query)]), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("between", "add_sep"), [("</s> </s>", None), ("</s> </s>", True), ("</s>", False)], ids=["silent", "two", "one"]
+)
+def test_unigram_pairs_are_those_of_cross_encoder(tmp_path: Path, between: str, add_sep: bool | None) -> None:
+    from sentence_transformers import CrossEncoder
+
+    folder = save_encoder(tmp_path / "tiny", "XLMRoberta", "ForSequenceClassification", num_labels=1, type_vocab_size=1)
+    save_unigrams(folder, between)
+    runtime = load(save_bert_gguf(folder, tmp_path / "rank.gguf", pooling=RANK, add_sep=add_sep), context_length=64)
+    query, documents = "where is the cat", ("the cat sat on the mat.", "cats running", "the mat sat on the cat " * 30)
+    try:
+        found = answer(runtime, RerankAsk(query=query, documents=documents))
+    finally:
+        unload(runtime)
+    expected = CrossEncoder(str(folder), device="cpu").predict([(query, document) for document in documents])
+    assert [one.index for one in found.ranking] == list(np.argsort(-expected))
+    assert np.allclose([one.score for one in found.ranking], sorted(expected, reverse=True), atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "vocabulary", "told", "adds_sep", "twice"),
+    [
+        ("bert", "bert", {}, True, False),
+        ("bert", "t5", {}, False, True),
+        ("bert", "gpt2", {}, False, True),
+        ("bert", "gpt2", {"tokenizer.ggml.add_sep_token": True}, True, True),
+        ("bert", "gpt2", {"tokenizer.ggml.add_sep_token": False}, False, False),
+        ("jina-bert-v2", "gpt2", {}, True, True),
+        ("modern-bert", "gpt2", {}, False, False),
+        ("t5encoder", "t5", {}, False, False),
+        ("llama", "llama", {}, False, False),
+    ],
+)
+def test_pairs_end_twice_in_roberta_and_its_kin(
+    tmp_path: Path, architecture: str, vocabulary: str, told: dict[str, bool], adds_sep: bool, twice: bool
+) -> None:
+    metadata: dict[str, Typed] = {key: ("bool", value) for key, value in told.items()}
+    metadata |= {"general.architecture": ("str", architecture), "tokenizer.ggml.model": ("str", vocabulary)}
+    info = inspect_model(write_gguf(tmp_path / "model.gguf", metadata=metadata))
+    assert _ends_twice(info, adds_sep) is twice
 
 
 def test_a_classifier_tells_its_labels(tmp_path: Path) -> None:

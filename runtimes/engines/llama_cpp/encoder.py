@@ -10,6 +10,7 @@ from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options, Row, reason
+from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, Tokens
@@ -23,6 +24,11 @@ TEXTS = 64
 
 _MEAN, _CLS, _LAST, _RANK = 1, 2, 3, 4
 """llama.cpp's `llama_pooling_type`."""
+
+_POOLINGS = {"mean": _MEAN, "cls": _CLS, "lasttoken": _LAST}
+
+_ROBERTAS = ("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert-moe")
+"""Architectures whose byte-pair and unigram vocabularies are those of RoBERTa and XLM-RoBERTa."""
 
 _FLASH_ATTENTION = 1
 
@@ -40,7 +46,7 @@ class LlamaCppEncoder(EncoderRuntime):
             context.report(Progress("load", int(share * size), size))
             return not context.cancelled
 
-        pooling = _pooling(plan)
+        pooling = _pooling(plan, self.config.pooling)
         if pooling == _RANK and plan.info.metadata.get("tokenizer.ggml.token_type_count", 1) > 1:
             self.warnings.append(
                 "llama.cpp does not tell the two texts of a pair apart, which this model was trained to: its scores are "
@@ -65,15 +71,24 @@ class LlamaCppEncoder(EncoderRuntime):
             release_memory()
 
 
-def _pooling(plan: LoadPlan) -> int:
-    """As the file says; where it does not, the mean for encoders and the last token for decoders.
+def _pooling(plan: LoadPlan, wanted: str | None) -> int:
+    """An embedding model's as wanted, else as the file says; where neither does, the mean for encoders and the last
+    token for decoders.
 
     Raises:
+        InvalidInput: llama.cpp does not pool as wanted.
         LoadFailed: it cannot do the task.
     """
     info = plan.info
     told = info.metadata.get(f"{info.architecture}.pooling_type")
     if plan.task == "embedding":
+        if wanted is not None:
+            if wanted not in _POOLINGS:
+                raise InvalidInput(
+                    f"{info.path.name} cannot be pooled by {wanted}: llama.cpp pools by {', '.join(_POOLINGS)}.",
+                    hint="Set pooling to one of these, or use a safetensors copy of the model.",
+                )
+            return _POOLINGS[wanted]
         return told if told in (_MEAN, _CLS, _LAST) else _LAST if info.layers else _MEAN
     if told != _RANK or plan.task not in ("rerank", "classification"):
         raise LoadFailed(
@@ -83,6 +98,21 @@ def _pooling(plan: LoadPlan) -> int:
     if "tokenizer.chat_template.rerank" in info.metadata:
         raise LoadFailed(f"{info.path.name} is asked by a prompt of its own, which is not served here.")
     return _RANK
+
+
+def _ends_twice(info: ModelInfo, adds_sep: bool) -> bool:
+    """Whether the end of a text stands twice between the two of a pair: in RoBERTa and its kin, not in BERT.
+
+    Args:
+        info: of the file.
+        adds_sep: what llama.cpp makes of the file's `add_sep_token` and its pre-tokenizer. Where a file has no such key,
+            it says yes of WordPiece, and means the only separator, and no of unigrams.
+    """
+    kind = info.metadata.get("tokenizer.ggml.model")
+    if kind == "bert":
+        return False
+    silent = "tokenizer.ggml.add_sep_token" not in info.metadata
+    return adds_sep or (silent and kind in ("t5", "gpt2") and info.architecture in _ROBERTAS)
 
 
 class LlamaEncoder(LlamaModel):
@@ -142,6 +172,11 @@ class LlamaEncoder(LlamaModel):
         return np.stack([np.ctypeslib.as_array(pointer, (self.width,)) for pointer in found])
 
     @property
+    def adds_sep(self) -> bool:
+        """llama.cpp puts a separator between the texts of a pair, after the first one's end."""
+        return bool(self.lib.llama_vocab_get_add_sep(self._vocab))
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Of a classifier, as the file names them."""
         names = (self.lib.llama_model_cls_label(self._model, index) for index in range(self.width))
@@ -167,7 +202,9 @@ class LlamaNetwork:
             normalize=embeds,
             activation="sigmoid" if len(labels) == 1 else "softmax",
         )
-        self.tokenize = VocabularyTokenizer(model, plan.context_length)
+        self.tokenize = VocabularyTokenizer(
+            model, plan.context_length, ends_twice=_ends_twice(plan.info, model.adds_sep)
+        )
         self.about: Mapping[str, Any] = {
             "engine_version": model.lib.__version__, "dtype": plan.dtype, "quantization": plan.dtype,
         }  # fmt: skip
@@ -208,13 +245,15 @@ class VocabularyTokenizer:
     Args:
         model: a loaded one.
         limit: tokens of a row, special ones included.
+        ends_twice: a text's end stands twice between the texts of a pair.
     """
 
-    def __init__(self, model: LlamaModel, limit: int) -> None:
+    def __init__(self, model: LlamaModel, limit: int, *, ends_twice: bool = False) -> None:
         self._model, self._limit = model, limit
         marked, plain = (model.tokenize("a", add_special=special) for special in (True, False))
         start = next(place for place in range(len(marked)) if marked[place : place + len(plain)] == plain)
         self._before, self._after = marked[:start], marked[start + len(plain) :]
+        self._between = self._after * (2 if ends_twice else 1)
 
     def __call__(self, pieces: Sequence[Piece], *, chunks: bool) -> list[list[Tokens]]:
         """For each piece the rows to compute.
@@ -245,8 +284,8 @@ class VocabularyTokenizer:
     def _pair(self, piece: Piece) -> Tokens:
         """Both texts between the special tokens of one, and those of its end between them; the longer one is cut."""
         one, two = self._ids(piece.text), self._ids(piece.pair or "")
-        room = max(2, self._limit - len(self._before) - 2 * len(self._after))
+        room = max(2, self._limit - len(self._before) - len(self._between) - len(self._after))
         kept = min(len(one), max(room - len(two), (room + (len(one) > len(two))) // 2))
         others = min(len(two), room - kept)
-        row = [*self._before, *one[:kept], *self._after, *two[:others], *self._after]
+        row = [*self._before, *one[:kept], *self._between, *two[:others], *self._after]
         return Tokens(row, [0] * len(row), cut=len(one) + len(two) - kept - others)
