@@ -21,7 +21,7 @@ from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProb
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
 from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
-from lfx_local_runtimes.runtimes.formats.onnx import choose
+from lfx_local_runtimes.runtimes.formats.onnx import MADE, choose
 from lfx_local_runtimes.runtimes.ledger import device_budget
 from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.runtimes.tasks import TASKS
@@ -138,8 +138,14 @@ def _refuse(config: ModelConfig, info: ModelInfo, settings: Settings) -> None:
             f"{info.path.name} cannot be loaded: {'; '.join(info.problems)}.", model_name=name,
             hint="Fetch the file again, or use another copy of the model.",
         )  # fmt: skip
-    if info.format is ModelFormat.PICKLE and not settings.allow_pickle:
+    onnx = config.runtime_type == RuntimeType.ONNX and info.onnx  # its pickle files are left alone
+    if info.format is ModelFormat.PICKLE and not onnx and not settings.allow_pickle:
         raise PickleRefused(f"{info.path.name} holds pickle weights, which can run code.", model_name=name)
+    if info.format is ModelFormat.ONNX and config.runtime_type == RuntimeType.TRANSFORMERS:
+        raise InvalidInput(
+            f"{info.path.name} holds ONNX files only, which Transformers does not load.", model_name=name,
+            hint="Use a safetensors copy of the model, or runtime_type auto.",
+        )  # fmt: skip
     if config.trust_remote_code and not settings.trust_remote_code:
         raise RemoteCodeRefused(f"{name} asks to run code that came with it.", model_name=name)
 
@@ -246,7 +252,7 @@ def _onnx_form(config: ModelConfig, info: ModelInfo, task: str) -> tuple[ModelIn
             f"{info.path.name} has no ONNX file in {wanted or 'any type'}; it has {there}.", model_name=name,
             hint="Ask for one of those, or leave quantization unset.",
         )  # fmt: skip
-    if info.format is not ModelFormat.SAFETENSORS or wanted not in (None, "fp32", "int8"):
+    if info.format is not ModelFormat.SAFETENSORS or wanted not in (None, *MADE):
         raise InvalidInput(
             f"No ONNX file in {wanted or 'fp32'} can be made from {info.path.name} ({info.format.value}).",
             model_name=name, hint="fp32 and int8 are made, from safetensors.",

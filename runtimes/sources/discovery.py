@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lfx_local_runtimes.runtimes.config import AUTO_TASK
 from lfx_local_runtimes.runtimes.formats.hf_config import task_of
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.sources.hub import describe, gguf_models, gguf_tag, hub_cache, snapshot_folder
@@ -46,8 +47,8 @@ class Discovered:
     """The file or folder; None for a packaged model that has not been asked for yet."""
     format: ModelFormat | None
     size_bytes: int | None
-    model_type: str = "llm"
-    """What it does, as its config.json says; other is not served."""
+    model_type: str = AUTO_TASK
+    """What it does, as its config.json says; auto where only a header tells, other where it is not served."""
     pooling: str | None = None
     """How an embedding model's tokens become one vector, where its files do not tell."""
 

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from lfx_local_runtimes.errors import ModelNotFound, PickleRefused
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.formats.onnx import PRECISION
+from lfx_local_runtimes.runtimes.formats.onnx import MADE, PRECISION, preference
 from lfx_local_runtimes.settings import Settings
 
 _REPO = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*?)(?::([\w.-]{1,64}))?", re.ASCII)
@@ -66,6 +66,10 @@ class Wish:
     """ONNX, also where safetensors are beside it."""
     dtype: str | None = None
     """Of the ONNX file."""
+    tensors: bool = False
+    """No ONNX: Transformers is to load it."""
+    offline: bool = False
+    """What is cached has to do; planning says what it lacks."""
     pickle: bool = False
     python: bool = False
 
@@ -80,6 +84,8 @@ class Wish:
             gguf=tag is not None or config.runtime_type == RuntimeType.LLAMA_CPP,
             onnx=config.runtime_type == RuntimeType.ONNX,
             dtype=config.quantization,
+            tensors=config.runtime_type == RuntimeType.TRANSFORMERS,
+            offline=settings.offline or constants.HF_HUB_OFFLINE,
             pickle=settings.allow_pickle,
             python=config.trust_remote_code and settings.trust_remote_code,
         )
@@ -131,7 +137,8 @@ def describe(names: Sequence[str]) -> tuple[ModelFormat, tuple[str, ...]] | None
     if "config.json" not in there:
         return None
     root = [name for name in names if "/" not in name]
-    if weights := _tensors(names):
+    weights = _tensors(names)
+    if any("/" not in name for name in weights):
         return ModelFormat.SAFETENSORS, weights
     if "model.bin" in there:
         return ModelFormat.CTRANSLATE2, ("model.bin",)
@@ -145,7 +152,7 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
     """The files to have of a repository (or of what is cached of it).
 
     Raises:
-        ModelNotFound: it holds no weights in a form that is served, or not the GGUF asked for.
+        ModelNotFound: it holds no weights in a form that is served, or not in the one asked for.
         PickleRefused: its only weights are pickle.
     """
     ggufs, found = gguf_models(names), describe(names)
@@ -159,11 +166,17 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
             f"{repo} holds no whole GGUF, safetensors or ONNX model.", hint="Name a repository that does."
         )
     kind, weights = found
+    if wish.tensors and kind is ModelFormat.ONNX:
+        raise ModelNotFound(
+            f"{repo} holds ONNX files only, which Transformers does not load.",
+            hint="Name a repository with safetensors, or use runtime_type auto.",
+        )
     if wish.onnx or kind is ModelFormat.ONNX:
         picked = _pick_onnx(names, wish.dtype)
         if not picked and kind is ModelFormat.ONNX:
             raise ModelNotFound(f"{repo} has no ONNX file in {wish.dtype}.", hint="Leave quantization unset.")
-        weights = picked or weights  # without one, it is made from the others
+        if picked:
+            kind, weights = ModelFormat.ONNX, picked  # without one, it is made from the others
     if kind is ModelFormat.PICKLE and not wish.pickle:
         raise PickleRefused(f"{repo} holds only pickle weights, which can run code.")
     suffixes = _SIDE_SUFFIXES | {".py"} if wish.python else _SIDE_SUFFIXES
@@ -194,12 +207,18 @@ def onnx_dtype(name: str) -> str:
 
 
 def _pick_onnx(names: Sequence[str], dtype: str | None) -> tuple[str, ...]:
-    """One ONNX file of a repository's, with the files of its weights: in the type asked for, else the most exact one."""
-    models = sorted((name for name in names if name.endswith(".onnx")), key=lambda name: (len(name), name))
+    """One ONNX file of a repository's: in the type asked for, else the most exact one.
+
+    Before it come the files of its weights, and the dense layers of a sentence-transformers pipeline, which lie in
+    folders of their own.
+    """
+    models = sorted((name for name in names if name.endswith(".onnx")), key=preference)
+    layers = (name for name in _tensors(names) if "/" in name)
     for wanted in PRECISION if dtype is None else (dtype,):
         for model in models:
             if onnx_dtype(model) == wanted:
-                return (*sorted(name for name in names if name.startswith((f"{model}_data", f"{model}.data"))), model)
+                data = sorted(name for name in names if name.startswith((f"{model}_data", f"{model}.data")))
+                return (*layers, *data, model)
     return ()
 
 
@@ -274,7 +293,10 @@ def snapshot_folder(folder: Path, revision: str | None) -> Path | None:
 
 
 def cached_model(cache: Path, ref: HubRef, revision: str | None, wish: Wish) -> Path | None:
-    """The file or folder of a model that is whole in the cache; None when it must be downloaded."""
+    """The file or folder of a model that is whole in the cache, in the form asked for; None when it must be downloaded.
+
+    Offline, a folder in another form is returned too.
+    """
     folder = snapshot_folder(repo_folder(cache, ref.repo), revision)
     if folder is None:
         return None
@@ -285,4 +307,15 @@ def cached_model(cache: Path, ref: HubRef, revision: str | None, wish: Wish) -> 
             return folder / _pick_gguf(ggufs, wish.tag, ref.repo)
         except ModelNotFound:
             return None
-    return folder if found is not None and not wish.gguf else None
+    if found is None or wish.gguf:
+        return None
+    return folder if wish.offline or _fits(found[0], names, wish) else None
+
+
+def _fits(kind: ModelFormat, names: Sequence[str], wish: Wish) -> bool:
+    """These files are of the form asked for, or it can be made from them."""
+    if wish.onnx and kind is ModelFormat.SAFETENSORS and wish.dtype in (None, *MADE):
+        return True
+    if wish.onnx or kind is ModelFormat.ONNX:
+        return not wish.tensors and bool(_pick_onnx(names, wish.dtype))
+    return True

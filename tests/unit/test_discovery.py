@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from lfx_local_runtimes import provider
 from lfx_local_runtimes.errors import DownloadFailed
+from lfx_local_runtimes.runtimes import RuntimeManager
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.sources import discovery, packages
+from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import gguf_tag
 from lfx_local_runtimes.settings import Settings
+from tests.builders import write_gguf
 
 COMMIT = "0123456789" * 4
 LLAMA = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
@@ -86,9 +90,9 @@ def test_folders(settings: Settings, root: Path, cache: Path) -> None:
     put_file(root / "old" / "pytorch_model.bin", b"1")
     models = found(settings, cache)
     assert {name: (model.format, model.size_bytes, model.model_type) for name, model in models.items()} == {
-        "a": (ModelFormat.GGUF, 100, "llm"),
-        "one/two/three/four/deep.Q8_0": (ModelFormat.GGUF, 100, "llm"),
-        "split/b": (ModelFormat.GGUF, 200, "llm"),
+        "a": (ModelFormat.GGUF, 100, "auto"),
+        "one/two/three/four/deep.Q8_0": (ModelFormat.GGUF, 100, "auto"),
+        "split/b": (ModelFormat.GGUF, 200, "auto"),
         "tf": (ModelFormat.SAFETENSORS, 7, "llm"),
         "bert": (ModelFormat.SAFETENSORS, 1, "other"),
         "old": (ModelFormat.PICKLE, 1, "llm"),
@@ -96,6 +100,26 @@ def test_folders(settings: Settings, root: Path, cache: Path) -> None:
     assert models["split/b"].path == root / "split" / "b-00001-of-00002.gguf"
     assert models["tf"].model_id == str(root / "tf")
     assert {model.source for model in models.values()} == {"folder"}
+
+
+@pytest.mark.parametrize("place", ["folder", "hub cache"])
+def test_a_ggufs_header_says_what_it_does(
+    settings: Settings, root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    writer = write_gguf(tmp_path / "writer.gguf").read_bytes()
+    encoder = write_gguf(tmp_path / "encoder.gguf", metadata={"llama.pooling_type": ("u32", 1)}).read_bytes()
+    if place == "folder":
+        put(root, **{"writer.gguf": writer, "encoder.gguf": encoder})
+    else:
+        cached(cache, "org/writer", {"writer.gguf": writer})
+        cached(cache, "org/encoder", {"encoder.gguf": encoder})
+    manager = RuntimeManager(settings, catalog=Catalog(settings, cache=cache))
+    tasks = {row.model_name.rpartition("/")[2]: row.model_type for row in manager.list_models() if row.source == place}
+    assert tasks == {"writer": "llm", "encoder": "embedding"}
+    monkeypatch.setattr(provider, "get_runtime_manager", lambda: manager)
+    for kind, name in (("llm", "writer"), ("embeddings", "encoder")):
+        offered = {row["name"].rpartition("/")[2] for row in provider.live_models(None, kind)}
+        assert offered & set(tasks) == {name}
 
 
 def test_diffusers_are_one_model(settings: Settings, root: Path, cache: Path) -> None:
