@@ -79,8 +79,12 @@ class Flow:
         return node_id
 
     def connect(self, source: str, output: str, target: str, field_name: str) -> None:
-        """Wire an output to a field, with the handles as the canvas writes them."""
+        """Wire an output to a field, with the handles as the canvas writes them.
+
+        The canvas shows one of a node's outputs unless they are grouped, and drops the wires of the others.
+        """
         source_data, target_data = self._data(source), self._data(target)
+        source_data["selected_output"] = output
         types = next(item["types"] for item in source_data["node"]["outputs"] if item["name"] == output)
         into = target_data["node"]["template"][field_name]
         source_handle = {"dataType": source_data["type"], "id": source, "name": output, "output_types": types}

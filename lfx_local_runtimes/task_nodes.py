@@ -242,9 +242,9 @@ class ZeroShotBaseComponent(LabelsBaseComponent):
     also_by = ("embedding",)
 
     def update_outputs(self, frontend_node: dict[str, Any], field_name: str, field_value: Any) -> dict[str, Any]:
-        """A way out for each label."""
-        if field_name == "labels":
-            frontend_node["outputs"] = label_outputs(labels_of(field_value))
+        """A way out for each label, whichever field has changed: Langflow comes with the outputs of a new node."""
+        labels = field_value if field_name == "labels" else frontend_node["template"]["labels"]["value"]
+        frontend_node["outputs"] = label_outputs(labels_of(labels))
         return frontend_node
 
     async def found(self) -> tuple[Label, ...]:

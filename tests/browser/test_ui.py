@@ -221,6 +221,24 @@ def test_an_unknown_model_is_explained(page: "Page", api: httpx.Client) -> None:
     shot(page, "error")
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in FLOWS.glob("*.json")))
+def test_an_example_keeps_its_wires(name: str, page: "Page", api: httpx.Client) -> None:
+    """The canvas drops those that it does not understand."""
+    data = example(name)
+    open_flow(page, api, f"Wires of {name}", data)
+    playwright.expect(page.locator(".react-flow__node")).to_have_count(len(data["nodes"]))
+    playwright.expect(page.locator(".react-flow__edge")).to_have_count(len(data["edges"]))
+    shot(page, f"flow-{name}")
+
+
+def test_a_handbook_answers_with_its_sources(page: "Page", api: httpx.Client) -> None:
+    open_flow(page, api, "Handbook", example("local_rag"))
+    answer = ask(page, "How often are the filters replaced?")
+    playwright.expect(answer).to_contain_text("hundred and fifty hours")
+    playwright.expect(answer).to_contain_text("[1] Engine checks")
+    shot(page, "sources")
+
+
 def test_the_status_table_shows(page: "Page", api: httpx.Client) -> None:
     open_flow(page, api, "Status", example("model_status"))
     page.get_by_test_id("playground-btn-flow-io").click()

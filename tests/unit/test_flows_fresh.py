@@ -65,6 +65,17 @@ def test_every_wire_fits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FLOWS)
+def test_every_wire_begins_at_an_output_that_is_shown(name: str) -> None:
+    """Langflow's canvas deletes the others when the flow is opened."""
+    flow = stored(name)["data"]
+    nodes = {node["id"]: node["data"] for node in flow["nodes"]}
+    for edge in flow["edges"]:
+        source, output = nodes[edge["source"]], edge["data"]["sourceHandle"]["name"]
+        grouped = all(one.get("group_outputs") for one in source["node"]["outputs"])
+        assert grouped or source["selected_output"] == output
+
+
+@pytest.mark.parametrize("name", FLOWS)
 def test_a_flow_names_no_place_on_this_machine(name: str) -> None:
     text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
     assert str(Path.home()) not in text

@@ -272,6 +272,16 @@ async def test_every_label_is_an_output() -> None:
     ]
 
 
+@pytest.mark.parametrize("field", ["model_name", "multi_label"])
+async def test_another_field_leaves_the_labels_their_outputs(field: str) -> None:
+    """Langflow asks with the outputs of a new node, and would drop the wires of the others."""
+    made = node(ZeroShotClassifierComponent)
+    shown = made.to_frontend_node()["data"]["node"]
+    shown["template"]["labels"]["value"] = ["cat", "dog", "cow"]
+    shown = await made.run_and_validate_update_outputs(shown, field, "anything")
+    assert [output["display_name"] for output in shown["outputs"]][2:] == ["cat", "dog", "cow", "Else"]
+
+
 WAYS = ("label_1", "label_2", "else")
 
 
