@@ -48,6 +48,9 @@ class Flow:
         template, _ = create_component_template(component_extractor=component, module_name=_module(module))
         for name, value in values.items():
             template["template"][name]["value"] = value
+        model = template["template"].get("model_name", {})
+        if model.get("value") and model["value"] not in model["options"]:  # a list shows no other, and is filled later
+            model["options"] = [*model["options"], model["value"]]
         if kind is PromptComponent:
             process_prompt_template(values["template"], "template", template["custom_fields"], template["template"])
         shaping = {name: value for name, value in values.items() if template["template"][name].get("real_time_refresh")}

@@ -76,6 +76,14 @@ def test_every_wire_begins_at_an_output_that_is_shown(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FLOWS)
+def test_a_chosen_model_is_in_its_list(name: str) -> None:
+    """The canvas shows "Select an option" for others."""
+    for node in stored(name)["data"]["nodes"]:
+        field = node["data"]["node"]["template"].get("model_name", {})
+        assert not field.get("value") or field["value"] in field["options"], node["id"]
+
+
+@pytest.mark.parametrize("name", FLOWS)
 def test_a_flow_names_no_place_on_this_machine(name: str) -> None:
     text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
     assert str(Path.home()) not in text
