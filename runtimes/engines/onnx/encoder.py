@@ -36,7 +36,8 @@ class OnnxEncoder(EncoderRuntime):
         threads = self.config.threads or physical_cores()
         session = _session(file, plan, threads)
         tokenizer = read_tokenizer(plan.info.folder)
-        return OnnxNetwork(session, tokenizer, plan, read_onnx(file).weight_bytes, self.config.pooling)
+        weights = plan.info.weight_bytes if carried else read_onnx(file).weight_bytes
+        return OnnxNetwork(session, tokenizer, plan, weights or 0, self.config.pooling)
 
     def _close(self) -> None:
         super()._close()
