@@ -8,9 +8,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, SecretStr
 
-from lfx_local_runtimes.runtimes.tasks.base import Overflow
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk, EmbeddingResult
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk, RerankResult
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingResult
+from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
 from lfx_local_runtimes.task_model import TaskModel
 
 

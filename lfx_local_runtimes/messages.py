@@ -23,8 +23,15 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.config import ChatMessage, GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
-from lfx_local_runtimes.runtimes.requests import TextDelta
+from lfx_local_runtimes.runtimes.tasks.generation import (
+    ChatMessage,
+    GenerationResult,
+    Grammar,
+    TextDelta,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+)
 
 _NOT_TEXT_BUT_SAID_ELSEWHERE = frozenset({"tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking"})
 

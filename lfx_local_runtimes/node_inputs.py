@@ -20,7 +20,7 @@ from lfx.io import (
 from lfx.schema.table import EditMode
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.config import GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 AUTO = "auto"
 ENGINES = (AUTO, "llama_cpp", "transformers", "gemma_local", "gemma_streaming")

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.base import ModelRuntime
-    from lfx_local_runtimes.runtimes.config import (
-        ChatMessage,
-        DeviceType,
-        GenerationConfig,
-        GenerationResult,
-        ModelConfig,
-        RuntimeType,
-    )
+    from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
     from lfx_local_runtimes.runtimes.devices import device_capabilities, select_device
     from lfx_local_runtimes.runtimes.engines.gemma import GemmaLocalRuntime, GemmaStreamingRuntime
     from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
@@ -26,14 +19,15 @@ if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.manager import RuntimeManager, get_runtime_manager
     from lfx_local_runtimes.runtimes.requests import GenerationStream
     from lfx_local_runtimes.runtimes.status import ModelStatus
+    from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, GenerationResult
 
 _WHERE = {
-    "ChatMessage": "config",
+    "ChatMessage": "tasks.generation",
     "DeviceType": "config",
     "GemmaLocalRuntime": "engines.gemma",
     "GemmaStreamingRuntime": "engines.gemma",
-    "GenerationConfig": "config",
-    "GenerationResult": "config",
+    "GenerationConfig": "tasks.generation",
+    "GenerationResult": "tasks.generation",
     "GenerationStream": "requests",
     "LlamaCppRuntime": "engines.llama_cpp.runtime",
     "ModelConfig": "config",

@@ -17,9 +17,11 @@ from concurrent.futures import Future
 from typing import Any, ClassVar
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, WrongTask, as_fault
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
-from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Work
+from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Run
+from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,12 @@ class ModelRuntime(ABC):
         self._thread: threading.Thread | None = None
         self._loading: Future[None] | None = None
         self._ready = False
-        self._requests: set[Work] = set()
+        self._requests: set[Request[Any]] = set()
         self._memory: dict[str, int] = {}
+        self._stopping = False
+        self._on_death: Callable[[], None] = lambda: None
+        self.death: RuntimeFault | None = None
+        """Why the model ended although nobody asked it to; None while it did not."""
         self.warnings: list[str] = []
         """What a user should know about this load (a fallback to the CPU, say); part of every result."""
 
@@ -92,8 +98,8 @@ class ModelRuntime(ABC):
                 if request.start():
                     self._serve(request)
 
-    def _serve(self, request: Any) -> None:
-        """Answer one request: emit `TextDelta`s and at the end `Finished`; look at `request.cancelled` at every step.
+    def _serve(self, request: Request[Any]) -> None:
+        """Answer one request: emit deltas and at the end `Finished`; look at `request.cancelled` at every step.
 
         Raises:
             RuntimeFault: this request cannot be answered; other exceptions become `EngineFailure`.
@@ -125,11 +131,21 @@ class ModelRuntime(ABC):
         """What the model can be asked for."""
         return frozenset({"llm"})
 
+    @property
+    def pid(self) -> int:
+        """The process that the model runs in."""
+        return os.getpid()
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Call once if the loaded model ends although nobody asked it to. It is closed then, and `death` says why."""
+        self._on_death = callback
+
     def start(self, context: LoadContext | None = None) -> "Future[None]":
         """Start the thread and load on it, or join the load that is under way. Fails with a `RuntimeFault`."""
         with self._lock:
             if self._thread is not None and self._loading is not None:
                 return self._loading
+            self._stopping, self.death = False, None
             future: Future[None] = Future()
             self._loading = future
             self._inbox = queue.SimpleQueue()
@@ -142,16 +158,18 @@ class ModelRuntime(ABC):
             self._thread.start()
             return future
 
-    def submit(self, request: Work) -> None:
+    def submit(self, request: Request[Any]) -> None:
         """Queue a request; its events arrive on its channel."""
         fault: RuntimeFault | None = None
         name, limit = self.config.model_name, self.config.max_queued
         with self._lock:
             if self._thread is None:
-                fault = EngineFailure("The model is not loaded.", model_name=name)
+                fault = self.death or EngineFailure("The model is not loaded.", model_name=name)
             elif request.task not in self.tasks:
-                can = " and ".join(sorted(self.tasks))
-                fault = WrongTask(f"{name} does {can}, not {request.task}.", model_name=name, hint="Use another model.")
+                served = " and ".join(sorted(self.tasks))
+                fault = WrongTask(
+                    f"{name} does {served}, not {request.task}.", model_name=name, hint="Use another model."
+                )
             elif len(self._requests) >= limit:
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
@@ -162,7 +180,7 @@ class ModelRuntime(ABC):
         else:
             request.on_end(lambda: self._forget(request))
 
-    def _forget(self, request: Work) -> None:
+    def _forget(self, request: Request[Any]) -> None:
         with self._lock:
             self._requests.discard(request)
 
@@ -170,6 +188,7 @@ class ModelRuntime(ABC):
         """Cancel what is queued and running and close the model. Returns the thread to wait for, if there is one."""
         with self._lock:
             thread, self._thread = self._thread, None
+            self._stopping = True
             requests = list(self._requests)
             if thread is not None:
                 self._inbox.put(None)
@@ -200,15 +219,18 @@ class ModelRuntime(ABC):
         except Exception as error:
             logger.exception("%s on %s", self.engine, self.config.model_name)
             fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
-        self._end(fault)
+        self._end(fault, died=not self._stopping)
 
-    def _end(self, fault: RuntimeFault) -> None:
-        """Close the model; whoever still waits for it hears of the fault."""
+    def _end(self, fault: RuntimeFault, *, died: bool = False) -> None:
+        """Close the model, report a death, and fail what is still in hand: whoever asks again then gets a fresh load."""
         with self._lock:
             if self._thread is threading.current_thread():
                 self._thread = None
             requests = list(self._requests)
         self._shut()
+        if died:
+            self.death = fault
+            self._on_death()
         for request in requests:
             request.emit(Failed(fault))
 
@@ -220,7 +242,7 @@ class ModelRuntime(ABC):
             logger.exception("closing %s", self.config.model_name)
 
     @contextlib.contextmanager
-    def _answering(self, *requests: Work) -> Iterator[None]:
+    def _answering(self, *requests: Request[Any]) -> Iterator[None]:
         """What goes wrong inside fails these requests; the model goes on serving others."""
         try:
             yield
@@ -250,11 +272,15 @@ class ModelRuntime(ABC):
         if thread is not None:
             await asyncio.to_thread(thread.join)
 
-    def stream(self, config: GenerationConfig) -> GenerationStream:
-        """Start a request and return its stream, from any thread."""
-        request = Request(self.config.model_name, config)
+    def run(self, ask: Ask[ResultT]) -> Run[Any, ResultT]:
+        """Start a request and return the handle on it, from any thread."""
+        request = Request(self.config.model_name, ask)
         self.submit(request)
-        return GenerationStream(request)
+        return Run(request)
+
+    def stream(self, config: GenerationConfig) -> GenerationStream:
+        """The same for text: iterating it gives the text."""
+        return GenerationStream(self.run(config))
 
     async def generate(self, config: GenerationConfig) -> GenerationResult:
         """The whole answer. Cancelling the task cancels the computation.
@@ -282,7 +308,7 @@ class ModelRuntime(ABC):
             "device": self._plan.device.key if self._plan else None,
             "requests": len(self._requests),
             "warnings": list(self.warnings),
-            "pid": os.getpid(),
+            "pid": self.pid,
         }
 
     def get_memory_usage(self) -> dict[str, Any]:

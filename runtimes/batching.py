@@ -85,7 +85,7 @@ class BatchingRuntime(ModelRuntime):
         while (request := inbox.get()) is not None:
             with self._answering(request):
                 if request.cancelled:
-                    request.emit(request.nothing())
+                    request.emit(request.empty())
                 else:
                     ready.put(self._prepare(request))
         ready.put(None)

@@ -24,7 +24,7 @@ from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
 from lfx_local_runtimes.runtimes.formats.onnx import MADE, choose
 from lfx_local_runtimes.runtimes.ledger import device_budget
 from lfx_local_runtimes.runtimes.rules import Rules
-from lfx_local_runtimes.runtimes.tasks import TASKS
+from lfx_local_runtimes.runtimes.tasks import family_of, task_rows
 from lfx_local_runtimes.settings import Settings, get_settings
 
 DEFAULT_CONTEXT = 4096
@@ -98,7 +98,7 @@ def plan_loads(
                 continue
             stored = _reads_as_stored(engine, files)
             loaded = None if stored else dtype
-            if task in TASKS:
+            if family_of(task) == "reading":
                 memory = {device.key: _encoder_memory(files, context, loaded)}
                 plans.append(LoadPlan(files, engine, device, dtype, context, memory, warnings=warnings, task=task))
                 continue
@@ -233,9 +233,10 @@ def _form(
 def _onnx_form(config: ModelConfig, info: ModelInfo, task: str) -> tuple[ModelInfo, str]:
     """The ONNX file that a model comes with, or the model that one is to be made from, which has to be asked for."""
     name, wanted = config.model_name, config.quantization
-    if task not in TASKS:
+    if family_of(task) != "reading":
+        served = ", ".join(name for name, row in task_rows().items() if row.family == "reading")
         raise InvalidInput(
-            f"ONNX Runtime serves {', '.join(TASKS)} here; {info.path.name} is {task}.", model_name=name,
+            f"ONNX Runtime serves {served} here; {info.path.name} is {task}.", model_name=name,
             hint="Use a GGUF or safetensors copy of the model, and runtime_type auto.",
         )  # fmt: skip
     header = choose(info.onnx, wanted)

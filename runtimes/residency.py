@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from lfx_local_runtimes.errors import (
     DeviceUnavailable,
     DoesNotFit,
+    EngineDied,
     LoadFailed,
     MissingExtra,
     ModelBusy,
@@ -31,7 +32,7 @@ from lfx_local_runtimes.runtimes.ledger import MODELS, MemoryLedger
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.policy import Candidate, choose_victims
 from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.runtimes.slots import RequestWaiter, Slot, SlotState, Waiter
+from lfx_local_runtimes.runtimes.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
 from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -99,26 +100,42 @@ class Residency:
     def join(self, name: str, waiter: Waiter) -> None:
         """Ask for a lease; the model is loaded if need be. Returns at once, the waiter hears of the outcome."""
         granted: list[Waiter] = []
+        fault: RuntimeFault | None = None
         with self._changed:
-            closed = self._closed
-            if not closed:
+            if self._closed:
+                fault = LoadFailed("The runtime manager is closed.", model_name=name)
+            else:
                 slot = self._slots.setdefault(name, Slot(name))
+                fault = self._refused_for_now(slot)
+            if fault is None:
                 slot.waiters.append(waiter)
                 if slot.open:
                     granted = slot.grant()
                 elif slot.state in (SlotState.REGISTERED, SlotState.FAILED):
                     self._begin_load(slot)
                 runtime = slot.runtime
-        if closed:
-            waiter.failed(LoadFailed("The runtime manager is closed.", model_name=name))
+        if fault is not None:
+            waiter.failed(fault)
         for ready in granted:
             assert runtime is not None  # an open slot has one
             ready.ready(runtime)
 
-    def release(self, name: str, keep_alive: float | None = None) -> None:
+    def _refused_for_now(self, slot: Slot) -> RuntimeFault | None:
+        """A model that keeps dying rests for a while: each of its loads costs time, and each death its requests."""
+        rest = slot.rests(self._clock()) if slot.state is SlotState.FAILED else 0.0
+        if not rest:
+            return None
+        return EngineDied(
+            f"{slot.name} died {DEATHS} times within {DEATH_WINDOW_S / 60:g} minutes. The last time: {slot.last_exit}",
+            model_name=slot.name, hint=f"It can be loaded again in {rest:.0f} s.",
+        )  # fmt: skip
+
+    def release(self, runtime: ModelRuntime, keep_alive: float | None = None) -> None:
         """Give a lease back; `keep_alive` seconds, if given, replace the model's own from now on."""
         with self._changed:
-            slot = self._slots[name]
+            slot = self._slots.get(runtime.config.model_name)
+            if slot is None or slot.runtime is not runtime:
+                return  # it has died meanwhile, and its leases with it
             slot.leases -= 1
             slot.last_used = self._clock()
             if keep_alive is not None:
@@ -155,12 +172,11 @@ class Residency:
             )
             slot.keep_alive = prepared.config.keep_alive
             runtime = self._first_that_loads(slot, prepared, slot.context)
+            self._load_done(slot, runtime, self._clock() - started)
         except Exception as error:
             if not isinstance(error, RuntimeFault):
                 logger.exception("loading %s", slot.name)
             self._load_failed(slot, as_fault(error, LoadFailed, f"{slot.name} could not be loaded", slot.name))
-        else:
-            self._load_done(slot, runtime, self._clock() - started)
 
     def _redirect(self, slot: Slot, name: str) -> None:
         """The name was another spelling of a known model: everybody who waits here waits there."""
@@ -173,7 +189,11 @@ class Residency:
             self.join(name, waiter)
 
     def _load_done(self, slot: Slot, runtime: ModelRuntime, seconds: float) -> None:
+        """Raises the runtime's fault if it has died already."""
+        runtime.on_death(lambda: self._died(slot, runtime))
         with self._changed:
+            if runtime.death is not None:
+                raise runtime.death
             unwanted = slot.context is not None and slot.context.cancelled  # too late for the engine to notice
             slot.move(SlotState.READY)
             slot.runtime, slot.context, slot.progress = runtime, None, None
@@ -192,6 +212,8 @@ class Residency:
             cancelled = slot.context is not None and slot.context.cancelled
             slot.move(SlotState.REGISTERED if cancelled else SlotState.FAILED)
             slot.context, slot.progress, slot.error = None, None, None if cancelled else fault
+            if isinstance(fault, EngineDied) and not cancelled:
+                self._note_death(slot, fault)
             self.ledger.release(slot.name)
             self.counters["failed_loads"] += not cancelled
             waiters, slot.waiters = list(slot.waiters), type(slot.waiters)()
@@ -214,7 +236,7 @@ class Residency:
             runtime = engine_factory(plan.engine)(prepared.config, plan)
             try:
                 self._load_one(slot, runtime, plan, context)
-            except (LoadFailed, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
+            except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
                 if context.cancelled:
                     raise
                 logger.warning("%s on %s: %s", plan.engine, plan.device.key, fault)
@@ -416,6 +438,36 @@ class Residency:
             self._changed.notify_all()
         for future in unloads:
             future.set_result(True)
+
+    # -- death -------------------------------------------------------------------------------------------------------
+
+    def _died(self, slot: Slot, runtime: ModelRuntime) -> None:
+        """A loaded model has ended by itself. Its requests have failed; those who waited behind it get a fresh load."""
+        fault = runtime.death
+        assert fault is not None
+        with self._changed:
+            if slot.runtime is not runtime or slot.state is not SlotState.READY:
+                return  # it was being unloaded, or has not been ready yet: then `_load_done` notices
+            logger.error("%s died: %s", slot.name, fault)
+            slot.move(SlotState.FAILED)
+            slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
+            slot.error = fault
+            self._note_death(slot, fault)
+            self.ledger.release(slot.name)
+            refusal = self._refused_for_now(slot)
+            waiters = [waiter for waiter in slot.waiters if not waiter.gone]
+            if refusal is not None:
+                slot.waiters.clear()
+            elif waiters and not self._closed:
+                self._begin_load(slot)
+            self._changed.notify_all()
+        for waiter in waiters if refusal is not None else ():
+            waiter.failed(refusal)
+
+    def _note_death(self, slot: Slot, fault: RuntimeFault) -> None:
+        slot.deaths.append(self._clock())
+        slot.last_exit = fault.message
+        self.counters["deaths"] += 1
 
     # -- idle time ---------------------------------------------------------------------------------------------------
 

@@ -1,20 +1,26 @@
 """A slot: one model's life in the manager. Every method is called with the manager's lock held.
 
-registered → loading → ready → unloading → registered, and failed, from where a new request tries again.
-`move` is the only writer of the state and follows the table.
+registered → loading → ready → unloading → registered. A load that fails, and a model that dies, lead to failed, from
+where the next request tries again. `move` is the only writer of the state and follows the table.
 """
 
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from lfx_local_runtimes.errors import LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import FOREVER, ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.requests import Failed, Progress, Work
+from lfx_local_runtimes.runtimes.requests import Failed, Progress, Request
+
+DEATHS = 3
+"""A model that dies so often within `DEATH_WINDOW_S` is not loaded again for `BACK_OFF_S`."""
+
+DEATH_WINDOW_S = 300.0
+BACK_OFF_S = 60.0
 
 
 class SlotState(str, Enum):
@@ -30,7 +36,7 @@ class SlotState(str, Enum):
 _MOVES: dict[SlotState, frozenset[SlotState]] = {
     SlotState.REGISTERED: frozenset({SlotState.LOADING}),
     SlotState.LOADING: frozenset({SlotState.READY, SlotState.FAILED, SlotState.REGISTERED}),
-    SlotState.READY: frozenset({SlotState.UNLOADING}),
+    SlotState.READY: frozenset({SlotState.UNLOADING, SlotState.FAILED}),
     SlotState.UNLOADING: frozenset({SlotState.REGISTERED}),
     SlotState.FAILED: frozenset({SlotState.LOADING}),
 }
@@ -56,7 +62,7 @@ class Waiter(Protocol):
 class RequestWaiter:
     """A request on its way to the runtime."""
 
-    def __init__(self, request: Work, release: Callable[[str, float | None], None]) -> None:
+    def __init__(self, request: Request[Any], release: Callable[[ModelRuntime, float | None], None]) -> None:
         self.request = request
         self._release = release
 
@@ -65,7 +71,7 @@ class RequestWaiter:
         return self.request.cancelled
 
     def ready(self, runtime: ModelRuntime) -> None:
-        self.request.on_end(lambda: self._release(runtime.config.model_name, self.request.keep_alive))
+        self.request.on_end(lambda: self._release(runtime, self.request.ask.keep_alive))
         runtime.submit(self.request)
 
     def failed(self, fault: RuntimeFault) -> None:
@@ -120,6 +126,10 @@ class Slot:
         self.pinned = config.pinned if config else False
         self.waiters: deque[Waiter] = deque()
         self.unloads: list[Future[bool]] = []
+        self.deaths: deque[float] = deque(maxlen=DEATHS)
+        """When the model died without being asked to end, the last times (monotonic seconds)."""
+        self.last_exit: str | None = None
+        """How its process ended the last time."""
         self.wanted_by: set[str] = set()
         """Loads that wait for this model's memory: newcomers queue behind them."""
 
@@ -138,6 +148,12 @@ class Slot:
     def idle(self) -> bool:
         """Loaded and in nobody's hands."""
         return self.state is SlotState.READY and self.leases == 0
+
+    def rests(self, now: float) -> float:
+        """Seconds until it may be loaded again, because it has died too often; 0 if it may be loaded now."""
+        if len(self.deaths) < DEATHS or now - self.deaths[0] > DEATH_WINDOW_S:
+            return 0.0
+        return max(0.0, self.deaths[-1] + BACK_OFF_S - now)
 
     @property
     def plan(self) -> LoadPlan | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, InvalidInput
 from lfx_local_runtimes.optional import require
-from lfx_local_runtimes.runtimes.config import Grammar
 from lfx_local_runtimes.runtimes.engines.schemas import MAX_CHARS, check_schema
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
 
 JSON_OPTIONS = {
     "lenient": False,

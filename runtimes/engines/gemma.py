@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import DeviceType, GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 _GEMMA = re.compile(r"gemma", re.IGNORECASE)
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.1, "int4": 0.7}

@@ -6,11 +6,12 @@ from typing import Protocol, TypeAlias
 
 from lfx_local_runtimes.errors import LoadFailed
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import FinishReason, GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
+from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
 from lfx_local_runtimes.runtimes.text.answer import Answer
 from lfx_local_runtimes.runtimes.text.templates import choose_template
 
@@ -112,7 +113,7 @@ class ScriptedRuntime(ModelRuntime):
         assert self._plan is not None
         answer = Answer(request, self._template)
         limit = answer.admit(len(answer.prompt.split()), self._plan.context_length)
-        config = request.config.model_copy(update={"seed": answer.seed})
+        config = request.ask.model_copy(update={"seed": answer.seed})
         steps = self.script(config) if callable(self.script) else self.script
         reason = self._play(steps, request, answer, limit)
         answer.finish(reason, "", {

@@ -10,8 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
-from lfx_local_runtimes.runtimes.config import FinishReason, GenerationConfig, GenerationResult, TokenLogprob, ToolCall
-from lfx_local_runtimes.runtimes.requests import Finished, Request, TextDelta, ToolCallDelta
+from lfx_local_runtimes.runtimes.requests import Finished, Request
+from lfx_local_runtimes.runtimes.tasks.generation import (
+    FinishReason,
+    GenerationConfig,
+    GenerationResult,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
 from lfx_local_runtimes.runtimes.text.filters import StopFilter
 from lfx_local_runtimes.runtimes.text.reasoning import NoThought, Splitter, make_splitter
 from lfx_local_runtimes.runtimes.text.templates import Template, render, strip_bos
@@ -27,17 +35,17 @@ class Answer:
     """Follows one request from its prompt to its result. Times run from `begin`, or else from the moment it is made.
 
     Args:
-        request: what was asked.
+        request: what was asked, a `GenerationConfig`.
         template: how the model writes conversations down.
         bos: the text of the begin-of-sequence token, empty where there is none.
         eos: likewise of the end.
     """
 
-    def __init__(self, request: Request, template: Template, *, bos: str = "", eos: str = "") -> None:
+    def __init__(self, request: Request[GenerationConfig], template: Template, *, bos: str = "", eos: str = "") -> None:
         self._request = request
         self._started = time.perf_counter()
         self._first: float | None = None
-        config = request.config
+        config = request.ask
         self.seed = secrets.randbelow(2**32 - 1) if config.seed is None else config.seed
         self.template = "raw" if config.raw else template.name
         self.grammar = config.grammar or forced_grammar(config)
@@ -106,7 +114,7 @@ class Answer:
         Raises:
             InvalidInput: an id is not in the vocabulary.
         """
-        ids = self._request.config.prompt_ids
+        ids = self._request.ask.prompt_ids
         if ids is None:
             return None
         wrong = next((one for one in ids if one >= vocabulary), None)
@@ -123,7 +131,7 @@ class Answer:
         Raises:
             ContextOverflow: it has more characters than the longest tokens would hold.
         """
-        if len(self.prompt) > context_length * _LONGEST_TOKEN and not self._request.config.truncate:
+        if len(self.prompt) > context_length * _LONGEST_TOKEN and not self._request.ask.truncate:
             raise ContextOverflow(
                 f"The prompt has {len(self.prompt):,} characters; the context holds {context_length:,} tokens.",
                 model_name=self._request.model_name, hint="Shorten it, or set truncate.",
@@ -135,7 +143,7 @@ class Answer:
         The first token stays (it may begin the sequence). Room is left for `max_tokens`, but for no more than half of
         the context.
         """
-        config = self._request.config
+        config = self._request.ask
         room = context_length - min(config.max_tokens, context_length // 2)
         if not config.truncate or len(prompt) <= room:
             return prompt
@@ -156,7 +164,7 @@ class Answer:
                 model_name=self._request.model_name,
                 hint="Shorten it, set truncate, or load the model with a larger context_length.",
             )  # fmt: skip
-        return min(room, self._request.config.max_tokens)
+        return min(room, self._request.ask.max_tokens)
 
     def push(self, text: str, logprob: TokenLogprob | None = None) -> bool:
         """A token was generated and `text` became final with it (perhaps none). False once the answer is over.
@@ -180,7 +188,7 @@ class Answer:
         It ends a thought that has used up its budget. The engine evaluates its tokens as if they had been drawn, and
         pushes them.
         """
-        budget = self._request.config.reasoning_budget
+        budget = self._request.ask.reasoning_budget
         if budget is None or self._closing or not self._splitter.inside or self._thought_tokens < budget:
             return ""
         self._closing = True
@@ -225,7 +233,7 @@ class Answer:
             text="".join(self._pieces), model_name=self._request.model_name, tokens_generated=self.tokens,
             prompt_tokens=self.prompt_tokens, finish_reason="tool_calls" if calls and reason == "stop" else reason,
             reasoning="".join(self._thoughts) or None, tool_calls=calls,
-            logprobs=tuple(self._logprobs) if self._request.config.logprobs else None,
+            logprobs=tuple(self._logprobs) if self._request.ask.logprobs else None,
             execution_time=now - self._started,
             time_to_first_token=None if self._first is None else self._first - self._started,
             metadata={**metadata, **self._about()},
@@ -246,6 +254,6 @@ class Answer:
         about = {"seed": self.seed, "template": self.template, "request_id": self._request.id}
         if self._cut:
             about["truncated_tokens"] = self._cut
-        if self._request.config.return_prompt:
-            about["prompt"] = self._request.config.prompt_ids or self.prompt
+        if self._request.ask.return_prompt:
+            about["prompt"] = self._request.ask.prompt_ids or self.prompt
         return about

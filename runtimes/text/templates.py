@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput, TemplateFault
-from lfx_local_runtimes.runtimes.config import ChatMessage, Tool
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool
 from lfx_local_runtimes.runtimes.text.template_sandbox import (
     MAX_OUTPUT_CHARS,
     TemplateOverrun,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from lfx_local_runtimes.runtimes.config import Tool
+from lfx_local_runtimes.runtimes.tasks.generation import Tool
 from lfx_local_runtimes.runtimes.text.tool_notations import (
     Calls,
     Tools,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from lfx_local_runtimes.runtimes.config import ChatMessage, Tool, ToolCall
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool, ToolCall
 from lfx_local_runtimes.runtimes.text.tool_formats import ToolFormat
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lfx_local_runtimes.runtimes.config import Tool
+from lfx_local_runtimes.runtimes.tasks.generation import Tool
 
 Calls = list[tuple[str, dict[str, Any]]]
 Tools = Mapping[str, Tool]

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lfx_local_runtimes.runtimes.config import Tool
-from lfx_local_runtimes.runtimes.requests import ToolCallDelta
+from lfx_local_runtimes.runtimes.tasks.generation import Tool, ToolCallDelta
 from lfx_local_runtimes.runtimes.text.filters import MarkScanner
 from lfx_local_runtimes.runtimes.text.tool_notations import Calls
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes import DeviceType, GenerationConfig, LlamaCppRuntime, ModelConfig, TransformersRuntime
-from lfx_local_runtimes.runtimes.config import GenerationResult, Grammar
 from lfx_local_runtimes.runtimes.engines.constraints import compile_constraint, hf_tokenizer
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, Grammar
 
 pytestmark = pytest.mark.integration
 

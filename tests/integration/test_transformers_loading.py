@@ -17,11 +17,12 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines import convert
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.settings import PREFIX, get_settings
 from tests.plugin_models import save_llama
 from tests.transformers_runtimes import Start, copy_of, noise, run
@@ -180,7 +181,8 @@ def test_gemma_does_not_run_in_fp16(start: Start, gemma_safetensors: Path) -> No
 
 UNLOAD = """
 import json, sys, psutil
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import (ModelConfig)
+from lfx_local_runtimes.runtimes.tasks.generation import (GenerationConfig)
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 
 def resident():

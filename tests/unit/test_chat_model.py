@@ -23,7 +23,7 @@ from lfx_local_runtimes.chat import ChatLocalRuntime
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
 from lfx_local_runtimes.messages import about, to_chat_message, to_tools
 from lfx_local_runtimes.runtimes import GenerationConfig
-from lfx_local_runtimes.runtimes.config import GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 
 

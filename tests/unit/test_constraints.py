@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.errors import EngineFailure, InvalidInput
-from lfx_local_runtimes.runtimes.config import Grammar
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint
 from lfx_local_runtimes.runtimes.engines.schemas import MAX_CHARS
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
 
 llguidance = pytest.importorskip("llguidance")
 np = pytest.importorskip("numpy")

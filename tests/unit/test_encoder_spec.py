@@ -12,7 +12,7 @@ from lfx_local_runtimes.runtimes.engines.encoder.spec import read_spec
 from lfx_local_runtimes.runtimes.formats.hf_config import task_of
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.tasks.base import Spec
+from lfx_local_runtimes.runtimes.tasks.text.reading import Spec
 
 POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
 

@@ -11,8 +11,8 @@ import pytest
 from jinja2 import TemplateError
 
 from lfx_local_runtimes.errors import InvalidInput, TemplateFault
-from lfx_local_runtimes.runtimes.config import ChatMessage, Tool, ToolCall
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool, ToolCall
 from lfx_local_runtimes.runtimes.text.template_sandbox import TemplateRefusal, TemplateSandbox
 from lfx_local_runtimes.runtimes.text.templates import BUILT_IN, Template, choose_template, render, strip_bos
 

@@ -13,7 +13,7 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Opt
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, Tokens
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec, Tokens
 
 CALL = 512
 """Tokens of one call, where no text is longer: llama.cpp compares each with every other of its call, so that the work

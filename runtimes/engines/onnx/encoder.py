@@ -17,7 +17,7 @@ from lfx_local_runtimes.runtimes.engines.onnx.export import exported
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.onnx import read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.tasks.base import Tokens
+from lfx_local_runtimes.runtimes.tasks.text.reading import Tokens
 
 _EXTRA = "onnx"
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.binary import Array
+from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
 class EmbeddingResult(TaskResult):
     """Vectors in the order of the texts."""
 
-    vectors: "np.ndarray[Any, Any]"
+    vectors: Array
     """float32, of shape (texts, dimensions)."""
 
 
-class EmbeddingAsk(Ask[EmbeddingResult]):
+class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
     """Texts, or token ids, to embed. A text that is read in parts (`chunk`) gets their mean, weighted by their tokens."""
 
     task: ClassVar[str] = "embedding"
@@ -51,7 +53,7 @@ class EmbeddingAsk(Ask[EmbeddingResult]):
         return value
 
 
-class Embedding(Task[EmbeddingAsk, EmbeddingResult]):
+class Embedding(Reading[EmbeddingAsk, EmbeddingResult]):
     """From token states to one vector, as the model's pooling configuration says."""
 
     def pieces(self, ask: EmbeddingAsk, spec: Spec) -> Sequence[Piece]:
@@ -122,3 +124,9 @@ def pool(states: "np.ndarray[Any, Any]", mask: "np.ndarray[Any, Any]", mode: str
         sums = np.matmul(weights[:, None, :], np.where(mask[:, :, None], states, 0))[:, 0]
         vectors = sums / (np.sqrt(total) if mode == "mean_sqrt_len" else total)
     return vectors
+
+
+ROW = TaskRow(
+    name="embedding", family="reading", ask=EmbeddingAsk, result=EmbeddingResult, work=Embedding(), path="embed",
+    summary="A vector for each text.",
+)  # fmt: skip

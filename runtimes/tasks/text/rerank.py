@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
-from lfx_local_runtimes.runtimes.tasks.classification import scores
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.text.classification import scores
+from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ class RerankResult(TaskResult):
     ranking: tuple[Ranked, ...]
 
 
-class RerankAsk(Ask[RerankResult]):
+class RerankAsk(ReadingAsk[RerankResult]):
     """A query and the documents to put in order."""
 
     task: ClassVar[str] = "rerank"
@@ -37,7 +38,7 @@ class RerankAsk(Ask[RerankResult]):
     top_n: int | None = Field(default=None, ge=1, description="Tell the best ones only.")
 
 
-class Rerank(Task[RerankAsk, RerankResult]):
+class Rerank(Reading[RerankAsk, RerankResult]):
     """Query and document are read together; the one logit is the score."""
 
     def pieces(self, ask: RerankAsk, spec: Spec) -> Sequence[Piece]:
@@ -49,3 +50,9 @@ class Rerank(Task[RerankAsk, RerankResult]):
     def result(self, ask: RerankAsk, values: Sequence[Any], spec: Spec, about: TaskResult) -> RerankResult:
         ranking = sorted((Ranked(index, score) for index, score in enumerate(values)), key=lambda one: -one.score)
         return RerankResult(about.model_name, about.metadata, tuple(ranking[: ask.top_n]))
+
+
+ROW = TaskRow(
+    name="rerank", family="reading", ask=RerankAsk, result=RerankResult, work=Rerank(), path="rerank",
+    summary="The documents' places and scores, best first.",
+)  # fmt: skip

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, StringConstraints, field_validator
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
-from lfx_local_runtimes.runtimes.tasks.classification import Label, best, scores
-from lfx_local_runtimes.runtimes.tasks.embedding import Embedding, EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.text.classification import Label, best, scores
+from lfx_local_runtimes.runtimes.tasks.text.embedding import Embedding, EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,7 @@ class ZeroShotResult(TaskResult):
     labels: tuple[tuple[Label, ...], ...]
 
 
-class ZeroShotAsk(Ask[ZeroShotResult]):
+class ZeroShotAsk(ReadingAsk[ZeroShotResult]):
     """Texts, and labels to choose from."""
 
     task: ClassVar[str] = "zero_shot"
@@ -63,7 +64,7 @@ class ZeroShotAsk(Ask[ZeroShotResult]):
         return value
 
 
-class ZeroShot(Task[ZeroShotAsk, ZeroShotResult]):
+class ZeroShot(Reading[ZeroShotAsk, ZeroShotResult]):
     """One of two methods, by what the model is for.
 
     entailment (Yin et al. 2019), NLI models: every text is read with every label's hypothesis; what counts is the logit of
@@ -142,3 +143,9 @@ def _entailments(ask: ZeroShotAsk, values: Sequence[Any], spec: Spec) -> "np.nda
 def entailment(labels: Sequence[str]) -> int | None:
     """Which of a model's labels says that the second text follows from the first."""
     return next((index for index, label in enumerate(labels) if label.lower().startswith("entail")), None)
+
+
+ROW = TaskRow(
+    name="zero_shot", family="reading", ask=ZeroShotAsk, result=ZeroShotResult, work=ZeroShot(), path="classify",
+    needed="labels", summary="Each text's labels, likeliest first: those given, by an NLI or an embedding model.",
+)  # fmt: skip

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
-from lfx_local_runtimes.runtimes.tasks.classification import scores
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.text.classification import scores
+from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ class NerResult(TaskResult):
     entities: tuple[tuple[Entity, ...], ...]
 
 
-class NerAsk(Ask[NerResult]):
+class NerAsk(ReadingAsk[NerResult]):
     """Texts to search."""
 
     task: ClassVar[str] = "ner"
@@ -42,7 +43,7 @@ class NerAsk(Ask[NerResult]):
 _Span = tuple[str, int, int, float]
 
 
-class Ner(Task[NerAsk, NerResult]):
+class Ner(Reading[NerAsk, NerResult]):
     """One logit per token and label; neighbouring tokens of one entity become a span, as the tags B- and I- say.
 
     The rule is that of Transformers' token-classification pipeline with `aggregation_strategy="simple"`.
@@ -94,3 +95,9 @@ def _tag(label: str) -> tuple[str, str]:
     """A tag's prefix (B or I; where there is none it counts as I) and its label."""
     prefix, dash, rest = label.partition("-")
     return (prefix, rest) if dash and prefix in ("B", "I") else ("I", label)
+
+
+ROW = TaskRow(
+    name="ner", family="reading", ask=NerAsk, result=NerResult, work=Ner(), path="ner",
+    summary="Each text's entities: label, text, characters from start to end, score.",
+)  # fmt: skip

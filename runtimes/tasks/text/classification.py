@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from lfx_local_runtimes.runtimes.tasks.base import MAX_TEXTS, Ask, Piece, Spec, Task, TaskResult, Text, Tokens
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ class ClassificationResult(TaskResult):
     labels: tuple[tuple[Label, ...], ...]
 
 
-class ClassificationAsk(Ask[ClassificationResult]):
+class ClassificationAsk(ReadingAsk[ClassificationResult]):
     """Texts to label."""
 
     task: ClassVar[str] = "classification"
@@ -38,7 +39,7 @@ class ClassificationAsk(Ask[ClassificationResult]):
     )
 
 
-class Classification(Task[ClassificationAsk, ClassificationResult]):
+class Classification(Reading[ClassificationAsk, ClassificationResult]):
     """One logit per label."""
 
     def pieces(self, ask: ClassificationAsk, spec: Spec) -> Sequence[Piece]:
@@ -74,3 +75,9 @@ def scores(logits: "np.ndarray[Any, Any]", activation: str) -> "np.ndarray[Any, 
         powers = np.exp(logits - logits.max(-1, keepdims=True))
         found = powers / powers.sum(-1, keepdims=True)
     return found
+
+
+ROW = TaskRow(
+    name="classification", family="reading", ask=ClassificationAsk, result=ClassificationResult, work=Classification(),
+    path="classify", summary="Each text's labels, likeliest first: the model's own.",
+)  # fmt: skip
