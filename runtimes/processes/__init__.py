@@ -1,0 +1,1 @@
+"""Child processes: how they are confined, started, spoken to and ended."""
