@@ -1,1 +1,1 @@
-"""Child processes: how they are confined, started, spoken to and ended."""
+"""Child processes: how they are started, confined, spoken to and ended. Engines, chat templates and exports run in one."""
