@@ -1,6 +1,6 @@
 """One account of memory for RAM and every accelerator, across all engines.
 
-free = min(what the driver says less what is promised but not yet taken, budget less what is accounted).
+free = min(free bytes by the driver − bytes promised but not yet taken, budget − accounted bytes).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe
 from lfx_local_runtimes.settings import Settings
 
 MODELS = "models"
-"""The resource that counts loaded models, beside the devices' bytes."""
+"""The resource that counts loaded models. The other resources are devices, counted in bytes."""
 
 _RAM_SHARE = 0.90
 _GPU_SHARE = 0.95
@@ -18,7 +18,7 @@ _GIB = 2**30
 
 
 def device_budget(device: Device, settings: Settings, probe: DeviceProbe) -> int:
-    """What models may take of a device's memory in all, in bytes."""
+    """The bytes of a device's memory that all models together may take."""
     limit, share = (
         (settings.memory_budget_gb, _RAM_SHARE) if device.key == CPU.key else (settings.max_gpu_mem_gb, _GPU_SHARE)
     )
@@ -26,7 +26,7 @@ def device_budget(device: Device, settings: Settings, probe: DeviceProbe) -> int
 
 
 class MemoryLedger:
-    """Who holds how many bytes of what. Not thread-safe: the manager's lock guards it."""
+    """How many bytes of each resource every model holds. Not thread-safe: the manager's lock guards it."""
 
     def __init__(self, settings: Settings, probe: DeviceProbe) -> None:
         self._settings = settings
@@ -39,13 +39,13 @@ class MemoryLedger:
         return [CPU, *self._probe.accelerators()]
 
     def budget(self, resource: str) -> int | None:
-        """What models may take of it in all, in bytes; None is no limit."""
+        """How much of a resource all models together may take; None means no limit."""
         if resource == MODELS:
             return self._settings.max_loaded_models
         return device_budget(_device(resource), self._settings, self._probe)
 
     def accounted(self, resource: str) -> int:
-        """What models hold or were promised of it."""
+        """How much of a resource models hold or were promised."""
         return sum(entry.get(resource, 0) for entry in self._entries.values())
 
     def holds(self, name: str) -> Mapping[str, int]:
@@ -53,7 +53,7 @@ class MemoryLedger:
         return self._entries.get(name, {})
 
     def free(self, resource: str) -> int | None:
-        """What another model may take; None is no limit."""
+        """How much of a resource another model may take; None means no limit."""
         budget = self.budget(resource)
         if budget is None:
             return None
@@ -64,7 +64,7 @@ class MemoryLedger:
         return max(0, min(left, self._probe.memory(_device(resource)).free - promised))
 
     def shortage(self, needs: Mapping[str, int]) -> dict[str, int]:
-        """What is missing of each resource; empty when it fits."""
+        """How much of each resource is missing; empty if the needs fit."""
         missing = {}
         for resource, amount in needs.items():
             free = self.free(resource)
@@ -78,17 +78,17 @@ class MemoryLedger:
         self._promised.add(name)
 
     def correct(self, name: str, measured: Mapping[str, int]) -> None:
-        """Replace the estimate by what the load really took."""
+        """Replace the estimate by what the load took."""
         self._entries[name] = {**measured, MODELS: 1}
         self._promised.discard(name)
 
     def release(self, name: str) -> None:
-        """Everything this model held is back."""
+        """Remove everything that this model held or was promised."""
         self._entries.pop(name, None)
         self._promised.discard(name)
 
     def report(self) -> dict[str, dict[str, object]]:
-        """Per device: budget, accounted and free bytes, what the driver says is free, and the models' shares."""
+        """Per device: budget, accounted and free bytes, free bytes by the driver, and the bytes of each model."""
         rows: dict[str, dict[str, object]] = {}
         for device in self.devices():
             key = device.key

@@ -1,10 +1,10 @@
-"""Eviction as a pure function: who has to leave so that a model fits."""
+"""Eviction as a pure function: which models have to leave so that another one fits."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 Amounts = Mapping[str, int]
-"""Resources by name: bytes per device, and `models`, which counts places."""
+"""Resources by name: bytes per device, and `models`, the number of loaded models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +17,14 @@ class Candidate:
 
 
 def choose_victims(shortage: Amounts, candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
-    """The models to evict, least recently used first, or None when all of them would not be enough.
+    """The models to evict, least recently used first. None if all of them together are not enough.
 
-    Takes candidates in order of their last use until every shortage is covered, then spares, most recently used
-    first, whoever turned out not to be needed: one large model instead of a large and three small ones.
+    Takes candidates in the order of their last use until every shortage is covered. Then goes through them again, most
+    recently used first, and keeps each model that turned out not to be needed. So one large model leaves, and not the
+    large one and three small ones.
 
     Args:
-        shortage: what is missing of each resource.
+        shortage: how much of each resource is missing.
         candidates: models that may leave; the caller has left out those in use or pinned.
     """
     missing = {resource: amount for resource, amount in shortage.items() if amount > 0}

@@ -42,7 +42,7 @@ _GGUF_ENCODERS = frozenset(
         "gemma-embedding",
     }
 )  # fmt: skip
-"""Architectures that llama.cpp computes without a KV cache: they write nothing."""
+"""Architectures that llama.cpp computes without a KV cache: they generate no text."""
 _GGUF_POOLINGS, _GGUF_RANK = (1, 2, 3), 4
 """llama.cpp's `llama_pooling_type`: mean, cls and last for vectors, rank for scores."""
 
@@ -52,14 +52,14 @@ def inspect_model(
 ) -> ModelInfo:
     """Format, engine, architecture, sizes, chat template, problems and memory estimate of a model on disk.
 
-    What is wrong with the files is in `problems`, so that a broken model can be listed; only a path that leads nowhere
-    raises.
+    Problems of the files are reported in `problems`, so that a broken model can still be listed. Only a path that does
+    not exist raises.
 
     Args:
         path: a file or a folder.
-        context_length: tokens the memory estimate is for; unset, 4,096, or the model's own where that is less.
+        context_length: tokens for the memory estimate; if unset, 4,096 or the model's own, whichever is less.
         thorough: also check what takes time (a GGUF vocabulary token by token). Needed before a GGUF file is loaded.
-        rules: format to engine; unset, those of the settings.
+        rules: which engine serves which format; if unset, those of the settings.
 
     Raises:
         ModelNotFound: the path does not exist.
@@ -72,7 +72,7 @@ def inspect_model(
         found = detect(place)
         info = _inspect(place, found, thorough=thorough)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if place.exists():  # a part of it is missing: a split file, a dangling link
+        if place.exists():  # a part of it is missing, such as a split file or the target of a link
             return _broken(place, f"{Path(error.filename or place).name} is missing")
         raise ModelNotFound(f"There is no model at {path}.", hint="Give the path of a model file or folder.") from error
     except InvalidModelFile as fault:
@@ -101,7 +101,7 @@ def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
 
 
 def _name(path: Path) -> str:
-    """What people call it: the file's stem, the folder, or the repository of a snapshot in the hub's cache."""
+    """The model's usual name: the file's stem, the folder, or the repository of a snapshot in the hub's cache."""
     if path.is_file():
         return path.stem
     path = path.resolve()
@@ -167,7 +167,7 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
 
 
 def _gguf_task(header: GgufHeader) -> str:
-    """What the file's pooling is for, where it has one; a decoder without writes text."""
+    """The task, by the file's pooling. A decoder without pooling generates text."""
     pooling = header.of_model("pooling_type")
     if pooling == _GGUF_RANK:
         labels = header.of_model("classifier.output_labels")
@@ -180,7 +180,7 @@ def _positive(value: object) -> int | None:
 
 
 def _gguf_type(headers: list[GgufHeader]) -> str | None:
-    """What the file says it is, else the type that most of the bytes have."""
+    """The type that the file names, otherwise the type of most of its bytes."""
     named = (
         FILE_TYPES.get(headers[0].integer("general.file_type") or 0)
         if "general.file_type" in headers[0].kinds
@@ -206,7 +206,7 @@ def _per_layer(header: GgufHeader, key: str, default: int) -> list[int]:
 
 
 def _gguf_layers(header: GgufHeader) -> tuple[AttentionLayer, ...]:
-    """Widths as llama.cpp derives them: key and value length default to embedding / heads, KV heads to heads."""
+    """The layers as llama.cpp derives them: key and value length default to embedding / heads, KV heads to heads."""
     width = _positive(header.of_model("embedding_length")) or 0
     heads = _per_layer(header, "attention.head_count", 0)
     kv_heads = _per_layer(header, "attention.head_count_kv", -1)
@@ -268,7 +268,7 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
 
 
 def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: list[SafetensorsTensor]) -> str | None:
-    """The quantization method where there is one, else the type that most of the bytes have."""
+    """The quantization method if there is one, otherwise the type of most of the bytes."""
     quantized = config.get("quantization_config")
     if isinstance(quantized, dict):
         method, bits = quantized.get("quant_method"), quantized.get("bits")
@@ -288,22 +288,22 @@ def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: li
 
 
 def _onnx(info: ModelInfo) -> ModelInfo:
-    """What config.json beside the file says, where there is one; the rest from the file that is loaded by default."""
+    """Facts from config.json, if there is one. The other facts are from the ONNX file that is loaded by default."""
     found: list[str] = []
     headers = _onnx_headers(info.files, found)
     header = choose(headers, None)
     if header is None:
         return replace(info, problems=(*info.problems, *found))
-    told = _transformers(info, thorough=False) if (info.folder / "config.json").is_file() else info
+    described = _transformers(info, thorough=False) if (info.folder / "config.json").is_file() else info
     return replace(
-        told,
+        described,
         files=header.files,
         size_bytes=sum(file.stat().st_size for file in header.files),
         parameters=header.parameters,
         weight_bytes=header.weight_bytes,
         quantization=header.dtype,
-        task=told.task if told.metadata.get("architectures") else _task_of_outputs(header),
-        metadata=told.metadata or {"num_labels": _width(header)},
+        task=described.task if described.metadata.get("architectures") else _task_of_outputs(header),
+        metadata=described.metadata or {"num_labels": _width(header)},
         onnx=headers,
     )
 
@@ -313,13 +313,13 @@ def _onnx_headers(files: Iterable[Path], problems: list[str]) -> tuple[OnnxHeade
 
 
 def _width(header: OnnxHeader) -> int | None:
-    """How many numbers the first output has for each row or token, where its shape tells."""
+    """How many numbers the first output has for each row or token; None if its shape does not say."""
     shape = header.outputs[0].shape if header.outputs else ()
     return shape[-1] if shape else None
 
 
 def _task_of_outputs(header: OnnxHeader) -> str:
-    """What a model does of which only the file is known, by the names and shapes that exports give its outputs."""
+    """The task of a model without a usable config.json, by the usual names and shapes of its outputs."""
     outputs = {output.name: output.shape for output in header.outputs}
     logits = outputs.get("logits")
     if logits is not None:

@@ -1,1 +1,1 @@
-"""Conversation to prompt, tokens to answer: the same for every engine."""
+"""From a conversation to a prompt, and from tokens to an answer. The same for every engine."""

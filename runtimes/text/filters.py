@@ -1,4 +1,4 @@
-"""Text on its way out of an engine: whole characters only, nothing of a stop string, cut where marks stand."""
+"""Filters for the text of an engine: they complete characters, remove stop strings, and cut at marks."""
 
 import codecs
 import re
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Lets text through up to the first stop string and holds back what may yet become one.
+    """Passes text on up to the first stop string. Holds back text that may still become a stop string.
 
-    The stop string that is complete first wins; of several complete at the same character, the longest. Where the text
-    is cut into pieces makes no difference. Linear in the text: every stop string keeps its own Knuth–Morris–Pratt
-    state, so that nothing is read twice.
+    The stop string that is complete first counts. If several are complete at the same character, the longest counts. The
+    result does not depend on how the text is cut into pieces. Time is linear in the text: every stop string keeps its own
+    Knuth–Morris–Pratt state, so no character is read twice.
 
     Args:
         stops: the stop strings; empty ones are ignored.
@@ -23,7 +23,7 @@ class StopFilter:
         self._matched = [0] * len(self._stops)
         self._held = ""
         self.stopped = False
-        """True once a stop string came; nothing is delivered from then on."""
+        """True once a stop string came. No text is delivered after that."""
 
     def push(self, text: str) -> str:
         """Take more text; return what can be delivered now."""
@@ -77,12 +77,12 @@ def _borders(pattern: str) -> list[int]:
 
 
 class MarkScanner:
-    """Cuts a text that comes in pieces at marks such as `<think>`; holds back what may yet become one.
+    """Cuts a text that comes in pieces at marks such as `<think>`. Holds back text that may still become a mark.
 
-    Where the pieces are cut makes no difference. Linear in the text.
+    The result does not depend on how the text is cut into pieces. Time is linear in the text.
 
     Args:
-        marks: none of them part of another.
+        marks: no mark may be part of another.
     """
 
     def __init__(self, marks: Sequence[str]) -> None:
@@ -111,7 +111,7 @@ class MarkScanner:
         return held
 
     def _unfinished(self, text: str, start: int) -> int:
-        """Where the longest beginning of a mark stands at the end of the text."""
+        """The index of the longest unfinished mark at the end of the text; the text's length if there is none."""
         for index in range(max(start, len(text) - self._longest + 1), len(text)):
             if text[index] in self._firsts and any(mark.startswith(text[index:]) for mark in self._marks):
                 return index
@@ -119,7 +119,7 @@ class MarkScanner:
 
 
 class Utf8Decoder:
-    """Bytes to text in pieces: the bytes of an unfinished character wait, broken ones become U+FFFD."""
+    """Decodes bytes that come in pieces. Bytes of an unfinished character wait; invalid bytes become U+FFFD."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -129,7 +129,7 @@ class Utf8Decoder:
         return self._decoder.decode(data)
 
     def flush(self) -> str:
-        """The bytes are over: return what an unfinished character becomes."""
+        """The bytes are over: return U+FFFD if a character is unfinished, otherwise an empty text."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest

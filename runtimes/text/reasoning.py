@@ -1,9 +1,9 @@
-"""What a model thinks before it answers, kept apart from the answer.
+"""Separates a model's thought from its answer.
 
-Families mark it differently; the marks are those of their chat templates: `<think>…</think>` (Qwen 3, DeepSeek R1 and
-most others), `[THINK]…[/THINK]` (Magistral), `<reasoning>…</reasoning>` (tunes by reinforcement), `<|channel>thought …
-<channel|>` (Gemma 4), and the channels of harmony (gpt-oss, OpenAI's description of the format). Some templates open
-the thought at the end of the prompt, so that the model never writes the opening mark.
+Model families mark a thought differently. The marks are those of their chat templates: `<think>…</think>` (Qwen 3,
+DeepSeek R1 and most others), `[THINK]…[/THINK]` (Magistral), `<reasoning>…</reasoning>` (models tuned by reinforcement
+learning), `<|channel>thought …<channel|>` (Gemma 4), and the channels of harmony (gpt-oss, OpenAI's description of the
+format). Some templates open the thought at the end of the prompt. Then the model never writes the opening mark.
 """
 
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from lfx_local_runtimes.runtimes.text.filters import MarkScanner
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """How one family encloses its thoughts.
+    """The marks around the thoughts of one model family.
 
-    `control`: the marks are tokens of their own that no text spells by accident, so that a thought may also come later
-    in the answer; other marks count only at its beginning. `breaks` end a thought without closing it and belong to what
-    comes next.
+    `control`: the marks are special tokens, which ordinary text cannot contain by accident. So a thought may also come
+    later in the answer. Other marks count only at the beginning of the answer. `breaks`: marks that end a thought
+    without closing it; they belong to the text after it.
     """
 
     opening: str
@@ -28,7 +28,7 @@ class Marks:
 
     @property
     def tokens(self) -> tuple[str, str]:
-        """What may be tokens of their own: the marks, without the name of a channel."""
+        """The parts of the marks that may be special tokens: the marks without the name of a channel."""
         return self.opening[: max(map(self.opening.rfind, ">]")) + 1], self.closing
 
 
@@ -39,38 +39,38 @@ GEMMA = Marks("<|channel>thought", "<channel|>", control=True, breaks=("<|tool_c
 FAMILIES = (THINK, REASONING, MAGISTRAL, GEMMA)
 
 _UNDECLARED = (THINK, REASONING)
-"""What a model may write although its template does not say so."""
+"""Marks that a model may write even if its template does not mention them."""
 
 
 class Splitter(ABC):
-    """Tells thought and answer apart in a text that comes in pieces; where it is cut makes no difference."""
+    """Separates thought and answer in a text that comes in pieces. The result does not depend on how it is cut."""
 
     inside: bool = False
-    """The text stands within a thought."""
+    """The text is inside a thought now."""
 
     marks: tuple[str, ...] = ()
-    """Marks that may be control tokens, which engines otherwise leave out of the text."""
+    """Marks that may be control tokens. Engines keep these in the text and leave out other control tokens."""
 
     @property
     @abstractmethod
     def closing(self) -> str:
-        """The text that ends the thought at hand and begins the answer."""
+        """The text that ends the current thought and begins the answer."""
 
     @abstractmethod
     def push(self, text: str) -> tuple[str, str]:
-        """Take more text. Returns what is thought and what is answer."""
+        """Take more text. Returns the next part of the thought and of the answer."""
 
     @abstractmethod
     def flush(self) -> tuple[str, str]:
-        """The text is over. Returns the rest, likewise."""
+        """The text is over. Returns the rest of the thought and of the answer."""
 
     @abstractmethod
     def skip(self) -> str:
-        """Do without a thought, before anything is pushed. Returns what has to be added to the prompt for that."""
+        """Skip the thought; call this before `push`. Returns the text to add to the prompt for that."""
 
 
 class NoThought(Splitter):
-    """All is answer."""
+    """The whole text is answer."""
 
     closing = ""
 
@@ -92,7 +92,7 @@ class ThoughtSplitter(Splitter):
 
     Args:
         families: the marks the model may use.
-        opened: those of a thought that the prompt has begun.
+        opened: the marks of a thought that the prompt has begun.
     """
 
     def __init__(self, families: tuple[Marks, ...], opened: Marks | None = None) -> None:
@@ -104,9 +104,9 @@ class ThoughtSplitter(Splitter):
         self._now = opened
         self.inside = opened is not None
         self._begun = False
-        """Something of the answer has come."""
+        """A part of the answer has come."""
         self._space: list[str] = []
-        """At the very beginning: a mark may follow, or the answer."""
+        """Space before the answer, held back because a mark may still follow."""
         self._trim = opened is not None
 
     @property
@@ -115,7 +115,7 @@ class ThoughtSplitter(Splitter):
         return f"\n{self._now.closing}\n\n" if self._now is not None else ""
 
     def push(self, text: str) -> tuple[str, str]:
-        """Take more text. Returns what is thought and what is answer."""
+        """Take more text. Returns the next part of the thought and of the answer."""
         thought: list[str] = []
         answer: list[str] = []
         for plain, mark in self._scanner.push(text):
@@ -175,8 +175,8 @@ class ThoughtSplitter(Splitter):
 class HarmonySplitter(Splitter):
     """The channels of harmony: analysis is thought, final and commentary are the answer.
 
-    A message to a function is passed on as answer, in one spelling: `<|channel|>commentary to=functions.NAME
-    <|message|>ARGUMENTS<|call|>` without the space; the tool parser reads it.
+    A message to a function is passed on as answer, always in the form that the tool parser reads:
+    `<|channel|>commentary to=functions.NAME<|message|>ARGUMENTS<|call|>`.
 
     Args:
         prompt: the rendered prompt, which ends with a header or in the middle of a message.
@@ -188,14 +188,14 @@ class HarmonySplitter(Splitter):
     def __init__(self, prompt: str) -> None:
         self._scanner = MarkScanner(self.marks)
         self._header: list[str] | None = []
-        """The header so far; None within a message."""
+        """The header so far; None inside a message."""
         self._call = False
         start, message = prompt.rfind("<|start|>"), prompt.rfind("<|message|>")
         if message > start:
             self._open(prompt[start:message])
 
     def push(self, text: str) -> tuple[str, str]:
-        """Take more text. Returns what is thought and what is answer."""
+        """Take more text. Returns the next part of the thought and of the answer."""
         thought: list[str] = []
         answer: list[str] = []
         for plain, mark in self._scanner.push(text):
@@ -208,7 +208,7 @@ class HarmonySplitter(Splitter):
         return "".join(thought), "".join(answer)
 
     def flush(self) -> tuple[str, str]:
-        """The text is over. What came without any header is told as it stands; a header that was cut off is not."""
+        """The text is over. Text without any header is returned as it is; a header that was cut off is dropped."""
         rest = self._scanner.flush()
         if self._header is not None:
             rest = "".join([*self._header, rest]) if set(self.marks).isdisjoint(self._header) else ""
@@ -222,7 +222,7 @@ class HarmonySplitter(Splitter):
         return text
 
     def _turn(self, mark: str) -> str:
-        """A mark came. Returns what it adds to the answer."""
+        """Handle a mark. Returns what it adds to the answer."""
         if self._header is not None and mark == "<|message|>":
             return self._open("".join(self._header))
         if self._header is not None and mark in ("<|channel|>", "<|start|>", "<|constrain|>"):
@@ -233,7 +233,7 @@ class HarmonySplitter(Splitter):
         return "<|call|>" if called else ""
 
     def _open(self, header: str) -> str:
-        """A message begins. Returns what that adds to the answer."""
+        """Begin a message. Returns what that adds to the answer."""
         self._header = None
         _, is_call, rest = header.partition("to=functions.")
         self._call = bool(is_call)
@@ -245,7 +245,7 @@ class HarmonySplitter(Splitter):
 
 
 def make_splitter(source: str, prompt: str, continued: str = "") -> Splitter:
-    """What splits the answers of a model.
+    """The splitter for the answers of a model.
 
     Args:
         source: the text of its chat template; empty for a built-in form.

@@ -2,14 +2,14 @@
 
 `choose_template` picks the form: an override from the model's configuration; else the template in the model's files;
 else the turn markers of its family, if it was tuned for instructions and the family is known for certain; else a plain
-dialogue, which base models continue well where turn markers make them babble.
+dialogue. Base models continue a dialogue well, but write nonsense after turn markers.
 
-**Beginning of sequence.** A template may write the BOS token as text, and tokenizers add one of their own: twice
-spoils the answer. The rule, for every engine: `strip_bos` the rendered text; tokenize the rest *with* a BOS when it
-says that there was one, and by the tokenizer's own default when there was not. The built-in forms write none.
+**Beginning of sequence.** A template may write the BOS token as text, and tokenizers add one too. Two BOS tokens spoil
+the answer. So every engine must call `strip_bos` on the rendered text. If there was a BOS, the rest is tokenized *with*
+a BOS; if there was none, by the tokenizer's own default. The built-in forms write no BOS.
 
-Jinja templates come from strangers: they run in `template_sandbox`. The built-in forms are plain Python. What a
-template does not know of tools is written out for it (`tool_history`).
+Jinja templates come with models from unknown authors, so they run in `template_sandbox`. The built-in forms are plain
+Python. If a template does not support tools, `tool_history` writes them as text.
 """
 
 import re
@@ -27,7 +27,7 @@ from lfx_local_runtimes.runtimes.text.template_sandbox import (
     get_sandbox,
 )
 from lfx_local_runtimes.runtimes.text.tool_formats import ToolFormat, choose_format
-from lfx_local_runtimes.runtimes.text.tool_history import Knows, as_data, as_text, tools_as_data
+from lfx_local_runtimes.runtimes.text.tool_history import Support, as_data, as_text, tools_as_data
 
 _GEMMA_END = "<end_of_turn>"
 _CHATML_END = "<|im_end|>"
@@ -37,17 +37,17 @@ _NEXT_QUESTION = "\nQuestion:"
 _LLAMA3_VOCABULARY = 128_256
 
 _CUT = "\ue000the answer goes on here\ue001"
-"""Follows a message that is to be continued, so that the place is found in the rendered text."""
+"""Added to a message that is to be continued, to find its end in the rendered text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A way to write a conversation down.
+    """A way to write a conversation as text.
 
     `name` is what results report: `model` (the files' own), `custom` (the configuration's), or a built-in: `gemma`,
-    `chatml`, `llama3`, `dialogue`, `none`. `source` is the Jinja text of the first two. `stop` ends an answer, beside
-    the request's own stop strings. `folds_system`: a template that refuses the system role gets its text in the first
-    user turn.
+    `chatml`, `llama3`, `dialogue`, `none`. `source` is the Jinja text of the first two. `stop` holds strings that end an
+    answer, besides the request's own. `folds_system`: if the template refuses the system role, the system text goes into
+    the first user turn.
     """
 
     name: str
@@ -70,7 +70,7 @@ def choose_template(info: ModelInfo, override: str | None = None) -> Template:
 
     Args:
         info: what the model's files say.
-        override: `ModelConfig.chat_template`: a built-in's name or Jinja text; `None` chooses by the files.
+        override: `ModelConfig.chat_template`: a built-in's name or Jinja text; with `None` the files decide.
 
     Raises:
         InvalidInput: the override is neither.
@@ -82,7 +82,7 @@ def choose_template(info: ModelInfo, override: str | None = None) -> Template:
             return BUILT_IN[name]
         if "{" not in override:
             raise InvalidInput(
-                f"chat_template {override[:80]!r} is neither Jinja text nor a template of ours.",
+                f"chat_template {override[:80]!r} is neither Jinja text nor the name of a built-in template.",
                 hint=f"Use one of: {', '.join(BUILT_IN)}.",
             )
         return _jinja("custom", override, family)
@@ -103,32 +103,33 @@ def render(
     continue_final: bool = False,
     thinking: bool = True,
 ) -> str:
-    """The text to continue, up to and with the opening of the assistant's turn.
+    """The prompt: the conversation as text, including the opening of the assistant's turn.
 
-    A last message of the assistant is left open, to be continued: by the built-in forms always, by Jinja templates if
-    `continue_final` says so.
+    If the last message is the assistant's, it is left open to be continued: by the built-in forms always, by Jinja
+    templates only with `continue_final`.
 
     Args:
         template: from `choose_template`.
         messages: the conversation, one message or more.
-        bos_token: the tokenizer's, as text; empty where it has none.
-        eos_token: likewise.
+        bos_token: the tokenizer's BOS token as text; empty if it has none.
+        eos_token: the tokenizer's EOS token, likewise.
         tools: what the model may call.
         continue_final: the last message is the assistant's and is continued.
-        thinking: False asks templates that can to leave the model no thought before its answer.
+        thinking: False asks the template to let the model answer without a thought, if the template can do that.
 
     Raises:
-        InvalidInput: the last message is the assistant's, and the template is Jinja and was not told to continue it.
-        TemplateFault: the template refuses the conversation (with its own words and the message it stumbles on, where
-            that can be told), fails, or runs past its limits.
+        InvalidInput: the last message is the assistant's, the template is Jinja, and `continue_final` is False; or the
+            template changes the message that is to be continued.
+        TemplateFault: the template refuses the conversation, fails, or exceeds its limits. If it refuses, the fault has
+            the template's own words; if one message is the cause, the fault names it.
     """
     form = choose_format(template.name, template.source)
     if template.source is None:
-        return _WRITERS[template.name](as_text(messages, tools, form, Knows()))
+        return _WRITERS[template.name](as_text(messages, tools, form, Support()))
     if messages[-1].role == "assistant" and not continue_final:
         raise InvalidInput(
             f"messages[{len(messages) - 1}] is the assistant's: the {template.name} chat template would answer it.",
-            hint="Set continue_final_message to have it continued, or end with a user message.",
+            hint="Set continue_final_message to continue it, or end with a user message.",
         )
     variables: dict[str, Any] = {
         "tools": tools_as_data(tools), "documents": None, "bos_token": bos_token, "eos_token": eos_token,
@@ -136,19 +137,19 @@ def render(
     }  # fmt: skip
     jinja = _Jinja(template, variables, tools, form)
     if not continue_final:
-        return _blaming(jinja, messages)
+        return _render_naming_message(jinja, messages)
     last = messages[-1].model_copy(update={"content": messages[-1].content + _CUT})
-    text, found, _ = _blaming(jinja, [*messages[:-1], last], prompt=False).rpartition(_CUT)
+    text, found, _ = _render_naming_message(jinja, [*messages[:-1], last], prompt=False).rpartition(_CUT)
     if not found:
         raise InvalidInput(
-            f"The {template.name} chat template does not write messages[{len(messages) - 1}] down as it is: it cannot be continued.",
+            f"The {template.name} chat template changes messages[{len(messages) - 1}], so it cannot be continued.",
             hint="End with a user message.",
         )
     return text
 
 
 def warm(template: Template) -> None:
-    """Get ready for the first `render`; returns at once. For an engine that starts a load."""
+    """Prepare the first `render`, for an engine that starts a load. Returns at once."""
     if template.source is not None:
         get_sandbox().warm(template.source)
 
@@ -161,7 +162,7 @@ def strip_bos(text: str, bos: str) -> tuple[str, bool]:
 
 
 def _jinja(name: str, source: str, family: str | None) -> Template:
-    # A quantized or merged model may spell its end of turn out as text instead of sending the token.
+    # A quantized or merged model may write its end-of-turn mark as text instead of the token.
     stop = tuple(marker for marker in (_GEMMA_END, _CHATML_END, _LLAMA3_END) if marker in source)
     return Template(name, source, stop, folds_system=family == "gemma")
 
@@ -169,7 +170,7 @@ def _jinja(name: str, source: str, family: str | None) -> Template:
 def _family(info: ModelInfo) -> str | None:
     """The built-in template an instruct model of this architecture was tuned with; None unless that is certain.
 
-    `llama` is the architecture of many families; Llama 3 is told by its vocabulary.
+    `llama` is the architecture of many families; Llama 3 is recognised by the size of its vocabulary.
     """
     architecture = (info.architecture or "").lower()
     if re.match(r"gemma(2|3n?)?(?!\d)", architecture):
@@ -183,7 +184,7 @@ def _family(info: ModelInfo) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Jinja:
-    """A template with what it is told beside the messages."""
+    """A template with its inputs other than the messages."""
 
     template: Template
     variables: dict[str, Any]
@@ -191,46 +192,46 @@ class _Jinja:
     form: ToolFormat
 
     def render(self, messages: Sequence[ChatMessage], prompt: bool) -> str:
-        """The conversation; where the template refuses the system role, with its text in the first user turn.
+        """The conversation as text. If the template refuses the system role, its text goes into the first user turn.
 
-        Some templates join the arguments of calls to text; those get text.
+        Some templates append the arguments of calls to text; these get the arguments as text.
         """
         assert self.template.source is not None
-        knows = Knows.of(self.template.source)
-        told = as_text(messages, self.tools, self.form, knows)
+        support = Support.of(self.template.source)
+        written = as_text(messages, self.tools, self.form, support)
         try:
-            return self._render(told, prompt, knows)
+            return self._render(written, prompt, support)
         except TemplateRefusal:
-            folded = _fold_system(told)
-            folds = self.template.folds_system or (self.tools and not knows.tools)
-            if not folds or folded == told:
+            folded = _fold_system(written)
+            folds = self.template.folds_system or (self.tools and not support.tools)
+            if not folds or folded == written:
                 raise
-            return self._render(folded, prompt, knows)
+            return self._render(folded, prompt, support)
         except TemplateOverrun:
             raise
         except TemplateFault as fault:
-            if not any(message.tool_calls for message in told):
+            if not any(message.tool_calls for message in written):
                 raise
             try:
-                return self._render(told, prompt, knows, text_arguments=True)
+                return self._render(written, prompt, support, text_arguments=True)
             except TemplateFault:
                 raise fault from None
 
     def _render(
-        self, messages: Sequence[ChatMessage], prompt: bool, knows: Knows, *, text_arguments: bool = False
+        self, messages: Sequence[ChatMessage], prompt: bool, support: Support, *, text_arguments: bool = False
     ) -> str:
         assert self.template.source is not None
-        data = as_data(messages, text_arguments=text_arguments, short_ids=knows.short_ids)
+        data = as_data(messages, text_arguments=text_arguments, short_ids=support.short_ids)
         variables = {**self.variables, "messages": data, "add_generation_prompt": prompt}
         allowed = MAX_OUTPUT_CHARS + sum(len(message.content) for message in messages)
         return get_sandbox().render(self.template.source, variables, max_chars=allowed)
 
 
-def _blaming(jinja: _Jinja, messages: Sequence[ChatMessage], *, prompt: bool = True) -> str:
-    """Render; a failure names the message before which all is well, found by halving.
+def _render_naming_message(jinja: _Jinja, messages: Sequence[ChatMessage], *, prompt: bool = True) -> str:
+    """Render. If the template fails, the fault names the first message that it fails on, found by bisection.
 
     Raises:
-        TemplateFault: of the same kind, or as it came where no single message is to blame.
+        TemplateFault: of the original type; unchanged if no single message is the cause.
     """
     try:
         return jinja.render(messages, prompt)
@@ -245,13 +246,13 @@ def _blaming(jinja: _Jinja, messages: Sequence[ChatMessage], *, prompt: bool = T
                 raise
             good, bad = (middle, bad) if problem is None else (good, middle)
         if bad == 1 and _problem(jinja, [ChatMessage(role="user", content="Hello")]) == fault.message:
-            raise  # it is the template
+            raise  # the template fails on every conversation
         message = f"messages[{bad - 1}] ({messages[bad - 1].role}): {fault.message}"
         raise type(fault)(message, hint=fault.hint) from fault
 
 
 def _problem(jinja: _Jinja, messages: Sequence[ChatMessage]) -> str | None:
-    """What the template has against these messages."""
+    """The template's error for these messages; None if it accepts them."""
     try:
         jinja.render(messages, prompt=False)
     except TemplateFault as fault:
@@ -260,7 +261,7 @@ def _problem(jinja: _Jinja, messages: Sequence[ChatMessage]) -> str | None:
 
 
 def _fold_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """The conversation without system messages: their text opens the first user turn."""
+    """The conversation without system messages: their text is at the start of the first user turn."""
     system = "\n\n".join(message.content for message in messages if message.role == "system")
     turns = [message for message in messages if message.role != "system"]
     if not system:
@@ -278,7 +279,7 @@ def _fold_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 def _write_turns(
     messages: Sequence[ChatMessage], opening: Callable[[str], str], closing: str, assistant: str, *, trim: bool
 ) -> str:
-    """Turns between markers; a tool's result is told as the user's. The last turn stays open for the assistant."""
+    """Turns between markers. A tool's result is written as the user's. The last turn stays open for the assistant."""
     pieces = []
     for message in messages:
         role = {"tool": "user", "assistant": assistant}.get(message.role, message.role)

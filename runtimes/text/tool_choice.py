@@ -1,4 +1,4 @@
-"""A call that the caller demands: the grammar that makes any model write one, with arguments its schema allows."""
+"""Forced tool calls: a grammar makes any model write a call, with arguments that the tool's schema allows."""
 
 import json
 from typing import Any
@@ -13,25 +13,26 @@ _OPEN_ENDED = frozenset(
         "oneOf", "not", "if", "$ref", "$dynamicRef", "dependentSchemas",
     }
 )  # fmt: skip
-"""Keywords beside which an object's properties are not all that it may have."""
+"""If a schema has one of these, its objects may have more properties than `properties` names."""
 
 
 def offered_tools(config: GenerationConfig) -> tuple[Tool, ...]:
-    """The tools the model is told of: none where it may not call one, the one where it has to call that one."""
+    """The tools that the model is shown: none if it may not call any, only the named one if it has to call that one."""
     named = tuple(tool for tool in config.tools if tool.name == config.tool_choice)
     return named or (() if config.tool_choice == "none" else config.tools)
 
 
 def is_forced(config: GenerationConfig) -> bool:
-    """The answer has to be a call."""
+    """Whether the answer has to be a call."""
     return bool(config.tools) and config.tool_choice not in ("none", "auto")
 
 
 def forced_grammar(config: GenerationConfig) -> Grammar | None:
-    """The grammar of a forced choice; None where the choice is free.
+    """The grammar of a forced choice; None if the model may choose.
 
-    The answer is one call in plain JSON, whatever the model's family writes by itself: `{"name": "f", "arguments":
-    {…}}`, spaced just so up to the arguments. Objects get no properties beyond those their schema names, unless it says otherwise.
+    The answer is one call in plain JSON, even if the model's family writes calls differently: `{"name": "f",
+    "arguments": {…}}`, with exactly these spaces up to the arguments. Objects get only the properties that their schema
+    names, unless the schema allows others.
 
     Raises:
         InvalidInput: a schema is nested too deeply.
@@ -51,12 +52,12 @@ def forced_grammar(config: GenerationConfig) -> Grammar | None:
 
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments: an object, closed."""
+    """The schema of a tool's arguments: an object without other properties."""
     return {**close_objects(tool.parameters), "type": "object"}
 
 
 def close_objects(schema: Any) -> Any:
-    """A schema whose objects have no properties but those it names, where it does not speak of others itself."""
+    """The schema with its objects limited to the properties it names, unless it says something about others."""
     if not isinstance(schema, dict):
         return schema
     closed = dict(schema)

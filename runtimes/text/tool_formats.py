@@ -1,7 +1,7 @@
-"""How each family of models is told of tools, writes calls, and reads their results.
+"""How each family of models gets its tools, writes calls, and reads their results.
 
-The family is chosen by the marks its chat template uses; a model that was trained for none gets plain JSON. Templates
-that know tools tell of them in their own words; for the others a format says it, in a system message.
+The family is recognised by the marks in its chat template. A model of no known family uses plain JSON. Templates that
+support tools describe them in their own words. For other templates, the format describes them in a system message.
 """
 
 import json
@@ -27,24 +27,24 @@ _LIST_STARTS = tuple(f"[{start}" for start in _JSON_STARTS)
 
 
 class ToolFormat:
-    """Plain JSON: `{"name": …, "arguments": {…}}` as the whole answer, or in a fence. For models trained for no form.
+    """Plain JSON: `{"name": …, "arguments": {…}}` as the whole answer, or in a fence. For models of no known family.
 
-    The base of the others, and what they have in common.
+    It is also the base class of the other formats.
     """
 
     name: ClassVar[str] = "json"
     template_marks: ClassVar[tuple[str, ...]] = ()
-    """Any of them in a chat template tells the family."""
+    """A chat template with any of these belongs to the family."""
     openings: ClassVar[tuple[str, ...]] = ("```",)
     closings: ClassVar[tuple[str, ...]] = ("```",)
     separators: ClassVar[str] = ",;"
     languages: ClassVar[tuple[str, ...]] = ("json", "tool_call", "tool_code")
-    """What a fence may be said to hold."""
+    """Words after the opening of a fence that name its content."""
     readers: ClassVar[tuple[Callable[[str, Tools], Calls | None], ...]] = (read_json,)
     control: ClassVar[tuple[str, ...]] = ()
-    """Marks that may be control tokens, which engines otherwise leave out of the text."""
+    """Marks that may be control tokens. Engines keep these in the text and leave out other control tokens."""
     stops: ClassVar[tuple[str, ...]] = ()
-    """Where the model waits for results."""
+    """Marks after which the model waits for results."""
     arguments_key: ClassVar[str] = "arguments"
 
     def starts(self, tools: Sequence[Tool]) -> Mapping[str, tuple[str, ...]]:
@@ -53,7 +53,7 @@ class ToolFormat:
         return {"": _JSON_STARTS + _LIST_STARTS, "```": fenced}
 
     def parser(self, tools: Sequence[Tool], *, parallel: bool) -> ToolParser:
-        """What finds calls of these tools in an answer."""
+        """A parser that finds calls of these tools in an answer."""
         named = {tool.name: tool for tool in tools}
 
         def read(body: str) -> Calls | None:
@@ -64,7 +64,7 @@ class ToolFormat:
         return ToolParser(form, parallel=parallel)
 
     def instructions(self, tools: Sequence[Tool]) -> str:
-        """What a system message says to a model whose template does not know tools."""
+        """The text of the system message for a model whose template does not support tools."""
         call = self.write_call("NAME", {"PARAMETER": "VALUE"})
         listed = "\n".join(self.describe(tool) for tool in tools)
         return (
@@ -74,7 +74,7 @@ class ToolFormat:
         )
 
     def describe(self, tool: Tool) -> str:
-        """One tool in a line."""
+        """One tool, in one line."""
         return _dump({"name": tool.name, "description": tool.description, "parameters": tool.parameters})
 
     def write_call(self, name: str, arguments: Any) -> str:
@@ -82,7 +82,7 @@ class ToolFormat:
         return _dump({"name": name, self.arguments_key: arguments})
 
     def write_result(self, name: str | None, content: str) -> str:
-        """What a function returned, told in a user's turn."""
+        """The result of a function, as the text of a user's turn."""
         return f"{name} returned: {content}" if name else content
 
 
@@ -99,11 +99,11 @@ class Hermes(ToolFormat):
     control = ("<tool_call>", "</tool_call>")
 
     def starts(self, tools: Sequence[Tool]) -> Mapping[str, tuple[str, ...]]:
-        """After its mark anything may come."""
+        """Any text may follow the mark."""
         return {}
 
     def describe(self, tool: Tool) -> str:
-        """One tool in a line, as the family was trained to read it."""
+        """One tool, in one line, as the family was trained to read it."""
         return _dump({"type": "function", "function": json.loads(super().describe(tool))})
 
     def instructions(self, tools: Sequence[Tool]) -> str:
@@ -125,8 +125,8 @@ class Hermes(ToolFormat):
 
 
 class Llama3(ToolFormat):
-    """`{"name": …, "parameters": {…}}` as the whole answer, after `<|python_tag|>` or not; several stand one after
-    another with `;` between them. From the chat templates of Llama 3.1 to 3.3."""
+    """`{"name": …, "parameters": {…}}` as the whole answer, with or without `<|python_tag|>` before it. Several calls
+    are separated by `;`. From the chat templates of Llama 3.1 to 3.3."""
 
     name = "llama3"
     template_marks = ("<|python_tag|>", "<|start_header_id|>")
@@ -137,13 +137,13 @@ class Llama3(ToolFormat):
     arguments_key = "parameters"
 
     def starts(self, tools: Sequence[Tool]) -> Mapping[str, tuple[str, ...]]:
-        """Without a mark it has to look like a call."""
+        """Without a mark, the text has to begin like a call."""
         return {"": _JSON_STARTS + _LIST_STARTS}
 
 
 class Mistral(ToolFormat):
-    """`[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]`, since tokenizer 11 `[TOOL_CALLS]name[ARGS]{…}` for each call,
-    with a `[CALL_ID]` between them or not. From mistral-common and the chat templates."""
+    """`[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]`; since tokenizer 11 `[TOOL_CALLS]name[ARGS]{…}` for each call,
+    with or without a `[CALL_ID]` after the name. From mistral-common and the chat templates."""
 
     name = "mistral"
     template_marks = ("[TOOL_CALLS]",)
@@ -153,12 +153,12 @@ class Mistral(ToolFormat):
     control = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 
     def starts(self, tools: Sequence[Tool]) -> Mapping[str, tuple[str, ...]]:
-        """After its mark anything may come."""
+        """Any text may follow the mark."""
         return {}
 
     @staticmethod
     def read_named(text: str, tools: Tools) -> Calls | None:
-        """`name[ARGS]{…}`, and without the mark."""
+        """`name[ARGS]{…}`, with or without the mark `[ARGS]`."""
         match = re.match(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(?=\{)", text)
         return read_json(f'{{"name": {_dump(match[1])}, "arguments": {text[match.end() :]}}}', tools) if match else None
 
@@ -182,7 +182,7 @@ class Gemma(ToolFormat):
     readers = (read_json, read_python)
 
     def starts(self, tools: Sequence[Tool]) -> Mapping[str, tuple[str, ...]]:
-        """Beside JSON: a list of Python calls, and a fence for them."""
+        """JSON, and also a list of Python calls or a fence with them."""
         json_starts = super().starts(tools)
         python = tuple(f"[{tool.name}(" for tool in tools)
         return {"": json_starts[""] + python, "```": json_starts["```"] + ("tool_code",)}
@@ -212,7 +212,7 @@ class FunctionGemma(ToolFormat):
     response: ClassVar[tuple[str, str]] = ("<start_function_response>", "<end_function_response>")
 
     def starts(self, tools: Sequence[Tool]) -> Mapping[str, tuple[str, ...]]:
-        """After its mark anything may come."""
+        """Any text may follow the mark."""
         return {}
 
     def write_call(self, name: str, arguments: Any) -> str:
@@ -221,8 +221,8 @@ class FunctionGemma(ToolFormat):
 
     def write_result(self, name: str | None, content: str) -> str:
         """In its notation, between its marks."""
-        told = write_gemma({"value": content}, self.quote)
-        return f"{self.response[0]}response:{name or 'function'}{told}{self.response[1]}"
+        body = write_gemma({"value": content}, self.quote)
+        return f"{self.response[0]}response:{name or 'function'}{body}{self.response[1]}"
 
 
 class Gemma4(FunctionGemma):
@@ -240,7 +240,7 @@ class Gemma4(FunctionGemma):
 
 
 class Harmony(ToolFormat):
-    """`<|channel|>commentary to=functions.name<|message|>{…}<|call|>`, in the one spelling that `reasoning` passes on.
+    """`<|channel|>commentary to=functions.name<|message|>{…}<|call|>`, in the one form that `reasoning` passes on.
     From OpenAI's description of harmony, the format of gpt-oss."""
 
     name = "harmony"
@@ -250,7 +250,7 @@ class Harmony(ToolFormat):
     languages = ()
 
     def starts(self, tools: Sequence[Tool]) -> Mapping[str, tuple[str, ...]]:
-        """After its mark anything may come."""
+        """Any text may follow the mark."""
         return {}
 
     @staticmethod
@@ -268,7 +268,7 @@ class Harmony(ToolFormat):
 
 PLAIN = ToolFormat()
 FORMATS: tuple[ToolFormat, ...] = (Harmony(), Gemma4(), FunctionGemma(), Mistral(), Hermes(), Llama3(), Gemma())
-"""In the order in which their marks decide: those that say most come first."""
+"""In the order in which their marks are looked for: the most specific marks come first."""
 
 _BUILT_IN = {"gemma": "gemma", "chatml": "hermes", "llama3": "llama3"}
 

@@ -1,4 +1,4 @@
-"""Tools, calls and results in a conversation, for templates: as data for those that know them, else as text."""
+"""Tools, calls and results of a conversation: as data if the template supports them, otherwise as text."""
 
 import json
 import re
@@ -12,18 +12,18 @@ from lfx_local_runtimes.runtimes.text.tool_formats import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
-class Knows:
-    """What a template knows by itself."""
+class Support:
+    """What a template supports by itself."""
 
     tools: bool = False
     calls: bool = False
     results: bool = False
     short_ids: bool = False
-    """It wants ids of nine letters and digits, as Mistral's templates do."""
+    """It needs ids of nine letters and digits, as Mistral's templates do."""
 
     @classmethod
-    def of(cls, source: str) -> "Knows":
-        """Told by what the template's text mentions."""
+    def of(cls, source: str) -> "Support":
+        """Recognised by the words in the template's text."""
         return cls(
             tools=re.search(r"\btools\b", source) is not None,
             calls="tool_calls" in source,
@@ -33,22 +33,22 @@ class Knows:
 
 
 def as_text(
-    messages: Sequence[ChatMessage], tools: Sequence[Tool], form: ToolFormat, knows: Knows
+    messages: Sequence[ChatMessage], tools: Sequence[Tool], form: ToolFormat, support: Support
 ) -> list[ChatMessage]:
-    """The conversation with everything the template does not know written out."""
+    """The conversation. What the template does not support is written as text."""
     written: list[ChatMessage] = []
     names = {call.id: call.name for message in messages for call in message.tool_calls}
-    told = False
+    after_result = False
     """The last message is a user's that was made from results."""
     for message in messages:
-        is_result = message.role == "tool" and not knows.results
-        said = _written(message, names, form, knows)
-        if told and said.role == "user":  # some templates want roles to alternate
-            written[-1] = _joined(written[-1], said.content)
+        is_result = message.role == "tool" and not support.results
+        turn = _written(message, names, form, support)
+        if after_result and turn.role == "user":  # some templates need alternating roles
+            written[-1] = _joined(written[-1], turn.content)
         else:
-            written.append(said)
-        told = is_result
-    if tools and not knows.tools:
+            written.append(turn)
+        after_result = is_result
+    if tools and not support.tools:
         text = form.instructions(tools)
         if written[0].role == "system":
             written[0] = _joined(written[0], text)
@@ -57,11 +57,11 @@ def as_text(
     return written
 
 
-def _written(message: ChatMessage, names: dict[str, str], form: ToolFormat, knows: Knows) -> ChatMessage:
-    if message.role == "tool" and not knows.results:
+def _written(message: ChatMessage, names: dict[str, str], form: ToolFormat, support: Support) -> ChatMessage:
+    if message.role == "tool" and not support.results:
         name = message.name or names.get(message.tool_call_id or "")
         return ChatMessage(role="user", content=form.write_result(name, message.content))
-    if message.tool_calls and not knows.calls:
+    if message.tool_calls and not support.calls:
         calls = [form.write_call(call.name, arguments_of(call)) for call in message.tool_calls]
         content = "\n".join([message.content, *calls] if message.content else calls)
         return message.model_copy(update={"content": content, "tool_calls": ()})
@@ -77,8 +77,8 @@ def as_data(messages: Sequence[ChatMessage], *, text_arguments: bool, short_ids:
 
     Args:
         messages: the conversation.
-        text_arguments: arguments as JSON text, for the templates that join them to text.
-        short_ids: see `Knows`.
+        text_arguments: arguments as JSON text, for templates that append them to text.
+        short_ids: see `Support`.
     """
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     return [_as_data(message, names, text_arguments, short_ids) for message in messages]
@@ -103,7 +103,7 @@ def _as_data(message: ChatMessage, names: dict[str, str], text_arguments: bool, 
 
 
 def tools_as_data(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
-    """The tools as chat templates expect them: OpenAI's form; None where there are none."""
+    """The tools as chat templates expect them: OpenAI's form; None if there are none."""
     return [
         {"type": "function", "function": tool.model_dump(include={"name", "description", "parameters"})}
         for tool in tools
@@ -111,7 +111,7 @@ def tools_as_data(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
 
 
 def arguments_of(call: ToolCall) -> Any:
-    """The arguments as an object, or their text where it is not JSON."""
+    """The arguments as an object, or their text if it is not JSON."""
     try:
         return json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):

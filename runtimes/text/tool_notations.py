@@ -1,5 +1,5 @@
-"""How models write one call down: JSON, Gemma's notation, Python, XML. Each reader takes the text of a call that is
-complete and returns names with arguments, or None where it is no call; it is strangers' text, and never run."""
+"""Reads tool calls in the notations of models: JSON, Gemma's notation, Python, XML. Each reader takes the complete text
+of a call and returns names with arguments, or None if it is not a call. The text is not trusted and never executed."""
 
 import ast
 import json
@@ -40,7 +40,7 @@ def _from_object(value: Any, tools: Tools) -> tuple[str, dict[str, Any]] | None:
 
 
 def as_call(name: Any, arguments: Any, tools: Tools) -> tuple[str, dict[str, Any]] | None:
-    """A call of a function there is; arguments may be missing, or JSON text."""
+    """A call of a known function, otherwise None. The arguments may be missing, or be JSON text."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments, strict=False, parse_constant=_no_constant)
@@ -63,7 +63,7 @@ def _all_of(calls: list[tuple[str, dict[str, Any]] | None]) -> Calls | None:
 
 
 def read_gemma(text: str, tools: Tools, quote: str) -> Calls | None:
-    """`call:name{key:value,…}`, where text stands between two `quote` marks and everything else is as in JSON."""
+    """`call:name{key:value,…}`. Text is between two `quote` marks; everything else is as in JSON."""
     match = re.match(r"\s*call:\s*([\w.-]+)\s*(?=\{)", text)
     if match is None:
         return None
@@ -155,7 +155,7 @@ def write_gemma(value: Any, quote: str) -> str:
 
 
 def read_python(text: str, tools: Tools) -> Calls | None:
-    """`f(a=1)`, perhaps in `print(…)`, or a list of such; arguments are literals."""
+    """`f(a=1)`, also in `print(…)`, or a list of such calls. Arguments must be literals."""
     if len(text) > MAX_PYTHON_CHARS:
         return None
     try:
@@ -179,12 +179,12 @@ def _from_node(node: ast.expr, tools: Tools) -> tuple[str, dict[str, Any]] | Non
     if arguments is None or any(keyword.arg is None for keyword in node.keywords):
         return None
     arguments |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-    json.dumps(arguments, allow_nan=False)  # a set or bytes is no argument
+    json.dumps(arguments, allow_nan=False)  # raises if there is a set or bytes, which are not allowed
     return name, arguments
 
 
 def read_xml(text: str, tools: Tools) -> Calls | None:
-    """`<function=name><parameter=key>value</parameter>…</function>`; a value is text where the schema says so."""
+    """`<function=name><parameter=key>value</parameter>…</function>`; a value is text if the schema says so."""
     head, found, rest = text.strip().partition(">")
     name = head.removeprefix("<function=").strip()
     if not found or not head.startswith("<function=") or name not in tools:

@@ -1,8 +1,8 @@
-"""Tool calls found in a text that comes in pieces, however it is cut and in linear time.
+"""Finds tool calls in a text that comes in pieces. The result does not depend on how it is cut; time is linear.
 
-A call of the model's own choice is told when it is complete: until then nobody knows whether it is one, and what turns
-out to be none is told as text, so that nothing is lost. A call that a grammar forces cannot be anything else; its
-arguments are told as they come.
+A call that the model chose to make is reported when it is complete, because it could still turn out to be text. Then it
+is passed on as text, so nothing is lost. A call that a grammar forces cannot be anything else, so its arguments are
+reported as they come.
 """
 
 import json
@@ -16,25 +16,25 @@ from lfx_local_runtimes.runtimes.text.filters import MarkScanner
 from lfx_local_runtimes.runtimes.text.tool_notations import Calls
 
 _MAX_HEAD = 512
-"""Characters within which it shows what a call is made of."""
+"""A text counts as a call only if it begins like one within this many characters."""
 
 _FORCED = '{{"name": "{}", "arguments": '
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What some text turned out to be."""
+    """A piece of text, separated into plain text and calls."""
 
     text: str = ""
     calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Parser(Protocol):
-    """Takes a text in pieces and tells calls from text."""
+    """Takes a text in pieces and separates calls from plain text."""
 
     @property
     def done(self) -> bool:
-        """No further call is wanted, and no text."""
+        """Whether no more calls and no more text are wanted."""
 
     def push(self, text: str) -> Parsed:
         """Take more text."""
@@ -44,24 +44,24 @@ class Parser(Protocol):
 
 
 def new_call_id() -> str:
-    """The id of a call that the model has just made."""
+    """An id for a new call."""
     return f"call_{secrets.token_hex(12)}"
 
 
 def forced_opening(name: str) -> str:
-    """How a forced call begins; its arguments follow, and a closing brace."""
+    """How a forced call begins. Its arguments and a closing brace follow."""
     return _FORCED.format(name)
 
 
 class JsonSpan:
-    """Finds the end of a JSON object or array; brackets inside its strings do not count."""
+    """Finds the end of a JSON object or array. Brackets inside strings do not count."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._in_string = self._escaped = False
 
     def feed(self, text: str) -> int | None:
-        """Take more text, which begins with the bracket. Returns the place after the last bracket once it is there."""
+        """Take more text; the first text begins with the bracket. Returns the index after the last bracket, or None."""
         for end, character in enumerate(text, 1):
             if self._in_string:
                 if self._escaped:
@@ -82,7 +82,7 @@ class JsonSpan:
 
 
 class ForcedParser:
-    """Reads the one call of a forced choice, as the grammar of `tool_choice` spells it."""
+    """Reads the one call of a forced choice, in the form that the grammar of `tool_choice` gives it."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._openings = {forced_opening(tool.name): tool.name for tool in tools}
@@ -129,11 +129,11 @@ class CallForm:
     Args:
         openings: marks before a call.
         closings: marks after it; they may be missing.
-        starts: how a call begins after some of these marks, space left out; after the others anything may come. The
-            mark "" stands for none: such a call counts at the beginning of the answer, or after another one.
-        separators: what may stand between two calls, beside space.
+        starts: how a call may begin after a mark, without spaces. After marks that are not listed, any text may come.
+            The mark "" means no mark: such a call counts only at the beginning of the answer or after another call.
+        separators: characters that may be between two calls, besides space.
         languages: words that may follow a mark, as in a fence.
-        read: the calls in the text between the marks; None where it is none.
+        read: returns the calls in the text between the marks; None if it is not a call.
     """
 
     openings: tuple[str, ...]
@@ -146,20 +146,20 @@ class CallForm:
 
 @dataclass(slots=True)
 class _Region:
-    """A text that may be a call, from its opening mark on."""
+    """A text that may be a call, beginning after its opening mark."""
 
     opening: str
     starts: tuple[str, ...]
-    """How it has to go on; empty once it has."""
+    """How the text may begin; empty once it has begun so."""
     languages: tuple[str, ...]
     body: list[str] = field(default_factory=list)
     head: str | None = ""
-    """What stands before the first bracket; None once that is found, or not to be found."""
+    """The text before the first bracket; None once the bracket is found, or is not looked for any more."""
     span: JsonSpan | None = None
-    """Where there is one, its end is the region's; elsewhere a closing mark is."""
+    """If there is one, the region ends where it ends. Otherwise the region ends at a closing mark."""
 
     def feed(self, text: str) -> int | None:
-        """Take more text. Returns the place after the end once it is there."""
+        """Take more text. Returns the index after the region's end, or None if the end has not come."""
         start = 0
         if self.head is not None:
             start = self._find_bracket(text)
@@ -169,7 +169,7 @@ class _Region:
         return end
 
     def _find_bracket(self, text: str) -> int:
-        """Look for the bracket that decides how the region ends. Returns its place, where it is found."""
+        """Look for the bracket that decides how the region ends. Returns its index, or 0 if it is not found."""
         assert self.head is not None
         before = len(self.head)
         self.head = (self.head + text)[:_MAX_HEAD]
@@ -186,8 +186,8 @@ class _Region:
             self.head = None
         return 0
 
-    def goes_on(self) -> bool:
-        """It still may be a call, as far as its beginning tells."""
+    def may_be_call(self) -> bool:
+        """Whether it may still be a call, judging by its beginning."""
         if not self.starts:
             return True
         text = "".join(self.body)[:_MAX_HEAD]
@@ -199,10 +199,10 @@ class _Region:
 
 
 class ToolParser:
-    """Finds calls of the model's own choice.
+    """Finds calls that the model chose to make.
 
     Args:
-        form: the family's.
+        form: what the calls of the model's family look like.
         parallel: more than one call is wanted.
     """
 
@@ -213,7 +213,7 @@ class ToolParser:
         self._region: _Region | None = None
         self._count = 0
         self._fresh = True
-        """Only space has come, at the beginning or since a call."""
+        """Only space has come since the beginning or since the last call."""
         self._awaits_closing = False
         self._space: list[str] = []
         self._texts: list[str] = []
@@ -221,7 +221,7 @@ class ToolParser:
 
     @property
     def done(self) -> bool:
-        """No further call is wanted, and no text."""
+        """Whether no more calls and no more text are wanted."""
         return self._count > 0 and not self._parallel
 
     def push(self, text: str) -> Parsed:
@@ -233,7 +233,7 @@ class ToolParser:
         return self._parsed()
 
     def flush(self) -> Parsed:
-        """The text is over: a call that only lacks its closing mark is one; what is incomplete is text."""
+        """The text is over. A call without its closing mark counts as a call; an incomplete call becomes text."""
         self._plain(self._scanner.flush())
         if self._region is not None:
             self._end_region(self._form.read("".join(self._region.body)))
@@ -258,34 +258,34 @@ class ToolParser:
         elif mark in self._form.openings:
             self._region = _Region(mark, self._form.starts.get(mark, ()), self._form.languages)
         else:
-            self._say(mark)
+            self._add_text(mark)
 
     def _plain(self, text: str) -> None:
         while text and not self.done:
             text = self._outside(text) if self._region is None else self._inside(self._region, text)
 
     def _outside(self, text: str) -> str:
-        """Take text that is outside of a call. Returns the rest, where a call without a mark may begin."""
+        """Take text outside of a call. Returns the rest from the place where a call without a mark may begin."""
         if not self._fresh:
-            self._say(text)
+            self._add_text(text)
             return ""
         rest = text.lstrip(" \t\r\n" + (self._form.separators if self._count else ""))
         self._space.append(text[: len(text) - len(rest)])
         if "" in self._form.starts and rest.startswith(("{", "[")):
             self._region = _Region("", self._form.starts[""], ())
             return rest
-        self._say(rest)
+        self._add_text(rest)
         return ""
 
-    def _say(self, text: str) -> None:
+    def _add_text(self, text: str) -> None:
         if text and not self.done:
             self._texts += [*self._space, text]
             self._space, self._fresh, self._awaits_closing = [], False, False
 
     def _inside(self, region: _Region, text: str) -> str:
-        """Take text that may belong to a call. Returns the rest, after its end."""
+        """Take text that may belong to a call. Returns the rest after the call's end."""
         end = region.feed(text)
-        if not region.goes_on():
+        if not region.may_be_call():
             self._end_region(None)
         elif end is not None:
             self._end_region(self._form.read("".join(region.body)))
@@ -295,7 +295,7 @@ class ToolParser:
         region, self._region = self._region, None
         assert region is not None
         if calls is None:
-            self._say("".join([region.opening, *region.body, closing]))
+            self._add_text("".join([region.opening, *region.body, closing]))
             return
         for name, arguments in calls if self._parallel else calls[:1]:
             text = json.dumps(arguments, ensure_ascii=False)

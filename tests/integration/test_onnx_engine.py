@@ -51,7 +51,7 @@ def raw(folder: Path, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
 
 
 def carried(model: object, home: Path) -> Path:
-    folder = model.there(home)  # type: ignore[attr-defined]
+    folder = model.ready_path(home)  # type: ignore[attr-defined]
     assert folder is not None, "the package is not installed: pip install 'lfx-local-runtimes[dev]'"
     return Path(folder)
 

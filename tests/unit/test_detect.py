@@ -83,7 +83,7 @@ def test_torch_files_of_both_ages(tmp_path: Path) -> None:
 def test_an_unknown_file_is_a_problem(tmp_path: Path) -> None:
     info = inspect_model(files(tmp_path, {"notes.txt": b"hello"}) / "notes.txt")
     assert (info.format, info.engine) == (ModelFormat.UNKNOWN, None)
-    assert info.problems == ("notes.txt is in none of the formats known here",)
+    assert info.problems == ("notes.txt is not in a known format",)
 
 
 # -- folders -------------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_a_folder_of_ggufs(tmp_path: Path) -> None:
     assert inspect_model(tmp_path).valid
     write_gguf(tmp_path / "other.gguf")
     assert inspect_model(tmp_path).problems == (
-        "the folder holds 2 models: name one of other.gguf, tiny-00001-of-00003.gguf",
+        "the folder holds 2 models: give the path of one of other.gguf, tiny-00001-of-00003.gguf",
     )
 
 

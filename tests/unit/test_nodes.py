@@ -386,7 +386,7 @@ async def test_the_model_is_told_of_a_tools_failure(stage: Theatre) -> None:
 
 async def test_a_call_that_breaks_off_is_an_error(stage: Theatre) -> None:
     stage.script = lambda config: (CALL[:-5],)
-    with pytest.raises(Exception, match=r"add broke off.*Max Tokens"):
+    with pytest.raises(Exception, match=r"add was cut off.*Max Tokens"):
         await run(chat(tools=[adder()], tool_choice="add", stream=False))
 
 
@@ -488,7 +488,7 @@ def test_a_schema_and_what_the_model_is_told() -> None:
     ("rows", "named"),
     [
         ([{"name": " ", "type": "str"}], "row 1: it has no name"),
-        ([{"name": "a", "type": "str"}, {"name": "a", "type": "int"}], "row 2: a is there already"),
+        ([{"name": "a", "type": "str"}, {"name": "a", "type": "int"}], "row 2: a is used already"),
         ([{"name": "a", "type": "date"}], "row 1: date is not a type"),
     ],
 )

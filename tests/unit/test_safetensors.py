@@ -111,7 +111,7 @@ def test_shards(tmp_path: Path) -> None:
     (tmp_path / second).unlink()
     assert inspect_model(tmp_path).problems == (f"1 of 2 shards are missing: {second}",)
     (tmp_path / INDEX_NAME).unlink()
-    assert inspect_model(tmp_path).problems == (f"{INDEX_NAME}, which names the shards, is missing",)
+    assert inspect_model(tmp_path).problems == (f"{INDEX_NAME} is missing: it lists the shards",)
 
 
 @pytest.mark.parametrize(
