@@ -32,31 +32,14 @@ class AttentionLayer:
     window: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """Bytes a loaded model is expected to take, at a context of `context_length` tokens."""
-
-    weights: int
-    kv_cache: int
-    compute: int
-    context_length: int
-
-    @property
-    def total(self) -> int:
-        """All of it, in bytes."""
-        return self.weights + self.kv_cache + self.compute
-
-
 @dataclass(frozen=True)
 class ModelInfo:
-    """The outcome of `inspect_model`. Sizes are bytes, lengths tokens; `None` is not known."""
+    """The outcome of `read_model`: facts about files. Sizes are bytes, lengths tokens; `None` is not known."""
 
     path: Path
     format: ModelFormat
     files: tuple[Path, ...]
     """Every weight file, in order."""
-    engine: str | None
-    """The first engine the rules name for it."""
     size_bytes: int
     architecture: str | None = None
     name: str | None = None
@@ -76,7 +59,6 @@ class ModelInfo:
     """Why it cannot be loaded; empty when nothing speaks against it."""
     remote_code: bool = False
     """Its config names Python code that comes with it."""
-    memory: MemoryEstimate | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Scalars of the header (GGUF), or config.json."""
     heads: int | None = None

@@ -12,8 +12,8 @@ import pytest
 
 from lfx_local_runtimes.runtimes.formats.detect import detect, file_format
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
-from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.planning import inspect_model
+from lfx_local_runtimes.runtimes.planning.estimates import estimate_memory
 from tests.builders import write_gguf, write_safetensors, write_split_gguf
 
 LLAMA: dict[str, Any] = {

@@ -14,8 +14,8 @@ from lfx_local_runtimes.errors import InvalidModelFile, ModelNotFound
 from lfx_local_runtimes.runtimes.formats.gguf import read_gguf, read_strings
 from lfx_local_runtimes.runtimes.formats.gguf_check import check_gguf
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
-from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.planning import inspect_model
+from lfx_local_runtimes.runtimes.planning.estimates import estimate_memory
 from tests.builders import GgufSpec, GgufTensorSpec, encode_gguf, tiny_llama, write_gguf, write_split_gguf
 
 
