@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.engines.registry import register_engine
     from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime
     from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
-    from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
     from lfx_local_runtimes.runtimes.manager import RuntimeManager, get_runtime_manager
+    from lfx_local_runtimes.runtimes.planning import inspect_model
     from lfx_local_runtimes.runtimes.requests import GenerationStream
     from lfx_local_runtimes.runtimes.status import ModelStatus
     from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, GenerationResult
@@ -39,7 +39,7 @@ _WHERE = {
     "TransformersRuntime": "engines.transformers.runtime",
     "device_capabilities": "devices",
     "get_runtime_manager": "manager",
-    "inspect_model": "formats.inspect",
+    "inspect_model": "planning",
     "register_engine": "engines.registry",
     "select_device": "devices",
 }

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, WrongTask, as_fault
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.engines.registry import prepare_plan
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
 from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Run
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
@@ -200,7 +201,8 @@ class ModelRuntime(ABC):
 
     def _run(self, context: LoadContext, loaded: "Future[None]", inbox: Inbox) -> None:
         try:
-            self._plan = self._plan or plan_for_engine(self.config, self.engine)
+            plan = self._plan or plan_for_engine(self.config, self.engine)
+            self._plan = prepare_plan(plan, self.config, context)
             self.warnings = list(self._plan.warnings)
             self._load(self._plan, context)
             self._memory = self._measure()

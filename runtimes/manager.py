@@ -23,14 +23,12 @@ from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
 from lfx_local_runtimes.runtimes.engines.registry import engine_names
-from lfx_local_runtimes.runtimes.formats.info import ModelInfo
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.inventory import Inventory
 from lfx_local_runtimes.runtimes.ledger import MemoryLedger
-from lfx_local_runtimes.runtimes.planning import plan_loads
+from lfx_local_runtimes.runtimes.planning import Inspection, Rules, plan_loads
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.residency import ADMISSION_WAIT_S, Prepared, Residency
-from lfx_local_runtimes.runtimes.rules import Rules
 from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
@@ -179,7 +177,7 @@ class RuntimeManager:
                 return Prepared(config, source, ())
             slot.config, slot.source = config, source
         path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
-        info = inspect_model(path, config.context_length, thorough=True, rules=self._rules)
+        info = read_model(path, thorough=True)
         plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
         return Prepared(config, source, plans)
 
@@ -362,7 +360,7 @@ class RuntimeManager:
         """
         return self._inventory.status(model_name)
 
-    def validate_model(self, model_name: str) -> ModelInfo:
+    def validate_model(self, model_name: str) -> Inspection:
         """Inspect a model's files thoroughly, loading nothing. `problems` says what is wrong.
 
         Raises:

@@ -17,7 +17,7 @@ from lfx_local_runtimes.errors import EngineFailure, InvalidInput, LoadFailed, R
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, libraries, progress_events, read_gguf
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.settings import get_settings
 
@@ -81,7 +81,7 @@ def _check(source: Path, target: Path, dtype: str) -> ModelInfo:
         raise InvalidInput(f"{target} exists already.", hint="Remove it, or choose another target.")
     if not source.exists():
         raise InvalidInput(f"{source} does not exist.")
-    info = inspect_model(source, thorough=True)
+    info = read_model(source, thorough=True)
     if info.format is not ModelFormat.GGUF or info.problems:
         reason = "; ".join(info.problems) or f"it is {info.format.value}"
         raise InvalidInput(f"{source.name} is not a GGUF model that can be converted: {reason}.")

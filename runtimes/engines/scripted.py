@@ -91,7 +91,7 @@ class ScriptedRuntime(ModelRuntime):
 
     @classmethod
     def _own_plan(cls, config: ModelConfig) -> LoadPlan:
-        info = ModelInfo(Path(config.model_id), ModelFormat.UNKNOWN, files=(), engine=cls.engine, size_bytes=0)
+        info = ModelInfo(Path(config.model_id), ModelFormat.UNKNOWN, files=(), size_bytes=0)
         return LoadPlan(info, cls.engine, CPU, "none", config.context_length or DEFAULT_CONTEXT)
 
     def _load(self, plan: LoadPlan, context: LoadContext) -> None:

@@ -32,31 +32,14 @@ class AttentionLayer:
     window: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """Bytes a loaded model is expected to take, at a context of `context_length` tokens."""
-
-    weights: int
-    kv_cache: int
-    compute: int
-    context_length: int
-
-    @property
-    def total(self) -> int:
-        """The sum, in bytes."""
-        return self.weights + self.kv_cache + self.compute
-
-
 @dataclass(frozen=True)
 class ModelInfo:
-    """The result of `inspect_model`. Sizes are in bytes, lengths in tokens. `None` means not known."""
+    """The result of `read_model`: facts about files. Sizes are in bytes, lengths in tokens. `None` means not known."""
 
     path: Path
     format: ModelFormat
     files: tuple[Path, ...]
     """Every weight file, in order."""
-    engine: str | None
-    """The first engine that the rules name for it."""
     size_bytes: int
     architecture: str | None = None
     name: str | None = None
@@ -76,7 +59,6 @@ class ModelInfo:
     """Why it cannot be loaded; empty if no problem was found."""
     remote_code: bool = False
     """The model or its tokenizer names Python code of its own to run."""
-    memory: MemoryEstimate | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Scalars of the header (GGUF), or config.json."""
     heads: int | None = None

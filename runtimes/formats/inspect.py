@@ -1,4 +1,4 @@
-"""`inspect_model`: what a model is, read from its headers and configuration, without loading it."""
+"""`read_model`: what a model is, read from its headers and configuration, without loading it."""
 
 import re
 from collections import Counter
@@ -24,11 +24,8 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
     text_config,
 )
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, choose, read_onnx
 from lfx_local_runtimes.runtimes.formats.safetensors import SafetensorsTensor, read_safetensors
-from lfx_local_runtimes.runtimes.rules import Rules
-from lfx_local_runtimes.settings import get_settings
 
 _Header = TypeVar("_Header")
 _INSTRUCT = frozenset({"it", "instruct", "instruction", "chat", "assistant"})
@@ -47,30 +44,23 @@ _GGUF_POOLINGS, _GGUF_RANK = (1, 2, 3), 4
 """llama.cpp's `llama_pooling_type`: mean, cls and last for vectors, rank for scores."""
 
 
-def inspect_model(
-    path: str | Path, context_length: int | None = None, *, thorough: bool = False, rules: Rules | None = None
-) -> ModelInfo:
-    """Format, engine, architecture, sizes, chat template, problems and memory estimate of a model on disk.
+def read_model(path: str | Path, *, thorough: bool = False) -> ModelInfo:
+    """Format, architecture, sizes, chat template and problems of a model on disk.
 
     Problems of the files are reported in `problems`, so that a broken model can still be listed. Only a path that does
     not exist raises.
 
     Args:
         path: a file or a folder.
-        context_length: tokens for the memory estimate; if unset, 4,096 or the model's own, whichever is less.
         thorough: also check what takes time (a GGUF vocabulary token by token). Needed before a GGUF file is loaded.
-        rules: which engine serves which format; if unset, those of the settings.
 
     Raises:
         ModelNotFound: the path does not exist.
-        SettingsFault: the rules file is not valid.
     """
     place = Path(path).expanduser()
-    rules = rules or Rules.load(get_settings().rules_file)
     try:
         place.lstat()
-        found = detect(place)
-        info = _inspect(place, found, thorough=thorough)
+        return _inspect(place, detect(place), thorough=thorough)
     except (FileNotFoundError, NotADirectoryError) as error:
         if place.exists():  # a part of it is missing, such as a split file or the target of a link
             return _broken(place, f"{Path(error.filename or place).name} is missing")
@@ -79,17 +69,15 @@ def inspect_model(
         return _broken(place, fault.message)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         return _broken(place, f"cannot be read ({getattr(error, 'strerror', None) or error})")
-    info = replace(info, engine=next(iter(rules.engines_for(info)), None))
-    return replace(info, memory=estimate_memory(info, context_length))
 
 
 def _broken(path: Path, problem: str) -> ModelInfo:
-    return ModelInfo(path, ModelFormat.UNKNOWN, (), None, 0, problems=(problem,))
+    return ModelInfo(path, ModelFormat.UNKNOWN, (), 0, problems=(problem,))
 
 
 def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
     size = sum(file.stat().st_size for file in found.files)
-    info = ModelInfo(path, found.format, found.files, None, size, name=_name(path), problems=found.problems)
+    info = ModelInfo(path, found.format, found.files, size, name=_name(path), problems=found.problems)
     info = replace(info, instruct=_is_instruct(info.name))
     if found.format is ModelFormat.GGUF and (not found.problems or len(found.files) == 1):
         return _gguf(info, thorough=thorough)

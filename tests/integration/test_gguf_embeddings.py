@@ -11,7 +11,7 @@ from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.errors import ContextOverflow, EngineFailure, InvalidInput, LoadFailed
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, get_runtime_manager
 from lfx_local_runtimes.runtimes.engines.llama_cpp.encoder import LlamaCppEncoder, _ends_twice
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.planning import inspect_model
 from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk

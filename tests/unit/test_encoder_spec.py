@@ -23,7 +23,7 @@ def read(folder: Path, config: dict[str, Any] | None = None, *, limit: int = 10*
         path = folder / f"{name.replace('__', '/')}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    info = ModelInfo(folder, ModelFormat.SAFETENSORS, (), None, 0, metadata=config or {})
+    info = ModelInfo(folder, ModelFormat.SAFETENSORS, (), 0, metadata=config or {})
     return read_spec(LoadPlan(info, "transformers", CPU, "fp32", 4096, task="embedding"), limit)
 
 

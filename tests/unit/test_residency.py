@@ -128,7 +128,7 @@ def make(stage: Stage) -> Iterator[MakeResidency]:
             raise ModelNotFound(f"no {slot.name}", model_name=slot.name)
         name = slot.name.removeprefix("alias of ")
         config = ModelConfig(model_id=name, model_name=name)
-        info = ModelInfo(Path(name), ModelFormat.GGUF, (), None, 1)
+        info = ModelInfo(Path(name), ModelFormat.GGUF, (), 1)
         needs = {"cpu": stage.sizes.get(name, GIB)}
         return Prepared(config, "test", tuple(LoadPlan(info, e, CPU, "x", 8, needs) for e in ("doll", "doll_too")))
 

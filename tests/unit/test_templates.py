@@ -76,7 +76,7 @@ def said(*turns):
 
 
 def info(**facts):
-    facts = {"format": ModelFormat.GGUF, "files": (), "engine": "llama_cpp", "size_bytes": 1} | facts
+    facts = {"format": ModelFormat.GGUF, "files": (), "size_bytes": 1} | facts
     return ModelInfo(path=Path("model.gguf"), **facts)
 
 

@@ -1,4 +1,4 @@
-"""The engine `llama_cpp`: text by one runtime, every other task by another."""
+"""The engine `llama_cpp`: one runtime for text, another for encoders."""
 
 from lfx_local_runtimes.runtimes.base import ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig

@@ -1,19 +1,36 @@
-"""What a model will take in memory, from what its header says.
+"""The memory that a model will take, estimated from its header.
 
 The formulas are those of llama.cpp's own buffers. On the packaged Gemma 3 270M at 4,096 tokens they give the 72 MiB of
 KV cache that llama.cpp reports and half of its 14 MiB of compute buffer; with logits for all of 512 tokens (`outputs`),
 as other programs run it, its 514.5 MiB within 1 %.
 """
 
-from lfx_local_runtimes.runtimes.formats.info import MemoryEstimate, ModelFormat, ModelInfo
+from dataclasses import dataclass
+
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 
 DEFAULT_CONTEXT = 4096
-"""Tokens, where nobody says otherwise."""
+"""Tokens, if neither the configuration nor the model says less."""
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.01, "int4": 0.5625}
 """int8 has one scale per output channel; int4 is nf4 with a float32 scale for every 64 weights."""
 
 _UNQUANTIZED_BYTES = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes a loaded model is expected to take, at a context of `context_length` tokens."""
+
+    weights: int
+    kv_cache: int
+    compute: int
+    context_length: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.kv_cache + self.compute
 
 
 def estimate_memory(
