@@ -26,8 +26,8 @@ JSON_OPTIONS = {
 """How JSON is written: on one line, with at most one space after `,` and `:`."""
 
 MAX_RULES = 1000
-"""Lines with a colon, plus brackets, of a Lark grammar. llguidance follows rules recursively in native code, where too
-deep a recursion ends the process."""
+"""Lines with a colon, plus brackets, of a Lark grammar. llguidance follows rules recursively in native code. Too deep a
+recursion would end the process."""
 
 _LEXER_FUEL = 200_000
 _LEXER_STATES = 50_000  # about 2 kB each

@@ -1,9 +1,9 @@
 """Checks a GGUF file before llama.cpp may read it.
 
 llama.cpp checks many rules itself and refuses a bad file with an error. Other rules it only asserts: if a file breaks
-one of them, llama.cpp ends the whole process. Those are checked here: the rules that llama.cpp asserts when it loads a
-model, makes a context and decodes (llama.cpp as in llama-cpp-python 0.3.36). They were found by reading its sources and
-by loading mutated files.
+one of them, llama.cpp ends the process. This module checks the rules that llama.cpp asserts when it loads a model, makes
+a context and decodes (llama.cpp as in llama-cpp-python 0.3.36). They were found by reading its sources and by loading
+mutated files.
 """
 
 from collections.abc import Iterator

@@ -394,7 +394,7 @@ async def test_a_call_that_breaks_off_is_an_error(stage: Theatre) -> None:
     ("options", "named"),
     [
         ({"tools": [], "tool_choice": "add"}, "there is no tool"),
-        ({"tools": [adder()], "tool_choice": "subtract"}, "none of the tools: add"),
+        ({"tools": [adder()], "tool_choice": "subtract"}, "not one of the tools: add"),
         ({"tools": [adder()], "raw": True}, "tools need messages"),
     ],
 )
