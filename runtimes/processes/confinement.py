@@ -9,12 +9,14 @@ with many files (the parent watches it, or gives none), see whether a path exist
 """
 
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lfx_local_runtimes.runtimes.processes import landlock, limits, linux, paths, seccomp
+from lfx_local_runtimes.runtimes.processes.environment import NO_HOME
 
 Level = Literal["full", "partial", "none"]
 
@@ -117,7 +119,7 @@ def confine(policy: Policy) -> Confinement:
     if not linux.is_linux():
         return _not_linux()
     _check_single_thread()
-    devices, device_files = paths.device_paths(policy.devices)
+    device_files, devices = paths.device_paths(policy.devices)
     readable = [*paths.library_paths(), *device_files, *policy.read]
     limits.offer_to_oom_killer()
     linux.drop_capabilities()
@@ -131,6 +133,8 @@ def confine(policy: Policy) -> Confinement:
     else:
         truncation = landlock.restrict(readable, policy.write, devices) >= landlock.TRUNCATION_ABI
         layers.append(FILES)
+    # Libraries ask where temporary files go while they are imported, and Python raises an error if it can write nowhere.
+    tempfile.tempdir = str(policy.write[0]) if policy.write else NO_HOME
     exceptions = seccomp.Exceptions(
         devices=bool(policy.devices), shared_memory=policy.memory is None, truncation=truncation
     )
