@@ -8,6 +8,7 @@ What is left to a hostile model: it may compute for ever and fill its memory (th
 with many files (the parent watches it, or gives none), see whether a path exists, and answer wrongly.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lfx_local_runtimes.runtimes.processes import landlock, limits, linux, paths, seccomp
-from lfx_local_runtimes.runtimes.processes.environment import NO_HOME
 
 Level = Literal["full", "partial", "none"]
 
@@ -24,6 +24,9 @@ FILES = "filesystem"
 CALLS = ("network", "programs", "processes", "kernel")
 LIMITS = "limits"
 MEMORY = "memory"
+
+_UNWRITABLE = "/proc/self"
+"""A folder that always exists and in which nobody can make a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +136,7 @@ def confine(policy: Policy) -> Confinement:
     else:
         truncation = landlock.restrict(readable, policy.write, devices) >= landlock.TRUNCATION_ABI
         layers.append(FILES)
-    # Libraries ask where temporary files go while they are imported, and Python raises an error if it can write nowhere.
-    tempfile.tempdir = str(policy.write[0]) if policy.write else NO_HOME
+        _set_temporary_folder(policy)
     exceptions = seccomp.Exceptions(
         devices=bool(policy.devices), shared_memory=policy.memory is None, truncation=truncation
     )
@@ -152,6 +154,18 @@ def _check_single_thread() -> None:
         raise RuntimeError(
             f"{len(names)} threads run already ({', '.join(names)}): they would stay free. Confine the process earlier."
         )
+
+
+def _set_temporary_folder(policy: Policy) -> None:
+    """Let libraries be imported if there is no scratch folder.
+
+    Some ask for the folder of temporary files while they are imported (dill), and Python raises an error if there is none.
+    torch makes a folder there, and needs that it exists afterwards.
+    """
+    folder = str(policy.write[0]) if policy.write else _UNWRITABLE
+    tempfile.tempdir = folder
+    if not policy.write:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
 
 
 def _without_seccomp(error: seccomp.SeccompMissingError) -> str:
