@@ -8,7 +8,9 @@ What is left to a hostile model: it may compute for ever and fill its memory (th
 with many files (the parent watches it, or gives none), see whether a path exists, and answer wrongly.
 """
 
+import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ FILES = "filesystem"
 CALLS = ("network", "programs", "processes", "kernel")
 LIMITS = "limits"
 MEMORY = "memory"
+
+_UNWRITABLE = "/proc/self"
+"""A folder that always exists and in which nobody can make a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ def confine(policy: Policy) -> Confinement:
     if not linux.is_linux():
         return _not_linux()
     _check_single_thread()
-    devices, device_files = paths.device_paths(policy.devices)
+    device_files, devices = paths.device_paths(policy.devices)
     readable = [*paths.library_paths(), *device_files, *policy.read]
     limits.offer_to_oom_killer()
     linux.drop_capabilities()
@@ -131,6 +136,7 @@ def confine(policy: Policy) -> Confinement:
     else:
         truncation = landlock.restrict(readable, policy.write, devices) >= landlock.TRUNCATION_ABI
         layers.append(FILES)
+        _set_temporary_folder(policy)
     exceptions = seccomp.Exceptions(
         devices=bool(policy.devices), shared_memory=policy.memory is None, truncation=truncation
     )
@@ -148,6 +154,18 @@ def _check_single_thread() -> None:
         raise RuntimeError(
             f"{len(names)} threads run already ({', '.join(names)}): they would stay free. Confine the process earlier."
         )
+
+
+def _set_temporary_folder(policy: Policy) -> None:
+    """Let libraries be imported if there is no scratch folder.
+
+    Some ask for the folder of temporary files while they are imported (dill), and Python raises an error if there is none.
+    torch makes a folder there, and needs that it exists afterwards.
+    """
+    folder = str(policy.write[0]) if policy.write else _UNWRITABLE
+    tempfile.tempdir = folder
+    if not policy.write:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
 
 
 def _without_seccomp(error: seccomp.SeccompMissingError) -> str:

@@ -30,6 +30,14 @@ _ERROR = 0x00050000
 _LOAD, _EQUAL, _GREATER_EQUAL, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 
+_ALLOWED: Instruction = (_RETURN, 0, 0, _ALLOW)
+_DENIED: Instruction = (_RETURN, 0, 0, _ERROR | errno.EPERM)
+_UNKNOWN: Instruction = (_RETURN, 0, 0, _ERROR | errno.ENOSYS)
+"""As an old kernel answers: the C library then takes another way."""
+_PRETENDED: Instruction = (_RETURN, 0, 0, _ERROR)
+"""The call reports success and does nothing."""
+_KILLED: Instruction = (_RETURN, 0, 0, _KILL)
+
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW_NAMESPACES = 0x7E020000
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
@@ -132,11 +140,11 @@ def build(machine: str, own_pid: int, exceptions: Exceptions) -> list[Instructio
     program = [
         _load(_ARCHITECTURE_AT),
         (_EQUAL, 1, 0, _ARCHITECTURES[machine]),
-        _answer(_KILL),  # a 32-bit call: its numbers mean other calls
+        _KILLED,  # a 32-bit call: its numbers mean other calls
         _load(_NUMBER_AT),
     ]
     # On x86_64 this refuses the x32 calls too: their numbers start at 0x40000000.
-    program += [(_GREATER_EQUAL, 0, 1, syscalls.NEWEST + 1), _refuse(errno.ENOSYS)]
+    program += [(_GREATER_EQUAL, 0, 1, syscalls.NEWEST + 1), _UNKNOWN]
     conditions = _conditions(own_pid, exceptions)
     for name, numbers in {**syscalls.CONDITIONAL, **syscalls.DENIED, **syscalls.PRETENDED}.items():
         number = syscalls.number(numbers, machine)
@@ -145,13 +153,13 @@ def build(machine: str, own_pid: int, exceptions: Exceptions) -> list[Instructio
         if name in conditions:
             block = conditions[name]
         elif name in syscalls.DENIED:
-            block = [_refuse()]
+            block = [_DENIED]
         elif name in syscalls.PRETENDED:
-            block = [_refuse(0)]
+            block = [_PRETENDED]
         else:
             continue
         program += [(_EQUAL, 0, len(block), number), *block]
-    return [*program, _answer(_ALLOW)]
+    return [*program, _ALLOWED]
 
 
 def _conditions(own_pid: int, exceptions: Exceptions) -> dict[str, list[Instruction]]:
@@ -163,20 +171,20 @@ def _conditions(own_pid: int, exceptions: Exceptions) -> dict[str, list[Instruct
             _load_argument(0),
             (_ANY_BIT, 2, 0, _CLONE_NEW_NAMESPACES),
             (_ANY_BIT, 0, 1, _CLONE_THREAD),
-            _answer(_ALLOW),
-            _refuse(),
+            _ALLOWED,
+            _DENIED,
         ],
-        "clone3": [_refuse(errno.ENOSYS)],  # its flags are behind an address; the C library goes back to clone
-        "socket": [_refuse()],
-        "bind": [_refuse()],
+        "clone3": [_UNKNOWN],  # its flags are behind an address; the C library goes back to clone
+        "socket": [_DENIED],
+        "bind": [_DENIED],
         "socketpair": [  # asyncio wakes its loop with one; a datagram socket could write to any other
             _load_argument(0),
             (_EQUAL, 0, 4, _AF_UNIX),
             _load_argument(1),
             (_AND, 0, 0, _SOCK_TYPE_MASK),
             (_EQUAL, 0, 1, _SOCK_STREAM),
-            _answer(_ALLOW),
-            _refuse(),
+            _ALLOWED,
+            _DENIED,
         ],
         "sendto": _argument_is_null(4),
         "kill": to_itself,
@@ -184,13 +192,13 @@ def _conditions(own_pid: int, exceptions: Exceptions) -> dict[str, list[Instruct
         "tgkill": to_itself,
         "rt_sigqueueinfo": to_itself,
         "rt_tgsigqueueinfo": to_itself,
-        "prctl": _argument_in(0, _REFUSED_PRCTL, found=_refuse(), otherwise=_answer(_ALLOW)),
+        "prctl": _argument_in(0, _REFUSED_PRCTL, found=_DENIED, otherwise=_ALLOWED),
         "prlimit64": _argument_is_null(2),  # asking for a limit is allowed, setting one is not
-        "fcntl": _argument_in(1, _REFUSED_FCNTL, found=_refuse(), otherwise=_answer(_ALLOW)),
+        "fcntl": _argument_in(1, _REFUSED_FCNTL, found=_DENIED, otherwise=_ALLOWED),
         "ioctl": _argument_in(1, _ALLOWED_IOCTL),
         # A library may tie its threads to processors, but their numbers cannot be told from other processes'. It is told
         # that it did: libgomp ends the process at an error.
-        "sched_setaffinity": _argument_in(0, (0, own_pid), otherwise=_refuse(0)),
+        "sched_setaffinity": _argument_in(0, (0, own_pid), otherwise=_PRETENDED),
         "sched_setscheduler": to_this_thread,
         "sched_setparam": to_this_thread,
         "sched_setattr": to_this_thread,
@@ -199,22 +207,22 @@ def _conditions(own_pid: int, exceptions: Exceptions) -> dict[str, list[Instruct
     }
     if exceptions.devices:
         found["socket"] = _argument_in(0, (_AF_UNIX,))
-        found["bind"] = [_answer(_ALLOW)]
-        found["ioctl"] = _argument_in(1, _REFUSED_IOCTL, found=_refuse(), otherwise=_answer(_ALLOW))
+        found["bind"] = [_ALLOWED]
+        found["ioctl"] = _argument_in(1, _REFUSED_IOCTL, found=_DENIED, otherwise=_ALLOWED)
     if not exceptions.shared_memory:
         found["mmap"] = [
             _load_argument(3),
             (_AND, 0, 0, _MAP_SHARED_ANONYMOUS),
             (_EQUAL, 0, 1, _MAP_SHARED_ANONYMOUS),
-            _refuse(),
-            _answer(_ALLOW),
+            _DENIED,
+            _ALLOWED,
         ]
-        found["memfd_create"] = [_refuse()]
+        found["memfd_create"] = [_DENIED]
     if not exceptions.truncation:
-        found["truncate"] = [_refuse()]
+        found["truncate"] = [_DENIED]
         found["open"] = _opens_to_read_and_truncate(1)
         found["openat"] = _opens_to_read_and_truncate(2)
-        found["openat2"] = [_refuse(errno.ENOSYS)]
+        found["openat2"] = [_UNKNOWN]
     return found
 
 
@@ -227,21 +235,12 @@ def _load_argument(index: int) -> Instruction:
     return _load(_ARGUMENTS_AT + 8 * index)
 
 
-def _answer(action: int) -> Instruction:
-    return (_RETURN, 0, 0, action)
-
-
-def _refuse(code: int = errno.EPERM) -> Instruction:
-    """The call fails with an error code; 0 pretends that it succeeded."""
-    return _answer(_ERROR | code)
-
-
 def _argument_in(
     index: int,
     values: tuple[int, ...],
     *,
-    found: Instruction = _answer(_ALLOW),
-    otherwise: Instruction = _refuse(),
+    found: Instruction = _ALLOWED,
+    otherwise: Instruction = _DENIED,
 ) -> list[Instruction]:
     tests = [(_EQUAL, len(values) - position, 0, value) for position, value in enumerate(values)]
     return [_load_argument(index), *tests, otherwise, found]
@@ -249,7 +248,7 @@ def _argument_in(
 
 def _arguments_are(*values: int) -> list[Instruction]:
     """The first arguments are these."""
-    block: list[Instruction] = [_answer(_ALLOW), _refuse()]
+    block: list[Instruction] = [_ALLOWED, _DENIED]
     for index, value in reversed(list(enumerate(values))):
         block = [_load_argument(index), (_EQUAL, 0, len(block) - 1, value), *block]
     return block
@@ -257,7 +256,7 @@ def _arguments_are(*values: int) -> list[Instruction]:
 
 def _argument_is_null(index: int) -> list[Instruction]:
     low, high = _load_argument(index), _load(_ARGUMENTS_AT + 8 * index + 4)
-    return [low, (_EQUAL, 0, 3, 0), high, (_EQUAL, 0, 1, 0), _answer(_ALLOW), _refuse()]
+    return [low, (_EQUAL, 0, 3, 0), high, (_EQUAL, 0, 1, 0), _ALLOWED, _DENIED]
 
 
 def _opens_to_read_and_truncate(flags: int) -> list[Instruction]:
@@ -266,8 +265,8 @@ def _opens_to_read_and_truncate(flags: int) -> list[Instruction]:
         _load_argument(flags),
         (_AND, 0, 0, _O_ACCMODE_AND_TRUNC),
         (_EQUAL, 0, 1, _O_TRUNC),
-        _refuse(),
-        _answer(_ALLOW),
+        _DENIED,
+        _ALLOWED,
     ]
 
 

@@ -26,7 +26,7 @@ DENIED: dict[str, Numbers] = {
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
     "keyctl": (250, 219), "lookup_dcookie": (212, 18), "modify_ldt": (154, None), "iopl": (172, None),
     "ioperm": (173, None), "vhangup": (153, 58), "uselib": (134, None), "personality": (135, 92),
-    "memfd_secret": (447, 447),
+    "memfd_secret": (447, 447), "io_setup": (206, 0),
     # namespaces and mounts
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
     "chroot": (161, 51), "move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430), "fsconfig": (431, 431),
