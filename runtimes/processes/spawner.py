@@ -46,7 +46,7 @@ def start_process(start: Start) -> "Popen[bytes]":
     future: Future[Popen[bytes]] = Future()
     with _lock:
         if _exiting:
-            raise RuntimeError("The interpreter is about to exit.")
+            raise RuntimeError("the interpreter is about to exit")
         if _jobs is None:
             jobs: SimpleQueue[tuple[Future[Popen[bytes]], Start]] = SimpleQueue()
             threading.Thread(target=_serve, args=(jobs,), name="process spawner", daemon=True).start()

@@ -1,23 +1,20 @@
 """Chat templates that came with a model or a request, rendered where they can do no harm.
 
-Jinja's sandbox stops code but neither endless loops nor unbounded memory, so that a template runs in a process of its
-own (`template_worker`) which is killed when its time is up. The processes are few, stay for the next template, and go
-when this one does.
+Jinja's sandbox stops code, but neither endless loops nor unbounded memory. So a template runs in a process of its own
+(`template_worker`), which is killed when its time is up. There are few such processes. They stay for the next template
+and end with this program.
 """
 
-import atexit
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from lfx_local_runtimes.errors import TemplateFault
+from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildNotStarted, ChildOverdue
+from lfx_local_runtimes.runtimes.processes.frames import Frame, ProtocolError
 
 TIME_LIMIT_S = 2.0
 """For one template, compiling included."""
@@ -26,8 +23,7 @@ START_LIMIT_S = 30.0
 MAX_OUTPUT_CHARS = 4 * 2**20
 """More than the conversation itself."""
 
-_WORKER = Path(__file__).with_name("template_worker.py")
-_LENGTH_BYTES = 4
+_WORKER = "lfx_local_runtimes.runtimes.text.template_worker"
 _HINT = "Set chat_template in the model's configuration: Jinja text, or one of gemma, chatml, llama3, dialogue, none."
 
 
@@ -40,97 +36,33 @@ class TemplateOverrun(TemplateFault):
 
 
 class _Worker:
-    """One process. Used by one thread at a time."""
+    """One process. One thread at a time uses it."""
 
     def __init__(self) -> None:
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_WORKER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-        except OSError as error:
-            raise TemplateFault(f"The process for chat templates did not start: {error}.") from error
+            self.child = Child(_WORKER, name="The process for chat templates")
+        except ChildNotStarted as error:
+            raise TemplateFault(str(error)) from error
         self._ready = False
 
     def ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         """The answer to a request.
 
         Raises:
-            TemplateOverrun: there is none within the limit; the process is gone then.
+            TemplateOverrun: there is none within the limit. The process is gone then.
         """
         if not self._ready:
             self._exchange(None, START_LIMIT_S)
             self._ready = True
-        return self._exchange(json.dumps({**request, "abandon_s": 2 * limit_s + 1}).encode(), limit_s)
+        return self._exchange(Frame({**request, "abandon_s": 2 * limit_s + 1}), limit_s)
 
-    def _exchange(self, data: bytes | None, limit_s: float) -> dict[str, Any]:
-        overdue = threading.Event()
-
-        def end() -> None:
-            overdue.set()
-            self._process.kill()
-
-        timer = threading.Timer(limit_s, end)
-        timer.daemon = True
-        timer.start()
+    def _exchange(self, frame: Frame | None, limit_s: float) -> dict[str, Any]:
         try:
-            answer = self._talk(data)
-        finally:
-            timer.cancel()
-            timer.join()  # so that it cannot kill the process during the next exchange
-        if overdue.is_set():
-            raise TemplateOverrun(f"The chat template took longer than {limit_s:g} s.", hint=_HINT)
-        if answer is None:
-            code = self._process.wait()
-            raise TemplateOverrun(f"The process for chat templates ended (exit code {code}).", hint=_HINT)
-        return answer
-
-    def _talk(self, data: bytes | None) -> dict[str, Any] | None:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        if data is not None:
-            try:
-                stdin.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
-                stdin.flush()
-            except OSError:  # it has ended
-                return None
-        header = stdout.read(_LENGTH_BYTES)
-        size = int.from_bytes(header, "big")
-        body = stdout.read(size) if len(header) == _LENGTH_BYTES else b""
-        if not size or len(body) != size:
-            return None
-        answer: dict[str, Any] = json.loads(body)
-        return answer
-
-    @property
-    def alive(self) -> bool:
-        """The process has not ended."""
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        """End the process; the thread that uses it closes the rest."""
-        self._process.kill()
-
-    def close(self) -> None:
-        """End the process and give its pipes and its exit status back."""
-        self._process.kill()
-        self._close_pipes()
-        self._process.wait()
-
-    def abandon(self) -> None:
-        """In a forked child: the process is the parent's."""
-        self._close_pipes()
-        self._process.returncode = 0
-
-    def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # what was not written yet has nobody to read it
-                    pipe.close()
+            return self.child.ask(frame, limit_s).header
+        except ChildOverdue as error:
+            raise TemplateOverrun(f"The chat template took longer than {limit_s:g} s.", hint=_HINT) from error
+        except (ChildDied, ProtocolError) as error:
+            raise TemplateOverrun(str(error), hint=_HINT) from error
 
 
 class TemplateSandbox:
@@ -164,7 +96,7 @@ class TemplateSandbox:
 
         Raises:
             TemplateRefusal: the template called `raise_exception`; the message is its own.
-            TemplateOverrun: it took too long.
+            TemplateOverrun: it took too long, or its process ended.
             TemplateFault: it does not compile, fails, or runs past another limit.
         """
         with self._worker() as worker:
@@ -194,7 +126,7 @@ class TemplateSandbox:
             except BaseException:
                 with self._lock:
                     self._busy.discard(worker)
-                worker.close()
+                worker.child.close(0)
                 raise
             with self._lock:
                 self._busy.discard(worker)
@@ -203,9 +135,9 @@ class TemplateSandbox:
     def _take(self) -> _Worker:
         while self._idle:
             worker = self._idle.pop()
-            if worker.alive:
+            if worker.child.alive:
                 return worker
-            worker.close()  # somebody killed it: the system, short of memory, say
+            worker.child.close(0)  # somebody killed it: the system, short of memory, say
         return _Worker()
 
     def close(self) -> None:
@@ -213,22 +145,16 @@ class TemplateSandbox:
         with self._lock:
             idle, self._idle = self._idle, []
             for worker in self._busy:
-                worker.kill()
+                worker.child.kill()
         for worker in idle:
-            worker.close()
+            worker.child.close(0)
 
-    def after_fork(self) -> None:
-        """In a forked child: leave the parent's processes to it."""
-        for worker in self._idle:
-            worker.abandon()
-        self._forget()
 
 
 @lru_cache(maxsize=1)
 def get_sandbox() -> TemplateSandbox:
     """The sandbox of this process; it ends with it."""
     sandbox = TemplateSandbox()
-    atexit.register(sandbox.close)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=sandbox.after_fork)
+        os.register_at_fork(after_in_child=sandbox._forget)  # the processes belong to the parent
     return sandbox

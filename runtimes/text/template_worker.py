@@ -1,19 +1,16 @@
 """The process that renders chat templates for `template_sandbox`: standard library and Jinja only.
 
-Frames on stdin and stdout: four bytes of length, big-endian, then JSON. The first frame out says that it is ready; then
-each request gets one answer with a `text`, a `refusal` (the template's own `raise_exception`) or an `error`. The end of
-stdin ends it.
+The first frame out says that it is ready. Then each request gets one answer with a `text`, a `refusal` (the template's
+own `raise_exception`) or an `error`.
 """
 
 import faulthandler
 import json
-import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -23,10 +20,12 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from lfx_local_runtimes.runtimes.processes.frames import Frame
+from lfx_local_runtimes.runtimes.processes.inside import Link
+
 MEMORY_LIMIT = 512 * 2**20
 """Bytes of address space, where the operating system can hold a process to it."""
 
-LENGTH_BYTES = 4
 MESSAGE_CHARS = 1000
 
 
@@ -152,28 +151,19 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
 
 
-def _send(out: BinaryIO, message: dict[str, Any]) -> None:
-    # A template can write half of a surrogate pair; no tokenizer takes one.
-    data = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
-    out.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
-    out.flush()
+def _sendable(answer: dict[str, Any]) -> dict[str, Any]:
+    """A template can write half of a surrogate pair; no tokenizer takes one."""
+    return {name: value.encode("utf-8", "replace").decode() for name, value in answer.items()}
 
 
-def main() -> None:
-    """Answer requests until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+def main(link: Link) -> None:
+    """Answer requests until there are no more."""
     _limit_memory()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
     answer = make_renderer()
-    _send(answers, {"ready": True})
-    while len(header := requests.read(LENGTH_BYTES)) == LENGTH_BYTES:
-        request = json.loads(requests.read(int.from_bytes(header, "big")))
-        # The parent keeps the time. This is for a parent that died: an endless template would outlive it.
-        faulthandler.dump_traceback_later(request["abandon_s"], exit=True)
-        reply = answer(request)
+    link.send(Frame({"ready": True}))
+    while (request := link.receive()) is not None:
+        # The parent keeps the time. This is for a parent that died where the kernel does not end its children.
+        faulthandler.dump_traceback_later(request.header["abandon_s"], exit=True)
+        reply = answer(request.header)
         faulthandler.cancel_dump_traceback_later()
-        _send(answers, reply)
-
-
-if __name__ == "__main__":
-    main()
+        link.send(Frame(_sendable(reply)))
