@@ -10,9 +10,10 @@ import logging
 import os
 import queue
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
@@ -20,12 +21,15 @@ from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, Runt
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import prepare_plan
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement
 from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Run
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
+
+_INLINE = Confinement("none", missing=("the model runs inside this program",))
 
 Inbox = queue.SimpleQueue[Any]
 """Requests for the model's thread, in order; None says that there will be no more."""
@@ -44,6 +48,7 @@ class LoadContext:
         self.report = report or (lambda progress: None)
         self.settings = settings or get_settings()
         self._cancelled = threading.Event()
+        self._on_cancel: Callable[[], None] = lambda: None
 
     @property
     def cancelled(self) -> bool:
@@ -53,6 +58,13 @@ class LoadContext:
     def cancel(self) -> None:
         """Ask the load to stop; it then fails with `LoadFailed`."""
         self._cancelled.set()
+        self._on_cancel()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Call this when the load should stop, now if it should already. It may be called twice."""
+        self._on_cancel = callback
+        if self.cancelled:
+            callback()
 
 
 class ModelRuntime(ABC):
@@ -76,6 +88,7 @@ class ModelRuntime(ABC):
         self._requests: set[Request[Any]] = set()
         self._memory: dict[str, int] = {}
         self._stopping = False
+        self._step_began: float | None = None
         self._on_death: Callable[[], None] = lambda: None
         self.death: RuntimeFault | None = None
         """Why the model ended although nobody asked it to; None while it did not."""
@@ -95,9 +108,11 @@ class ModelRuntime(ABC):
     def _work(self, inbox: Inbox) -> None:
         """Serve requests until None comes: every one ends with `Finished` or `Failed`. Here, one at a time."""
         while (request := inbox.get()) is not None:
+            self._step()
             with self._answering(request):
                 if request.start():
                     self._serve(request)
+            self._rest()
 
     def _serve(self, request: Request[Any]) -> None:
         """Answer one request: emit deltas and at the end `Finished`; look at `request.cancelled` at every step.
@@ -136,6 +151,34 @@ class ModelRuntime(ABC):
     def pid(self) -> int:
         """The process that the model runs in."""
         return os.getpid()
+
+    @property
+    def isolation(self) -> str:
+        """`process` if the model has a process of its own, `inline` if it runs in this one."""
+        return "inline"
+
+    @property
+    def confinement(self) -> Confinement:
+        """What the model's process cannot reach."""
+        return _INLINE
+
+    def reservation(self, plan: LoadPlan) -> Mapping[str, int]:
+        """Bytes to reserve for a load, per device."""
+        return plan.memory
+
+    @property
+    def step_age(self) -> float:
+        """Seconds since the loop of the model last began a step; 0 while it has nothing to do."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def _step(self) -> None:
+        """The loop begins a step: one that never ends is noticed by its age."""
+        self._step_began = time.monotonic()
+
+    def _rest(self) -> None:
+        """The loop waits for requests."""
+        self._step_began = None
 
     def on_death(self, callback: Callable[[], None]) -> None:
         """Call once if the loaded model ends although nobody asked it to. It is closed then, and `death` says why."""
@@ -234,7 +277,7 @@ class ModelRuntime(ABC):
             self.death = fault
             self._on_death()
         for request in requests:
-            request.emit(Failed(fault))
+            request.emit(request.empty() if request.cancelled else Failed(fault))
 
     def _shut(self) -> None:
         self._ready, self._memory = False, {}

@@ -71,11 +71,13 @@ class BatchingRuntime(ModelRuntime):
             open_ = True
             while open_ or scheduler.busy:
                 while open_ and not (scheduler.busy and ready.empty()):  # blocks only when there is nothing to do
+                    self._rest()
                     job = ready.get()
                     if job is None:
                         open_ = False
                     else:
                         scheduler.add(job)
+                self._step()
                 scheduler.step()
         finally:
             inbox.put(None)  # where the loop failed

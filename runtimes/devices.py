@@ -135,6 +135,25 @@ def _cpu_has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
+def gpu_memory_of(pid: int) -> dict[str, int]:
+    """Bytes that a process holds on CUDA cards, per device key, as the driver counts them; empty if it does not say."""
+    found: dict[str, int] = {}
+    cards = _cuda_cards()
+    if not cards:
+        return found
+    import pynvml
+
+    for position, index, _ in cards:
+        try:
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+        except pynvml.NVMLError:
+            continue
+        used = sum(one.usedGpuMemory or 0 for one in running if one.pid == pid)
+        if used:
+            found[f"cuda:{position}"] = used
+    return found
+
+
 MACHINE: DeviceProbe = MachineProbe()
 """The probe of this machine."""
 

@@ -27,13 +27,13 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig
-from lfx_local_runtimes.runtimes.engines.registry import engine_factory
+from lfx_local_runtimes.runtimes.engines.isolated.runtime import make_runtime
 from lfx_local_runtimes.runtimes.ledger import MODELS, MemoryLedger
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.policy import Candidate, choose_victims
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
-from lfx_local_runtimes.settings import Settings
+from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Residency:
         self.counters: Counter[str] = Counter()
         self.keep_alive = keep_alive
         self._prepare = prepare
-        self._settings = settings
+        self._settings = settings or get_settings()
         self._clock = clock
         self._admission_wait = admission_wait
         self._slots: dict[str, Slot] = {}
@@ -233,7 +233,7 @@ class Residency:
         for plan in prepared.plans:
             if plan.device.key in full:
                 continue
-            runtime = engine_factory(plan.engine)(prepared.config, plan)
+            runtime = make_runtime(prepared.config, plan, self._settings)
             try:
                 self._load_one(slot, runtime, plan, context)
             except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
@@ -250,7 +250,7 @@ class Residency:
 
     def _load_one(self, slot: Slot, runtime: ModelRuntime, plan: LoadPlan, context: LoadContext) -> None:
         for last_try in (False, True):
-            self._admit(slot, plan, context)
+            self._admit(slot, plan, runtime.reservation(plan), context)
             context.report(Progress("load", 0, plan.info.size_bytes))
             try:
                 runtime.start(context).result()
@@ -270,7 +270,7 @@ class Residency:
 
     # -- admission and eviction --------------------------------------------------------------------------------------
 
-    def _admit(self, slot: Slot, plan: LoadPlan, context: LoadContext) -> None:
+    def _admit(self, slot: Slot, plan: LoadPlan, memory: Mapping[str, int], context: LoadContext) -> None:
         """Reserve memory for a load, evicting idle models and waiting for busy ones.
 
         Raises:
@@ -278,7 +278,7 @@ class Residency:
             LoadFailed: the load was cancelled meanwhile.
         """
         try:
-            self._wait_for_room(slot, plan, context)
+            self._wait_for_room(slot, plan, memory, context)
         finally:
             with self._changed:
                 self._queue.pop(slot.name, None)
@@ -287,8 +287,8 @@ class Residency:
             for runtime, waiter in granted:
                 waiter.ready(runtime)
 
-    def _wait_for_room(self, slot: Slot, plan: LoadPlan, context: LoadContext) -> None:
-        needs = {**plan.memory, MODELS: 1}
+    def _wait_for_room(self, slot: Slot, plan: LoadPlan, memory: Mapping[str, int], context: LoadContext) -> None:
+        needs = {**memory, MODELS: 1}
         deadline = self._clock() + self._admission_wait
         settled = 0.0
         with self._changed:

@@ -12,8 +12,8 @@ A factory takes the model's configuration and the load plan and returns a `Model
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -62,6 +62,8 @@ class EngineRow:
     """
     overhead: int = 0
     """Bytes that the engine's libraries take in a process of their own, on top of the model."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the engine's library reads, for a process of its own."""
     accelerators: frozenset[DeviceType] = frozenset({DeviceType.CUDA, DeviceType.MPS})
     """The devices it can use besides the CPU."""
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from lfx_local_runtimes.errors import TemplateFault
 from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildNotStarted, ChildOverdue
@@ -149,6 +149,27 @@ class TemplateSandbox:
         for worker in idle:
             worker.child.close(0)
 
+
+class Renderer(Protocol):
+    """What renders templates for this process."""
+
+    def render(self, source: str, variables: Mapping[str, Any], *, max_chars: int = MAX_OUTPUT_CHARS) -> str: ...
+
+    def warm(self, source: str | None = None) -> None: ...
+
+
+_renderer: Renderer | None = None
+
+
+def use_renderer(renderer: Renderer) -> None:
+    """Render templates by this from now on: a confined process cannot start processes of its own."""
+    global _renderer  # noqa: PLW0603 - one for the process
+    _renderer = renderer
+
+
+def get_renderer() -> Renderer:
+    """What renders templates here: the sandbox, unless `use_renderer` has named something else."""
+    return _renderer or get_sandbox()
 
 
 @lru_cache(maxsize=1)

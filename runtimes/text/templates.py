@@ -24,7 +24,7 @@ from lfx_local_runtimes.runtimes.text.template_sandbox import (
     MAX_OUTPUT_CHARS,
     TemplateOverrun,
     TemplateRefusal,
-    get_sandbox,
+    get_renderer,
 )
 from lfx_local_runtimes.runtimes.text.tool_formats import ToolFormat, choose_format
 from lfx_local_runtimes.runtimes.text.tool_history import Support, as_data, as_text, tools_as_data
@@ -151,7 +151,7 @@ def render(
 def warm(template: Template) -> None:
     """Prepare the first `render`, for an engine that starts a load. Returns at once."""
     if template.source is not None:
-        get_sandbox().warm(template.source)
+        get_renderer().warm(template.source)
 
 
 def strip_bos(text: str, bos: str) -> tuple[str, bool]:
@@ -224,7 +224,7 @@ class _Jinja:
         data = as_data(messages, text_arguments=text_arguments, short_ids=support.short_ids)
         variables = {**self.variables, "messages": data, "add_generation_prompt": prompt}
         allowed = MAX_OUTPUT_CHARS + sum(len(message.content) for message in messages)
-        return get_sandbox().render(self.template.source, variables, max_chars=allowed)
+        return get_renderer().render(self.template.source, variables, max_chars=allowed)
 
 
 def _render_naming_message(jinja: _Jinja, messages: Sequence[ChatMessage], *, prompt: bool = True) -> str:
