@@ -30,9 +30,9 @@ from lfx_local_runtimes.messages import (
     to_tools,
 )
 from lfx_local_runtimes.runtimes import get_runtime_manager
+from lfx_local_runtimes.runtimes.chat.tool_choice import close_objects
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
-from lfx_local_runtimes.runtimes.text.tool_choice import close_objects
 from lfx_local_runtimes.variants import LOADING, avariant, variant
 
 Observer = Callable[[Progress | GenerationResult], object]

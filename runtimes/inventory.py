@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
-from lfx_local_runtimes.runtimes.ledger import MODELS
+from lfx_local_runtimes.runtimes.memory.ledger import MODELS
+from lfx_local_runtimes.runtimes.memory.residency import Residency
+from lfx_local_runtimes.runtimes.memory.slots import Slot
 from lfx_local_runtimes.runtimes.planning import Inspection, Rules, inspect_model, task_of_model
-from lfx_local_runtimes.runtimes.residency import Residency
-from lfx_local_runtimes.runtimes.slots import Slot
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 

@@ -25,11 +25,11 @@ from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_dev
 from lfx_local_runtimes.runtimes.engines.registry import engine_names
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.inventory import Inventory
-from lfx_local_runtimes.runtimes.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
+from lfx_local_runtimes.runtimes.memory.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.planning import Inspection, Rules, plan_loads
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
-from lfx_local_runtimes.runtimes.residency import ADMISSION_WAIT_S, Prepared, Residency
-from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT

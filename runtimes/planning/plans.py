@@ -21,7 +21,7 @@ from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProb
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow, engine_row
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
-from lfx_local_runtimes.runtimes.ledger import device_budget
+from lfx_local_runtimes.runtimes.memory.ledger import device_budget
 from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT
 from lfx_local_runtimes.runtimes.planning.offers import Terms
 from lfx_local_runtimes.runtimes.planning.rules import Rules

@@ -35,8 +35,8 @@ from lfx_local_runtimes.node_inputs import GEMMA_PRESETS, SAMPLING_DEFAULTS, TOO
 from lfx_local_runtimes.nodes import Reporter
 from lfx_local_runtimes.provider import live_models
 from lfx_local_runtimes.runtimes import GenerationConfig
-from lfx_local_runtimes.runtimes.engines.scripted import Step
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 

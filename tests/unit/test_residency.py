@@ -22,11 +22,11 @@ from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.residency import Prepared, Residency
+from lfx_local_runtimes.runtimes.memory.slots import DEATHS, LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Finished, GenerationStream, Request, RequestState, Run
-from lfx_local_runtimes.runtimes.residency import Prepared, Residency
-from lfx_local_runtimes.runtimes.slots import DEATHS, LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from lfx_local_runtimes.settings import Settings
 
@@ -491,7 +491,7 @@ def test_a_model_that_keeps_dying_rests(make: MakeResidency, stage: Stage, monke
         ask(residency, "a").wait()
     assert caught.value.model_name == "a"
     assert ask(residency, "b").wait().text == "done"
-    monkeypatch.setattr("lfx_local_runtimes.runtimes.slots.BACK_OFF_S", 0)
+    monkeypatch.setattr("lfx_local_runtimes.runtimes.memory.slots.BACK_OFF_S", 0)
     assert ask(residency, "a").wait().text == "done"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput, LoadFailed, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.chat.template_sandbox import use_renderer
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.isolated import codec
 from lfx_local_runtimes.runtimes.engines.isolated.rendering import RemoteRenderer
@@ -16,7 +17,6 @@ from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox
 from lfx_local_runtimes.runtimes.processes.inside import Link
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Request
 from lfx_local_runtimes.runtimes.tasks import task_row
-from lfx_local_runtimes.runtimes.text.template_sandbox import use_renderer
 from lfx_local_runtimes.settings import Settings
 
 _FLUSH_S = 5.0

@@ -7,6 +7,8 @@ from typing import Any
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import choose_template, warm
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, hf_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
@@ -18,8 +20,6 @@ from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDec
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.tasks.generation import Grammar
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt evaluated at once by a model that is not batched: a cancel lands between two chunks."""

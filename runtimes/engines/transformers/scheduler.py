@@ -9,13 +9,13 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.batching import QueuedScheduler
+from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, logprob
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 from lfx_local_runtimes.runtimes.requests import Failed, Request
 from lfx_local_runtimes.runtimes.tasks.generation import FinishReason
-from lfx_local_runtimes.runtimes.text.answer import Answer
 
 logger = logging.getLogger(__name__)
 

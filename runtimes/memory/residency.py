@@ -28,11 +28,11 @@ from lfx_local_runtimes.errors import (
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import make_runtime
-from lfx_local_runtimes.runtimes.ledger import MODELS, MemoryLedger
+from lfx_local_runtimes.runtimes.memory.ledger import MODELS, MemoryLedger
+from lfx_local_runtimes.runtimes.memory.policy import Candidate, choose_victims
+from lfx_local_runtimes.runtimes.memory.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.policy import Candidate, choose_victims
 from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.runtimes.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
