@@ -150,7 +150,6 @@ class TemplateSandbox:
             worker.child.close(0)
 
 
-
 @lru_cache(maxsize=1)
 def get_sandbox() -> TemplateSandbox:
     """The sandbox of this process; it ends with it."""
