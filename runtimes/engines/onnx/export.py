@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed
-from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.optional import require_installed
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.onnx.offer import with_file
@@ -61,8 +61,8 @@ def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
     target = folder / f"model_{plan.dtype}.onnx"
     if target.is_file():
         return target
-    require("torch", "transformers")
-    require("onnxscript", "onnx")
+    require_installed("torch", "transformers")
+    require_installed("onnxscript", "onnx")
     if 4 * (plan.info.parameters or 0) > _LARGEST:
         raise LoadFailed(
             f"{plan.info.path.name} has {plan.info.parameters:,} parameters, too many for one ONNX file.",
