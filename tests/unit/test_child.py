@@ -24,10 +24,10 @@ from lfx_local_runtimes.runtimes.processes.child import (
     ChildDied,
     ChildNotStarted,
     ChildOverdue,
-    default_environment,
     import_path,
 )
 from lfx_local_runtimes.runtimes.processes.endings import ExitReport, LastLines, OomCount, describe
+from lfx_local_runtimes.runtimes.processes.environment import child_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 
 MODULE = "tests.child_modules"
@@ -202,7 +202,7 @@ def test_a_child_starts_isolated(start: Start, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_environment_can_be_given(start: Start) -> None:
-    wanted = default_environment({"MINE": "1"})
+    wanted = child_environment({"MINE": "1"})
     there = start("about", options={"environment": wanted}).receive().header["environment"]
     assert there.items() >= wanted.items()
     assert set(there) - set(wanted) <= {"LC_CTYPE"}, "Python sets it in a C locale"

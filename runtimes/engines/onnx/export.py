@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed
-from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.optional import require_installed
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.onnx.offer import with_file
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.onnx import read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildNotStarted, default_environment
+from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildNotStarted
+from lfx_local_runtimes.runtimes.processes.environment import child_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, ProtocolError
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
@@ -56,8 +57,8 @@ def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
     target = folder / f"model_{plan.dtype}.onnx"
     if target.is_file():
         return target
-    require("torch", "transformers")
-    require("onnxscript", "onnx")
+    require_installed("torch", "transformers")
+    require_installed("onnxscript", "onnx")
     if 4 * (plan.info.parameters or 0) > _LARGEST:
         raise LoadFailed(
             f"{plan.info.path.name} has {plan.info.parameters:,} parameters, too many for one ONNX file.",
@@ -116,7 +117,7 @@ def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: Loa
 def _environment() -> dict[str, str]:
     """Where the libraries keep their caches; no token."""
     caches = ("HF_HOME", "HF_HUB_CACHE", "HF_MODULES_CACHE", "XDG_CACHE_HOME")
-    return default_environment({name: os.environ[name] for name in caches if name in os.environ})
+    return child_environment({name: os.environ[name] for name in caches if name in os.environ})
 
 
 def _wait(child: Child, context: LoadContext) -> None:
