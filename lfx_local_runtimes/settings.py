@@ -68,6 +68,9 @@ class Settings(BaseSettings):
         description="Take network, files and programs away from a model's process: as far as the system can, only load "
         "if it can do all of it, or never.",
     )
+    spare_processes: int = Field(
+        default=1, ge=0, le=16, description="Processes that wait for the next model, for each engine that was used."
+    )
     step_limit_s: float = Field(
         default=600.0, gt=0, description="Seconds that one step of a model may take before its process is killed."
     )

@@ -109,7 +109,7 @@ class ScriptedRuntime(ModelRuntime):
         assert self._plan is not None
         return {self._plan.device.key: self.memory_bytes}
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, request: Request[GenerationConfig]) -> None:
         assert self._plan is not None
         answer = Answer(request, self._template)
         limit = answer.admit(len(answer.prompt.split()), self._plan.context_length)
@@ -121,7 +121,9 @@ class ScriptedRuntime(ModelRuntime):
             "context_length": self._plan.context_length, "warnings": list(self.warnings),
         })  # fmt: skip
 
-    def _play(self, steps: Iterable[Step], request: Request, answer: Answer, limit: int) -> FinishReason:
+    def _play(
+        self, steps: Iterable[Step], request: Request[GenerationConfig], answer: Answer, limit: int
+    ) -> FinishReason:
         for step in steps:
             if request.cancelled:
                 return "cancelled"

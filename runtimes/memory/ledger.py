@@ -82,6 +82,10 @@ class MemoryLedger:
         self._entries[name] = {**measured, MODELS: 1}
         self._promised.discard(name)
 
+    def hold(self, name: Hashable, amounts: Mapping[str, int]) -> None:
+        """Something that is no model takes memory."""
+        self._entries[name] = dict(amounts)
+
     def release(self, name: Hashable) -> None:
         """Remove everything that this model held or was promised."""
         self._entries.pop(name, None)

@@ -27,7 +27,9 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
+from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import make_runtime
+from lfx_local_runtimes.runtimes.engines.isolated.spares import Spares
 from lfx_local_runtimes.runtimes.memory.ledger import MODELS, MemoryLedger
 from lfx_local_runtimes.runtimes.memory.policy import Candidate, choose_victims
 from lfx_local_runtimes.runtimes.memory.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
@@ -80,6 +82,9 @@ class Residency:
         self._changed = threading.Condition(threading.RLock())
         self._threads: set[threading.Thread] = set()
         self._reaper: threading.Thread | None = None
+        self._spares = Spares(
+            0 if self._settings.isolation == "inline" else self._settings.spare_processes, self._account
+        )
         self._closed = False
 
     @contextlib.contextmanager
@@ -168,6 +173,7 @@ class Residency:
     def _load(self, slot: Slot) -> None:
         assert slot.context is not None
         started = self._clock()
+        self._spares.expect()  # it starts while the files are found and checked
         try:
             prepared = self._prepare(slot, slot.context)
             if prepared.key != slot.key:
@@ -235,6 +241,16 @@ class Residency:
         for future in unloads:
             future.set_result(True)
 
+    def _account(self, engine: str, size: int) -> None:
+        """A process that waits for a model takes memory, or is gone."""
+        name = f"spare process {engine}".rstrip()
+        with self._changed:
+            if size and not self._closed:
+                self.ledger.hold(name, {CPU.key: size})
+            else:
+                self.ledger.release(name)
+            self._changed.notify_all()
+
     def _first_that_loads(self, slot: Slot, prepared: Prepared, context: LoadContext) -> ModelRuntime:
         """Try the plans in turn; what the failed ones said is told by the one that works."""
         faults: list[RuntimeFault] = []
@@ -242,7 +258,7 @@ class Residency:
         for plan in prepared.plans:
             if plan.device.key in full:
                 continue
-            runtime = make_runtime(prepared.config, plan, self._settings)
+            runtime = make_runtime(prepared.config, plan, self._settings, self._spares)
             try:
                 self._load_one(slot, runtime, plan, context)
             except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
@@ -306,6 +322,8 @@ class Residency:
                     raise slot.cancelled_load()
                 self._queue[slot.key] = frozenset(shortage or needs)
                 behind = self._is_behind(slot.key, needs)
+                if shortage and self._drop_spares():
+                    continue
                 if not behind and self._evict_for(slot, shortage):
                     settled = self._clock() + _SETTLE_S
                 if self._leaving():
@@ -320,6 +338,14 @@ class Residency:
                         self._ask_to_leave(busy, slot.key)
                     self._changed.wait(deadline - self._clock())
             self.ledger.reserve(slot.key, needs)
+
+    def _drop_spares(self) -> bool:
+        """End the processes that wait for a model: a model that is here needs the room."""
+        self._changed.release()
+        try:
+            return self._spares.drop()
+        finally:
+            self._changed.acquire()
 
     def _ask_to_leave(self, keys: Iterable[ModelKey], loading: ModelKey) -> None:
         for key in keys:
@@ -468,13 +494,14 @@ class Residency:
             self._note_death(slot, fault)
             self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)
-            waiters = [waiter for waiter in slot.waiters if not waiter.gone]
+            refused: list[Waiter] = []
             if refusal is not None:
-                slot.waiters.clear()
-            elif waiters and not self._closed:
+                refused, slot.waiters = list(slot.waiters), type(slot.waiters)()
+            elif any(not waiter.gone for waiter in slot.waiters) and not self._closed:
                 self._begin_load(slot)
             self._changed.notify_all()
-        for waiter in waiters if refusal is not None else ():
+        for waiter in refused:
+            assert refusal is not None
             waiter.failed(refusal)
 
     def _note_death(self, slot: Slot, fault: RuntimeFault) -> None:
@@ -526,6 +553,7 @@ class Residency:
                     self._begin_unload(slot)
             threads = [*self._threads, *([self._reaper] if self._reaper else [])]
             self._changed.notify_all()
+        self._spares.close()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
