@@ -37,8 +37,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def write(value: Any, attachments: list[Attachment], kind: Any = None) -> Any:
     """A value as JSON has it. Its binary parts are added to the attachments."""
-    adapter: TypeAdapter[Any] = _adapter(kind or type(value))
-    return adapter.dump_python(value, mode="json", context=attachments)
+    chosen: Any = kind or type(value)
+    return _adapter(chosen).dump_python(value, mode="json", context=attachments)
 
 
 def read(data: Any, kind: Any, attachments: tuple[Attachment, ...] = ()) -> Any:

@@ -31,7 +31,7 @@ from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Polic
 from lfx_local_runtimes.runtimes.processes.environment import scratch_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 from lfx_local_runtimes.runtimes.processes.paths import model_paths
-from lfx_local_runtimes.runtimes.requests import Progress, Request
+from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request
 from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -261,7 +261,15 @@ class IsolatedRuntime(ModelRuntime):
             if kind == "started":
                 request.start()
             else:
-                request.emit(codec.read_event(frame, request.task))
+                event = codec.read_event(frame, request.task)
+                if isinstance(event, Finished):
+                    self._add_warnings(event.result.metadata)
+                request.emit(event)
+
+    def _add_warnings(self, metadata: Any) -> None:
+        """The manager's warnings, such as a fallback to another device, which the process does not know."""
+        own = metadata.get("warnings") or ()
+        metadata["warnings"] = [*self.warnings, *(one for one in own if one not in self.warnings)]
 
     def _send_all(self, inbox: Inbox) -> None:
         """Send requests as they come; look after the child in between. None is the end."""
