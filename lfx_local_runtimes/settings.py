@@ -60,6 +60,10 @@ class Settings(BaseSettings):
         description="Let a model that asks for it run the Python code it brings.",
     )
     allow_pickle: bool = Field(default=False, description="Load pickle weights, which can run code.")
+    allow_unconfined_code: bool = Field(
+        default=False,
+        description="Run approved code of a model where its process cannot be fully confined.",
+    )
     rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
     offline: bool = Field(default=False, description="Never use the network.")
     hf_token: SecretStr | None = Field(
