@@ -19,8 +19,10 @@ from lfx_local_runtimes.runtimes.trust.python_code import Imported, Unreadable, 
 from lfx_local_runtimes.runtimes.trust.report import shown
 
 MAX_FILES = 200
-MAX_FILE = 2 * 2**20
-MAX_TOTAL = 16 * 2**20
+MAX_FILE = 2**20
+MAX_TOTAL = 4 * 2**20
+"""Bytes. A file of names and commas takes eight seconds a MiB to read; the largest honest ones have 0.3 MiB."""
+
 MAX_PROBLEMS = 20
 
 CONFIGURATIONS = (

@@ -77,7 +77,7 @@ class _Found:
 
 def _report(kind: Kind, info: ModelInfo, files: dict[str, str], found: _Found, problems: list[str]) -> CodeReport:
     return CodeReport(
-        kind, source_of(info), tuple(shown(name) for name in sorted(files)),
+        kind, source_of(info), tuple(sorted(map(shown, files))),
         combined(kind, files) if not problems else "", findings_of(found.findings), tuple(found.imports),
         tuple(problems),
     )  # fmt: skip
