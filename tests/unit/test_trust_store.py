@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import RuntimeFault
@@ -182,12 +182,13 @@ def test_lines_are_only_appended(log: AuditLog, monkeypatch: pytest.MonkeyPatch)
     assert not opened[0] & os.O_TRUNC
 
 
+WILD = st.text('\n\r\x00\u2028"\\\U0001f600\ud800', min_size=1, max_size=5)
+VALUES = st.none() | st.text() | st.builds(lambda text, times: text * times, WILD, st.integers(1, 2000))
+
+
 @settings(max_examples=200, deadline=None)
-@given(
-    values=st.lists(
-        st.none() | st.text() | st.text('\n\r\x00\u2028"\\\U0001f600\ud800', max_size=3000), min_size=7, max_size=7
-    )
-)
+@given(values=st.lists(VALUES, min_size=7, max_size=7))
+@example(values=["\U0001f600" * 5000] * 7)
 def test_no_value_breaks_a_line(values: list[str | None]) -> None:
     model, *rest = values
     line = line_of(Entry("refused", model or "", *rest))
