@@ -21,7 +21,7 @@ from benchmarks.report import print_table, verdict
 from benchmarks.servers import llama_cpp_server, our_server
 from benchmarks.text import SUBJECTS, THREADS, alone, our_manager, raw_answer
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
-from lfx_local_runtimes.runtimes.config import GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from tests.langflow_server import run_langflow
 
 ROUNDS = 5

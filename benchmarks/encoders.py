@@ -17,7 +17,7 @@ from benchmarks.text import THREADS, alone, our_manager
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
 from lfx_local_runtimes.runtimes.sources.packages import MINILM
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 
 ROUNDS = 5
 TEXTS = 512

@@ -10,8 +10,8 @@ from benchmarks.text import THREADS, our_manager
 from lfx_local_runtimes.flows.retrieval import handbook, questions
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.sources.packages import BGE_SMALL, MINILM, RERANKER
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
 
 CUT = 10
 FIRST = 3

@@ -9,7 +9,7 @@ from benchmarks import models
 from benchmarks.report import print_table, verdict
 from benchmarks.text import CONTEXT, SUBJECTS, THREADS, our_manager
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
-from lfx_local_runtimes.runtimes.config import GenerationConfig, Grammar
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
 
 ROUNDS = 7
 TARGET = 0.85

@@ -22,8 +22,8 @@ from benchmarks.report import print_table, verdict
 from lfx_local_runtimes.chat import ChatLocalRuntime
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager, RuntimeType
 from lfx_local_runtimes.runtimes import manager as shared
-from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from tests.langflow_server import run_langflow
 
 ROUNDS = 7

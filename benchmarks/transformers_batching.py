@@ -16,8 +16,8 @@ from benchmarks import models
 from benchmarks.report import print_table, verdict
 from benchmarks.text import CONTEXT, SUBJECTS, THREADS, our_manager
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager, RuntimeType
-from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 ROUNDS = 9
 STREAMS = 4

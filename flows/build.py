@@ -1,6 +1,6 @@
 """Writes the example flows from the nodes as they are now: `python -m lfx_local_runtimes.flows.build`.
 
-A flow carries the source of its nodes, so a changed node makes it stale; a test compares.
+A flow contains the source of its nodes. So it is out of date when a node changes; a test checks that.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`Flow`: a Langflow flow in the making, written as the canvas writes it."""
+"""`Flow`: builds a Langflow flow and writes it in the canvas's format."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ _OURS = "lfx_local_runtimes.components.local_runtimes."
 
 @dataclass
 class Flow:
-    """A flow in the making: nodes on a grid of columns and rows, wires between them, and a note."""
+    """A flow that is being built: nodes on a grid of columns and rows, connections between them, and a note."""
 
     name: str
     description: str
@@ -41,7 +41,8 @@ class Flow:
     ) -> str:
         """Place a node, set its fields and return its id.
 
-        A prompt's variables become its inputs, a field that shapes the outputs does so, and `as_tool` is tool mode.
+        A prompt's variables become its inputs. A field that changes the outputs does so here too. `as_tool` turns tool
+        mode on.
         """
         module = kind.__module__
         component = kind()
@@ -49,7 +50,8 @@ class Flow:
         for name, value in values.items():
             template["template"][name]["value"] = value
         model = template["template"].get("model_name", {})
-        if model.get("value") and model["value"] not in model["options"]:  # a list shows no other, and is filled later
+        # The canvas shows only values that are in the list, and the list is filled later.
+        if model.get("value") and model["value"] not in model["options"]:
             model["options"] = [*model["options"], model["value"]]
         if kind is PromptComponent:
             process_prompt_template(values["template"], "template", template["custom_fields"], template["template"])
@@ -57,7 +59,7 @@ class Flow:
         for name, value in {**shaping, **({"tool_mode": True} if as_tool else {})}.items():
             asyncio.run(component.run_and_validate_update_outputs(template, name, value))
         for dependency in template["metadata"]["dependencies"]["dependencies"]:
-            dependency["version"] = None  # a flow must not change because a library did
+            dependency["version"] = None  # a flow must not change if only a library changed
         name = node_type = component.name or kind.__name__
         if module.startswith(_OURS):
             node_type = f"ext:local_runtimes:{kind.__name__}@official"
@@ -82,9 +84,9 @@ class Flow:
         return node_id
 
     def connect(self, source: str, output: str, target: str, field_name: str) -> None:
-        """Wire an output to a field, with the handles as the canvas writes them.
+        """Connect an output to a field, with the handles as the canvas writes them.
 
-        The canvas shows one of a node's outputs unless they are grouped, and drops the wires of the others.
+        If a node's outputs are not grouped, the canvas shows only one of them and deletes the connections of the others.
         """
         source_data, target_data = self._data(source), self._data(target)
         source_data["selected_output"] = output
@@ -140,7 +142,7 @@ class Flow:
 
 
 def _module(module: str) -> str:
-    """The name under which Langflow imports it."""
+    """The name under which Langflow imports a module."""
     return module.replace(_OURS, "_lfx_ext.official.local_runtimes.")
 
 

@@ -1,4 +1,4 @@
-"""A vector store for example flows; the flow carries this source, so it stands alone."""
+"""A vector store for example flows. A flow contains this source, so it imports nothing of ours."""
 
 from typing import Any, ClassVar
 
@@ -10,14 +10,14 @@ from lfx_bundles.faiss.faiss import FaissVectorStoreComponent
 
 
 class InMemoryFaissComponent(FaissVectorStoreComponent):
-    """Langflow's FAISS without its files: every run indexes what is wired.
+    """Langflow's FAISS without its files: every run builds the index from the connected data.
 
-    The original searches the index that its first run has written, whatever is wired later, and refuses to read it
-    back unless pickles are allowed.
+    The original writes the index in its first run. Later runs search that index, even if other data is connected, and
+    they refuse to read it unless pickles are allowed.
     """
 
     display_name = "FAISS in Memory"
-    description = "Search what is wired, with FAISS. Nothing is written to disk."
+    description = "Search the connected data with FAISS. Nothing is written to disk."
     name = "InMemoryFAISS"
 
     inputs: ClassVar[list[Any]] = [
@@ -28,11 +28,11 @@ class InMemoryFaissComponent(FaissVectorStoreComponent):
 
     @check_cached_vector_store  # type: ignore[untyped-decorator]
     def build_vector_store(self) -> FAISS:
-        """The index of what is wired."""
+        """The index of the connected data."""
         return FAISS.from_documents([data.to_lc_document() for data in self._prepare_ingest_data()], self.embedding)
 
     def search_documents(self) -> list[Data]:
-        """What is nearest to the query, nearest first."""
+        """The data nearest to the query, nearest first."""
         documents = self.build_vector_store().similarity_search(self.search_query, k=self.number_of_results)
         found: list[Data] = docs_to_data(documents)
         return found

@@ -1,4 +1,4 @@
-"""The flow over an embedding model, a reranker and a text model: answers from a text, with their sources."""
+"""The flow with an embedding model, a reranker and a text model: answers from a text, with their sources."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from lfx_local_runtimes.flows.in_memory_faiss import InMemoryFaissComponent
 CORPUS = Path(__file__).parent / "corpus"
 
 SPLIT: dict[str, Any] = {"separator": "\\n\\n", "chunk_size": 320, "chunk_overlap": 0}
-"""One chunk per passage: none is longer, and no two fit into one."""
+"""One chunk per passage: no passage is longer than a chunk, and no two passages fit into one chunk."""
 
 CANDIDATES = 15
 PASSAGES = 3
@@ -36,15 +36,16 @@ Sources:
 
 
 def local_rag() -> Flow:
-    """A question to a handbook: found, put in order, answered, with the sources."""
+    """Answers a question from a handbook: search, rerank, answer, show the sources."""
     flow = Flow("Local RAG", "Answers from a handbook with their sources, with local models only.", "local-rag")
     flow.note(
         "### Local RAG\n"
-        "Ask the handbook of a ferry line, which no model knows. Its passages are embedded with `all-minilm-l6-v2`, "
-        f"FAISS finds the {CANDIDATES} nearest to the question, `ms-marco-minilm-l12` reads each of them together with the "
-        f"question, and `gemma-3-270m` answers from the best {PASSAGES}, which stand under the answer as its **sources**.\n\n"
+        "Ask about the handbook of a ferry line, which no model knows.\n\n"
+        f"1. `all-minilm-l6-v2` embeds its passages, and FAISS finds the {CANDIDATES} nearest to the question.\n"
+        f"2. `ms-marco-minilm-l12` reads each of them together with the question and keeps the best {PASSAGES}.\n"
+        "3. `gemma-3-270m` answers from these. They are shown below the answer as its **sources**.\n\n"
         "It needs FAISS: `pip install 'lfx-local-runtimes[rag]'`\n\n"
-        "**Your own text**: put a *File* node here, upload a file, and wire its *Raw Content* to *Split Text* instead of the "
+        "**Your own text**: put a *File* node here, upload a file, and connect its *Raw Content* to *Split Text* instead of the "
         "*Handbook*. For text without empty lines between passages, set *Separator* and *Chunk Size*.\n\n"
         "`gemma-3-270m` is a small base model: trust the sources more than the sentence, or choose a larger model.\n\n"
         "Headless: `lfx run flows/local_rag.json \"May I charge my e-bike on board?\"`",
@@ -83,11 +84,11 @@ def local_rag() -> Flow:
 
 
 def handbook() -> str:
-    """The text that is asked: passages with an empty line between them, each with its title before the colon."""
+    """The text that is searched: passages with an empty line between them, each with its title before the colon."""
     return (CORPUS / "handbook.md").read_text(encoding="utf-8").strip()
 
 
 def questions() -> list[dict[str, Any]]:
-    """Questions to it: a `question`, and the titles of the `passages` that answer it."""
-    asked: list[dict[str, Any]] = json.loads((CORPUS / "questions.json").read_text(encoding="utf-8"))
-    return asked
+    """Questions about it: a `question`, and the titles of the `passages` that answer it."""
+    rows: list[dict[str, Any]] = json.loads((CORPUS / "questions.json").read_text(encoding="utf-8"))
+    return rows

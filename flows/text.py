@@ -1,4 +1,4 @@
-"""The flows over text models: chat, a pipeline, tools, branches, and what is on the machine."""
+"""The flows with text models: chat, a pipeline, tools, branches, and a table of the models on the machine."""
 
 from typing import Any
 
@@ -83,18 +83,19 @@ print({example}"""
 
 
 def code_pipeline() -> Flow:
-    """Three steps over two models: what is wanted, the code, and the assembled program."""
+    """Three steps with two models: analyse the task, write the code, assemble the program."""
     flow = Flow(
         "Code Pipeline",
-        "Context analysis, code generation and assembly, over a GGUF and a Transformers model.",
+        "Context analysis, code generation and assembly, with a GGUF and a Transformers model.",
         "code-pipeline",
     )
     flow.note(
         "### Code Pipeline\n"
-        "A task such as *add two numbers* becomes a small Python program in three steps, each prompt filled from the steps before:\n\n"
-        "1. **Context analysis** says what goes in and out: `gemma-3-270m`, GGUF on llama.cpp.\n"
+        "A task such as *add two numbers* becomes a small Python program in three steps. Each prompt contains the results of "
+        "the steps before:\n\n"
+        "1. **Context analysis** describes inputs and outputs: `gemma-3-270m`, GGUF on llama.cpp.\n"
         "2. **Code generation** writes the function: `gemma-3-270m-safetensors` on Transformers.\n"
-        "3. **Assembly** adds a call and puts it together: the first model again, which stayed in memory.\n\n"
+        "3. **Assembly** adds a call and assembles the program: the first model again, which stayed in memory.\n\n"
         "These are base models, so the prompts are examples to continue, and *Plain Continuation* is on.\n\n"
         "The second model is a copy of the first: make it once with\n"
         "`python -m lfx_local_runtimes.runtimes.engines.convert gemma-3-270m`",
@@ -160,11 +161,11 @@ def tools_agent() -> Flow:
     flow = Flow("Tools Agent", "Langflow's Agent calculates with a tool, on a local model.", "tools-agent")
     flow.note(
         "### Tools Agent\n"
-        "Langflow's own **Agent** asks a model that runs inside Langflow, which calls the **Calculator** and answers with "
+        "Langflow's own **Agent** asks a model that runs inside Langflow. The model calls the **Calculator** and answers with "
         "its result.\n\n"
         "`gemma-3-270m` is a base model, too small to decide by itself when to call a tool: *Tool Choice* in the "
         "*Local Model* node makes it call the calculator first, and the Agent's instructions are an example to continue. "
-        "With a model trained for tools, set the choice to *auto* and say what you want in words.\n\n"
+        "With a model that was trained for tools, set the choice to *auto* and write ordinary instructions.\n\n"
         "Headless: `lfx run flows/tools_agent.json \"What is 127 + 315?\"`",
         -1, height=520,
     )  # fmt: skip
@@ -192,7 +193,7 @@ BRANCHES = {
     "Currency": {"Japan": "yen", "Egypt": "pound", "Peru": "sol"},
     "Continent": {"Japan": "Asia", "Egypt": "Africa", "Peru": "South America"},
 }
-"""What each branch is to say of a country, by example."""
+"""Examples of what each branch answers for a country."""
 
 
 def parallel_branches() -> Flow:
@@ -207,8 +208,8 @@ def parallel_branches() -> Flow:
         "Name a country. Four *Local Model* nodes with different prompts ask **one model**; Langflow starts them together, "
         "and the engine computes their answers as **one batch**, which takes far less time than one after the other.\n\n"
         "`gemma-3-270m` is a base model, so each prompt is a few examples to continue.\n\n"
-        "Headless: `lfx run flows/parallel_branches.json Italy`. It gives the same answer, but `lfx run` goes through a flow "
-        "node by node.",
+        "Headless: `lfx run flows/parallel_branches.json Italy`. It gives the same answer, but `lfx run` runs one node after "
+        "another.",
         -1, height=560,
     )  # fmt: skip
     country = flow.add(ChatInput, "country", 0, 1.6)
@@ -217,7 +218,7 @@ def parallel_branches() -> Flow:
         template="\n".join(f"{topic}: {{{topic.lower()}}}" for topic in BRANCHES),
     )  # fmt: skip
     for row, (topic, examples) in enumerate(BRANCHES.items()):
-        prompt = "\n".join(f"Question: {name}\nAnswer: {said}" for name, said in examples.items())
+        prompt = "\n".join(f"Question: {name}\nAnswer: {reply}" for name, reply in examples.items())
         branch = flow.add(
             LocalModelComponent, topic.lower(), 1.1, row * 1.1, title=topic, system_message=prompt,
             max_tokens=16, temperature=0.0, stop_sequences=["\\n"], stream=False,

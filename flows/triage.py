@@ -1,4 +1,4 @@
-"""The flow over an embedding model and a text model: a message goes the way of its topic."""
+"""The flow with an embedding model and a text model: a message goes to the branch for its topic."""
 
 from lfx.components.input_output.chat import ChatInput
 from lfx.components.input_output.chat_output import ChatOutput
@@ -24,23 +24,23 @@ BRANCHES = {
         "I hear no sound.": "We are sorry that you hear no sound. Please restart your device.",
     },
 }
-"""What each branch answers, by example."""
+"""Examples of what each branch answers."""
 
 
 def triage() -> Flow:
-    """A message to one of three prompts, by its topic."""
+    """Sends a message to one of three prompts, by its topic."""
     flow = Flow(
         "Triage",
-        "An embedding model tells what a message is about; only the prompt for that topic runs.",
+        "An embedding model finds the topic of a message; only the prompt for that topic runs.",
         "triage",
     )
     flow.note(
         "### Triage\n"
-        "Write to a shop. The *Zero-Shot Classifier* tells what the message is about, with `all-minilm-l6-v2` (90 MB), which "
-        "compares it with the labels. The message leaves by the output of the likeliest one, and **only that branch runs**; "
-        "each has its own prompt for `gemma-3-270m`.\n\n"
-        "Change the *Labels*, and the outputs follow. With *Multi-Label* and a *Threshold* of 0.15, most messages that fit "
-        "no label leave by **Else**.\n\n"
+        "Write a message to a shop. The *Zero-Shot Classifier* compares it with the labels, using `all-minilm-l6-v2` (90 MB). "
+        "The message goes to the output of the label that fits best, and **only that branch runs**. Each branch has its own "
+        "prompt for `gemma-3-270m`.\n\n"
+        "If you change the *Labels*, the outputs change too. With *Multi-Label* and a *Threshold* of 0.15, most messages that "
+        "fit no label go to **Else**.\n\n"
         "`gemma-3-270m` is a base model, so each prompt is a few examples to continue.\n\n"
         "Headless: `lfx run flows/triage.json \"My parcel arrived broken\"`",
         -1, height=560,
@@ -53,7 +53,7 @@ def triage() -> Flow:
     flow.connect(message, "message", classifier, "input_value")
     for row, (topic, examples) in enumerate(BRANCHES.items()):
         name = topic.split()[0]
-        prompt = "\n".join(f"Question: {asked}\nAnswer: {said}" for asked, said in examples.items())
+        prompt = "\n".join(f"Question: {question}\nAnswer: {reply}" for question, reply in examples.items())
         branch = flow.add(
             LocalModelComponent, name, 1.9, row * 1.1, title=topic.capitalize(), system_message=prompt,
             max_tokens=40, temperature=0.0, stop_sequences=["\\n"], stream=False,

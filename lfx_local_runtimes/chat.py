@@ -19,8 +19,8 @@ from pydantic import ConfigDict, Field, SecretStr, ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.messages import (
-    about,
     first_problem,
+    response_metadata,
     to_chat_message,
     to_chunk,
     to_grammar,
@@ -30,9 +30,9 @@ from lfx_local_runtimes.messages import (
     to_tools,
 )
 from lfx_local_runtimes.runtimes import get_runtime_manager
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult
+from lfx_local_runtimes.runtimes.chat.tool_choice import close_objects
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
-from lfx_local_runtimes.runtimes.text.tool_choice import close_objects
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.variants import LOADING, avariant, variant
 
 Observer = Callable[[Progress | GenerationResult], object]
@@ -52,23 +52,23 @@ _TOOL_OPTIONS = frozenset({"tools", "tool_choice", "strict", "parallel_tool_call
 class ChatLocalRuntime(BaseChatModel):
     """A model of the process-wide `RuntimeManager`, as LangChain sees it.
 
-    Making one costs nothing: the weights live in the manager, which loads them at the first request, shares them between
-    all users of the model and takes them out of memory when nobody needs them. Options left at None are the manager's
-    defaults; 0 is a value. Leaving a stream early, or cancelling an async call, ends the computation.
+    Making one costs nothing: the manager holds the weights. It loads them at the first request, shares them between all
+    users of the model and unloads them when nobody needs them. Options left at None take the manager's defaults; 0 is a
+    value. Leaving a stream early, or cancelling an async call, ends the computation.
 
-    Tools: a model told to call one (`tool_choice`) does, with arguments that its schema allows, even a base model; left
-    to choose, it calls as well as it was trained to. Structured output is enforced token by token. `strict` is accepted
-    and changes nothing.
+    Tools: if `tool_choice` forces a call, even a base model makes one, with arguments that the tool's schema allows. If
+    the model may choose, it calls tools as well as it was trained to. Structured output is enforced token by token.
+    `strict` is accepted and changes nothing.
 
     What the model thought before its answer is in `additional_kwargs["reasoning_content"]`.
 
-    `response_metadata` holds model_name, finish_reason, execution_time, time_to_first_token, and what the result's
-    metadata says: engine, device, quantization, seed, template, request_id, warnings; and logprobs if asked for.
+    `response_metadata` holds model_name, finish_reason, execution_time, time_to_first_token, and the result's metadata:
+    engine, device, quantization, seed, template, request_id, warnings; and logprobs if asked for.
 
-    Raises, where a model is called:
-        InvalidInput: an option out of range, an image, audio or file in a message, a tool that is no function.
+    Raises, when a model is called:
+        InvalidInput: an option out of range, an image, audio or file in a message, a tool that is not a function.
         RuntimeFault: the model cannot be found, loaded or run, with the reason.
-        TimeoutError: `timeout` seconds went by.
+        TimeoutError: `timeout` seconds have passed.
     """
 
     model_config = ConfigDict(
@@ -90,33 +90,33 @@ class ChatLocalRuntime(BaseChatModel):
     stop: list[str] | None = None
     seed: int | None = None
     keep_alive: float | None = Field(
-        default=None, description="Idle seconds the model stays in memory afterwards; -1 is for good."
+        default=None, description="Seconds the model stays in memory afterwards when idle; -1 keeps it forever."
     )
-    raw: bool = Field(default=False, description="Continue the text as it stands, without a chat template.")
+    raw: bool = Field(default=False, description="Continue the text as it is, without a chat template.")
     streaming: bool = False
-    timeout: float | None = Field(default=None, gt=0, description="Seconds, the load included.")
+    timeout: float | None = Field(default=None, gt=0, description="Seconds, including the load.")
 
     runtime_type: str | None = Field(
-        default=None, description="Engine; another than the model's own makes a second copy of it."
+        default=None, description="Engine. If it is not the model's own, a second copy of the model is loaded."
     )
     device_type: str | None = None
     quantization: str | None = None
     context_length: int | None = None
 
     api_key: SecretStr | None = Field(
-        default=None, exclude=True, repr=False, description="Ignored: there is nothing to unlock."
+        default=None, exclude=True, repr=False, description="Ignored: local models need no key."
     )
     max_retries: int | None = Field(
-        default=None, exclude=True, repr=False, description="Ignored: nothing here fails by chance."
+        default=None, exclude=True, repr=False, description="Ignored: failed requests are not tried again."
     )
     observer: Observer | None = Field(
         default=None,
         exclude=True,
         repr=False,
-        description="Hears of downloads and loads on the way, and of the result.",
+        description="Called with the progress of downloads and loads, and with the result.",
     )
 
-    # -- LangChain's questions ---------------------------------------------------------------------------------------
+    # -- LangChain's hooks -------------------------------------------------------------------------------------------
 
     @property
     def _llm_type(self) -> str:
@@ -135,7 +135,7 @@ class ChatLocalRuntime(BaseChatModel):
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | bool | Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Tell the model of tools.
+        """Give the model tools that it may call.
 
         Args:
             tools: functions, pydantic models, `BaseTool`s or OpenAI's dictionaries.
@@ -143,7 +143,7 @@ class ChatLocalRuntime(BaseChatModel):
             kwargs: further options of the calls, such as `parallel_tool_calls`.
 
         Raises:
-            InvalidInput: a tool that is no function, or a choice that is none of the tools.
+            InvalidInput: a tool is not a function, or the choice is not one of the tools.
         """
         choice = to_tool_choice(tool_choice, to_tools(tools))
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], tool_choice=choice, **kwargs)
@@ -162,8 +162,8 @@ class ChatLocalRuntime(BaseChatModel):
         Args:
             schema: a pydantic class, whose instances are the answers; or a TypedDict or JSON schema, for dictionaries.
                 json_mode needs none.
-            method: json_schema holds the answer to the schema; function_calling forces a call with it as parameters;
-                json_mode asks for any JSON object, and the prompt has to say which.
+            method: json_schema forces an answer that matches the schema; function_calling forces a call with the schema
+                as its parameters; json_mode forces any JSON object, so the prompt has to describe it.
             include_raw: answer `{"raw": message, "parsed": object or None, "parsing_error": error or None}`.
             strict: accepted and changes nothing.
             kwargs: further options of the calls.
@@ -205,7 +205,7 @@ class ChatLocalRuntime(BaseChatModel):
         stream = self._start(variant(model, overrides), config)
         with _deadline(stream, timeout):
             result = stream.wait()
-        return ChatResult(generations=[ChatGeneration(message=to_message(result, self._about(result)))])
+        return ChatResult(generations=[ChatGeneration(message=to_message(result, self._response_metadata(result)))])
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None,
@@ -215,7 +215,7 @@ class ChatLocalRuntime(BaseChatModel):
         stream = self._start(await avariant(model, overrides), config)
         with _deadline(stream, timeout):
             result = await stream.wait_async()
-        return ChatResult(generations=[ChatGeneration(message=to_message(result, self._about(result)))])
+        return ChatResult(generations=[ChatGeneration(message=to_message(result, self._response_metadata(result)))])
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None,
@@ -246,7 +246,7 @@ class ChatLocalRuntime(BaseChatModel):
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]
     ) -> tuple[str, dict[str, Any], GenerationConfig, float | None]:
-        """What to ask of the manager: model, load options, request, seconds."""
+        """What the manager needs: model, load options, request, and the timeout in seconds."""
         known = {"model", "raw", "stream", "timeout", *_SAMPLING, *_PER_CALL, *LOADING, *_TOOL_OPTIONS}
         if unknown := sorted(call.keys() - known):
             raise InvalidInput(
@@ -259,44 +259,44 @@ class ChatLocalRuntime(BaseChatModel):
             return getattr(self, name) if call.get(name) is None else call[name]
 
         model = chosen("model")
-        asked: dict[str, Any] = {name: value for name in _SAMPLING if (value := chosen(name)) is not None}
-        asked |= {name: call[name] for name in _PER_CALL if call.get(name) is not None}
-        asked["stop"] = tuple((self.stop if stop is None else stop) or ())
-        said = [to_chat_message(message) for message in messages]
+        options: dict[str, Any] = {name: value for name in _SAMPLING if (value := chosen(name)) is not None}
+        options |= {name: call[name] for name in _PER_CALL if call.get(name) is not None}
+        options["stop"] = tuple((self.stop if stop is None else stop) or ())
+        conversation = [to_chat_message(message) for message in messages]
         if chosen("raw"):
-            asked |= {"prompt": "\n".join(one.content for one in said), "raw": True}
+            options |= {"prompt": "\n".join(message.content for message in conversation), "raw": True}
         else:
-            asked["messages"] = tuple(said)
-        asked |= _tool_options(call)
+            options["messages"] = tuple(conversation)
+        options |= _tool_options(call)
         try:
-            config = GenerationConfig.model_validate(asked)
+            config = GenerationConfig.model_validate(options)
         except ValidationError as error:
             raise InvalidInput(first_problem(error), model_name=model) from error
         return model, {name: chosen(name) for name in LOADING}, config, chosen("timeout")
 
     def _last_chunk(self, stream: GenerationStream) -> ChatGenerationChunk:
         assert stream.result is not None  # its iterator ended without a fault
-        return ChatGenerationChunk(message=to_last_chunk(stream.result, self._about(stream.result)))
+        return ChatGenerationChunk(message=to_last_chunk(stream.result, self._response_metadata(stream.result)))
 
-    def _about(self, result: GenerationResult) -> dict[str, Any]:
+    def _response_metadata(self, result: GenerationResult) -> dict[str, Any]:
         if self.observer is not None:
             self.observer(result)
-        return about(result)
+        return response_metadata(result)
 
 
 def _tool_options(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a call that need translating, as the engine room's."""
+    """The options of a call for tools and structured output, converted for the engine room."""
     tools = to_tools(call.get("tools") or ())
-    asked: dict[str, Any] = {"tools": tools, "tool_choice": to_tool_choice(call.get("tool_choice"), tools)}
+    options: dict[str, Any] = {"tools": tools, "tool_choice": to_tool_choice(call.get("tool_choice"), tools)}
     if call.get("parallel_tool_calls") is not None:
-        asked["parallel_tool_calls"] = call["parallel_tool_calls"]
+        options["parallel_tool_calls"] = call["parallel_tool_calls"]
     if (grammar := to_grammar(call.get("response_format"))) is not None:
-        asked["grammar"] = grammar
-    return asked
+        options["grammar"] = grammar
+    return options
 
 
 def _with_raw(model: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:
-    """The message, what it was parsed to, and what went wrong with that."""
+    """The message, the object parsed from it, and the error of parsing."""
     parsing = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failing = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=model) | parsing.with_fallbacks([failing], exception_key="parsing_error")

@@ -11,8 +11,8 @@ import typer
 
 from lfx_local_runtimes import trusting
 from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.runtimes.config import ChatMessage, GenerationConfig
-from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, TextDelta
+from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, TextDelta
 from lfx_local_runtimes.settings import load_settings
 
 if TYPE_CHECKING:

@@ -8,33 +8,38 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, SecretStr
 
-from lfx_local_runtimes.runtimes.tasks.base import Overflow
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk, EmbeddingResult
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk, RerankResult
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingResult
+from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
 from lfx_local_runtimes.task_model import TaskModel
 
 
 class LocalRuntimeEmbeddings(TaskModel, Embeddings):
-    """A local embedding model, as LangChain sees it. No texts need no model: they are no vectors.
+    """A local embedding model, as LangChain sees it. An empty list returns an empty list and loads nothing.
 
-    Raises, where a model is called:
+    Raises, when a model is called:
         InvalidInput: an empty text, an option out of range, a text that is too long with `overflow="error"`.
         RuntimeFault: the model cannot be found, loaded or run, or does not embed, with the reason.
     """
 
-    dimensions: int | None = Field(default=None, description="Keep the first ones only (Matryoshka models).")
+    dimensions: int | None = Field(
+        default=None, description="Keep only this many numbers from the start of each vector (Matryoshka models)."
+    )
     query_prompt: str | None = Field(
         default=None,
-        description="What is put before a query: the name of one of the model's own prompts, or a text. "
-        "Unset: the model's own for queries.",
+        description="Put before a query: the name of one of the model's own prompts, or a text. "
+        "Unset: the model's own prompt for queries.",
     )
-    document_prompt: str | None = Field(default=None, description="Likewise, before a document.")
-    normalize: bool | None = Field(default=None, description="Vectors of length 1. Unset: as the model's files say.")
+    document_prompt: str | None = Field(default=None, description="Put before a document, likewise.")
+    normalize: bool | None = Field(
+        default=None, description="Scale vectors to length 1. Unset: as the model's files say."
+    )
     overflow: Overflow = Field(
-        default="truncate", description="A text that is too long: truncate, error, or chunk, the mean of its parts."
+        default="truncate",
+        description="If a text is too long: truncate it, raise an error, or chunk: the mean of its parts.",
     )
     api_key: SecretStr | None = Field(
-        default=None, exclude=True, repr=False, description="Ignored: there is nothing to unlock."
+        default=None, exclude=True, repr=False, description="Ignored: local models need no key."
     )
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -67,16 +72,16 @@ def _vectors(result: EmbeddingResult) -> list[list[float]]:
 
 
 class LocalRuntimeReranker(TaskModel, BaseDocumentCompressor):
-    """A local cross-encoder that puts retrieved documents in order, for LangChain's `ContextualCompressionRetriever`.
+    """A local cross-encoder that sorts retrieved documents, for LangChain's `ContextualCompressionRetriever`.
 
     The documents come back best first, as copies with `metadata["relevance_score"]`.
 
-    Raises, where it is called:
+    Raises, when it is called:
         InvalidInput: an empty query or document, an option out of range.
         RuntimeFault: the model cannot be found, loaded or run, or does not rank, with the reason.
     """
 
-    top_n: int | None = Field(default=None, description="Keep the best ones only.")
+    top_n: int | None = Field(default=None, description="Keep only this many of the best documents.")
     overflow: Literal["truncate", "error"] = "truncate"
 
     def compress_documents(
@@ -88,7 +93,7 @@ class LocalRuntimeReranker(TaskModel, BaseDocumentCompressor):
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
-        """As `compress_documents`; cancelling the call cancels the computation."""
+        """Like `compress_documents`; cancelling the call cancels the computation."""
         return _ordered(documents, await self.aask(RerankAsk, **self._options(documents, query))) if documents else []
 
     def _options(self, documents: Sequence[Document], query: str) -> dict[str, Any]:

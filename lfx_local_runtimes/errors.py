@@ -22,7 +22,8 @@ RuntimeFault
 ├── DownloadFailed          a download broke, or did not match its checksum
 │   └── Offline             the model is not here and the network is off limits
 ├── EngineFailure           an engine failed while it worked
-│   └── LoadFailed          an engine could not load the model
+│   ├── LoadFailed          an engine could not load the model
+│   └── EngineDied          the engine's process ended, or had to be ended
 └── SettingsFault           settings that contradict each other or this machine
 
 Each carries the model's name (where there is one) and a hint that says what to do. They know nothing of HTTP;
@@ -196,6 +197,12 @@ class LoadFailed(EngineFailure):
     """No engine could load the model."""
 
     code = "load_failed"
+
+
+class EngineDied(EngineFailure):
+    """The process of a model ended while it was needed: it crashed, ran out of memory, or hung and was killed."""
+
+    code = "engine_died"
 
 
 class SettingsFault(RuntimeFault):

@@ -1,4 +1,4 @@
-"""LangChain's messages, tools and answers, and the engine room's: each as the other."""
+"""Converts messages, tools and answers between LangChain and the engine room."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,20 +23,28 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.config import ChatMessage, GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
-from lfx_local_runtimes.runtimes.requests import TextDelta
+from lfx_local_runtimes.runtimes.tasks.generation import (
+    ChatMessage,
+    GenerationResult,
+    Grammar,
+    TextDelta,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+)
 
-_NOT_TEXT_BUT_SAID_ELSEWHERE = frozenset({"tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking"})
+_SKIPPED_PARTS = frozenset({"tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking"})
+"""Parts of a message that are not text: calls are also in `tool_calls`, and thoughts are not sent to the model."""
 
 
-# -- what is asked -------------------------------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------------------------------------
 
 
 def to_chat_message(message: BaseMessage) -> ChatMessage:
-    """A LangChain message as the engine room's, with its tool calls, or the call it answers.
+    """A LangChain message as the engine room's, with its tool calls, or with the id of the call it answers.
 
     Raises:
-        InvalidInput: a role that is none of ours, or content that is not text.
+        InvalidInput: the role is unknown, or the content is not text.
     """
     role, text = _role_of(message), _text_of(message)
     if isinstance(message, AIMessage):
@@ -47,7 +55,7 @@ def to_chat_message(message: BaseMessage) -> ChatMessage:
 
 
 def _calls_of(message: AIMessage) -> Iterable[ToolCall]:
-    """The calls of an earlier turn; one with broken arguments keeps their text."""
+    """The calls of an earlier turn. A call with broken arguments keeps them as text."""
     for index, call in enumerate(message.tool_calls):
         arguments = json.dumps(call["args"], ensure_ascii=False)
         yield ToolCall(id=call["id"] or f"call_{index}", name=call["name"], arguments=arguments)
@@ -82,7 +90,7 @@ def _text_of(message: BaseMessage) -> str:
             parts.append(part)
         elif part.get("type") == "text":
             parts.append(str(part.get("text", "")))
-        elif part.get("type") not in _NOT_TEXT_BUT_SAID_ELSEWHERE:
+        elif part.get("type") not in _SKIPPED_PARTS:
             raise InvalidInput(
                 f"A message holds {part.get('type', 'content without a type')}: local models read text only for now.",
                 hint="Remove the attachment, or describe it in words.",
@@ -94,7 +102,7 @@ def to_tools(tools: Iterable[Any]) -> tuple[Tool, ...]:
     """Tools in any form LangChain knows (functions, pydantic models, `BaseTool`, dictionaries) as the engine room's.
 
     Raises:
-        InvalidInput: one that is no function, or has a name no model could be given.
+        InvalidInput: a tool is not a function, or its name is not allowed.
     """
     return tuple(_to_tool(tool) for tool in tools)
 
@@ -103,19 +111,21 @@ def _to_tool(tool: Any) -> Tool:
     described = convert_to_openai_tool(tool)
     function = described.get("function")
     if not isinstance(function, dict):
-        raise InvalidInput(f"The tool {described.get('type', described)} is no function: a local model cannot use it.")
-    given = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
+        raise InvalidInput(
+            f"The tool {described.get('type', described)} is not a function: a local model cannot use it."
+        )
+    fields = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
     try:
-        return Tool.model_validate(given)
+        return Tool.model_validate(fields)
     except ValidationError as error:
         raise InvalidInput(f"The tool {function.get('name')!r}: {first_problem(error)}") from error
 
 
 def to_tool_choice(choice: str | bool | Mapping[str, Any] | None, tools: Sequence[Tool]) -> str:
-    """LangChain's and OpenAI's ways to say it as ours: none, auto, required, or a function's name.
+    """LangChain's or OpenAI's tool choice as ours: none, auto, required, or a function's name.
 
     Raises:
-        InvalidInput: it is none of them.
+        InvalidInput: it is not one of these.
     """
     if isinstance(choice, Mapping):
         function = choice.get("function", choice)
@@ -128,15 +138,15 @@ def to_tool_choice(choice: str | bool | Mapping[str, Any] | None, tools: Sequenc
         return "required"
     if choice != "none" and choice not in {tool.name for tool in tools}:
         known = ", ".join(tool.name for tool in tools) or "no tool"
-        raise InvalidInput(f"tool_choice {choice!r} is none of the tools: {known}.")
+        raise InvalidInput(f"tool_choice {choice!r} is not one of the tools: {known}.")
     return choice
 
 
 def to_grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
-    """OpenAI's `response_format` as a grammar; None where any text will do.
+    """OpenAI's `response_format` as a grammar; None if any text is allowed.
 
     Raises:
-        InvalidInput: it is none of text, json_object and json_schema.
+        InvalidInput: it is not text, json_object or json_schema.
     """
     kind = response_format.get("type") if response_format else "text"
     if response_format is None or kind == "text":
@@ -154,17 +164,17 @@ def to_grammar(response_format: Mapping[str, Any] | None) -> Grammar | None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """What pydantic has against a value, in a line that names it."""
+    """The first error that pydantic found, in one line that names the field."""
     first = error.errors()[0]
     reason = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(str(part) for part in first['loc']) or 'request'}: {reason}."
 
 
-# -- what is answered ----------------------------------------------------------------------------------------------------
+# -- answers -------------------------------------------------------------------------------------------------------------
 
 
 def to_message(result: GenerationResult, metadata: dict[str, Any]) -> AIMessage:
-    """An answer as LangChain's message; a call whose arguments were cut off is among the invalid ones."""
+    """An answer as LangChain's message. A call with cut-off arguments is in `invalid_tool_calls`."""
     calls: list[LangChainToolCall] = []
     broken: list[InvalidToolCall] = []
     for call in result.tool_calls:
@@ -192,13 +202,13 @@ def to_chunk(delta: TextDelta) -> AIMessageChunk:
 
 
 def to_last_chunk(result: GenerationResult, metadata: dict[str, Any]) -> AIMessageChunk:
-    """The end of an answer that came in pieces: no text, but everything else about it."""
+    """The end of an answer that came in pieces: no text, but the metadata and the token counts."""
     return AIMessageChunk(
         content="", response_metadata=metadata, usage_metadata=_usage(result), chunk_position="last"
     )  # fmt: skip
 
 
-def about(result: GenerationResult) -> dict[str, Any]:
+def response_metadata(result: GenerationResult) -> dict[str, Any]:
     """The `response_metadata` of an answer."""
     logprobs = {"content": [_logprob(one) for one in result.logprobs]} if result.logprobs is not None else None
     return {
@@ -213,7 +223,7 @@ def about(result: GenerationResult) -> dict[str, Any]:
 
 
 def _logprob(one: TokenLogprob) -> dict[str, Any]:
-    """A token as OpenAI tells of it."""
+    """A token in OpenAI's form."""
     return {
         "token": one.token,
         "bytes": list(one.bytes),

@@ -1,4 +1,4 @@
-"""The inputs of the Langflow nodes, and what they hold as the engine room's options."""
+"""The inputs of the Langflow nodes, and their values as options of the engine room."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ from lfx.io import (
 from lfx.schema.table import EditMode
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.config import GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 AUTO = "auto"
 ENGINES = (AUTO, "llama_cpp", "transformers", "gemma_local", "gemma_streaming")
@@ -47,7 +47,8 @@ TOOL_CHOICES = (AUTO, "required", "none")
 CHOICES: Mapping[str, bool | None] = {AUTO: None, "yes": True, "no": False}
 JSON_TYPES: Mapping[str, Mapping[str, Any]] = {
     "str": {"type": "string"},
-    "int": {"type": "integer", "minimum": -(2**53), "maximum": 2**53},  # a small model would write digits for ever
+    # Without limits, a small model could write digits forever.
+    "int": {"type": "integer", "minimum": -(2**53), "maximum": 2**53},
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
     "dict": {"type": "object"},
@@ -64,16 +65,16 @@ def model_input(*, value: str, display_name: str = "Model", info: str) -> Dropdo
 
 
 def chat_inputs() -> list[Any]:
-    """What is said to the model."""
+    """The texts for the model."""
     return [
         MessageInput(name="input_value", display_name="Input", info="The text to answer."),
         MultilineInput(
             name="system_message", display_name="System Message",
-            info="How the model should behave. Models without a system role get it at the head of the first message.",
+            info="How the model should behave. If a model has no system role, this text is put before the first message.",
         ),
         BoolInput(
             name="stream", display_name="Stream", value=True, advanced=True,
-            info="Show the answer word by word in the Playground; works when the node is wired to a Chat Output.",
+            info="Show the answer word by word in the Playground. Works if the node is connected to a Chat Output.",
         ),
     ]  # fmt: skip
 
@@ -83,54 +84,55 @@ def tool_inputs() -> list[Any]:
     return [
         HandleInput(
             name="tools", display_name="Tools", input_types=["Tool"], is_list=True,
-            info=f"What the model may call before it answers, {TOOL_ROUNDS} rounds at most. For the Model Response only: "
-            "an Agent wired to Language Model brings its own.",
+            info=f"Tools that the model may call before it answers, in at most {TOOL_ROUNDS} rounds. For Model Response "
+            "only: an Agent connected to Language Model has its own tools.",
         ),
         DropdownInput(
             name="tool_choice", display_name="Tool Choice", options=list(TOOL_CHOICES), value=AUTO, combobox=True, advanced=True,
-            info="auto: the model decides. required: it calls one first. A tool's name: it calls that one and answers. "
-            "Forced calls work even with models that were not trained for tools; also in an Agent wired to Language Model.",
+            info="auto: the model decides. required: it calls a tool first. A tool's name: it calls that tool, then answers. "
+            "Forced calls work even with models that were not trained for tools. This also applies to an Agent connected to "
+            "Language Model.",
         ),
         TableInput(
             name="output_schema", display_name="Output Schema", value=[], advanced=True, required=False,
-            info="The fields of the Structured output. The model can write nothing else than JSON with these fields.",
+            info="The fields of the Structured output. The model can only write JSON with these fields.",
             table_schema=[
                 {"name": "name", "display_name": "Name", "type": "str", "default": "field", "edit_mode": EditMode.INLINE,
                  "description": "The field's name."},
                 {"name": "description", "display_name": "Description", "type": "str", "default": "",
                  "edit_mode": EditMode.POPOVER, "description": "What it is for; the model reads this."},
                 {"name": "type", "display_name": "Type", "type": "str", "default": "str", "edit_mode": EditMode.INLINE,
-                 "options": list(JSON_TYPES), "description": "What its value is."},
+                 "options": list(JSON_TYPES), "description": "The type of its value."},
                 {"name": "multiple", "display_name": "As List", "type": "boolean", "default": False,
-                 "edit_mode": EditMode.INLINE, "description": "Several values of that type."},
+                 "edit_mode": EditMode.INLINE, "description": "A list of values of that type."},
             ],
         ),
     ]  # fmt: skip
 
 
 def text_input(info: str, *, required: bool = True) -> MultilineInput:
-    """What a task reads; an Agent that has the node as a tool fills it in."""
+    """The text that a task reads. An Agent that uses the node as a tool fills it in."""
     return MultilineInput(name="input_value", display_name="Text", info=info, required=required, tool_mode=True)
 
 
 def overflow_input(*choices: str) -> DropdownInput:
     """What happens to texts that are too long for the model."""
     what = {
-        "truncate": "truncate: their end is not read, and the node's status says so.",
+        "truncate": "truncate: the end is not read, and the node's status says so.",
         "error": "error: the node fails.",
-        "chunk": "chunk: they are read in parts, and the vector is the parts' mean.",
+        "chunk": "chunk: the text is read in parts, and the vector is the mean of the parts.",
     }
     return DropdownInput(
         name="overflow", display_name="Long Texts", options=list(choices), value=choices[0], advanced=True,
-        info=" ".join(["Texts that are longer than the model reads.", *(what[choice] for choice in choices)]),
+        info=" ".join(["What to do if a text is longer than the model can read.", *(what[choice] for choice in choices)]),
     )  # fmt: skip
 
 
 def score_input() -> SliderInput:
-    """The score below which nothing is told."""
+    """The score below which results are left out."""
     return SliderInput(
         name="min_score", display_name="Min Score", value=0.0, advanced=True,
-        range_spec=RangeSpec(min=0, max=1, step=0.01), info="Leave out what the model is less sure of.",
+        range_spec=RangeSpec(min=0, max=1, step=0.01), info="Leave out results with a lower score.",
     )  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def choice_input(name: str, display_name: str, info: str) -> DropdownInput:
     """Yes, no, or what the model's own files say."""
     return DropdownInput(
         name=name, display_name=display_name, options=list(CHOICES), value=AUTO, advanced=True,
-        info=f"{info} auto is what the model's files say.",
+        info=f"{info} auto: as the model's files say.",
     )  # fmt: skip
 
 
@@ -151,33 +153,33 @@ def loading_inputs(*, engines: Iterable[str] = ENGINES) -> list[Any]:
         ),
         DropdownInput(
             name="device_type", display_name="Device", options=list(DEVICES), value=AUTO, advanced=True,
-            info="Where the model runs. auto takes the best device that is there.",
+            info="Where the model runs. auto takes the best device of this machine.",
         ),
         DropdownInput(
             name="quantization", display_name="Quantization", options=list(QUANTIZATIONS), value=AUTO, combobox=True, advanced=True,
-            info="Precision of the weights in memory. A GGUF file on llama.cpp keeps its own.",
+            info="Precision of the weights in memory. A GGUF file on llama.cpp keeps its own precision.",
         ),
         IntInput(
             name="context_length", display_name="Context Length", value=0, advanced=True,
-            info="Tokens of prompt and answer together. 0 is the model's own, at most 4,096.",
+            info="Tokens of prompt and answer together. 0: the model's own length, at most 4,096.",
         ),
         DropdownInput(
             name="keep_alive", display_name="Keep Alive", options=list(KEEP_ALIVES), value=AUTO, combobox=True, advanced=True,
-            info="Seconds the model stays in memory when idle; -1 keeps it for good. auto is the server's setting.",
+            info="Seconds the model stays in memory when idle; -1 keeps it forever. auto: the server's setting.",
         ),
     ]  # fmt: skip
 
 
 def parallel_input() -> IntInput:
-    """How many requests a model computes at once: said where it is registered, as another number is another copy of it."""
+    """How many requests a model computes at once. Set when it is registered: another number loads another copy."""
     return IntInput(
         name="parallel", display_name="Parallel", value=0, advanced=True,
-        info="Requests computed at once, up to 64. 0 is up to 8, as many as memory allows.",
+        info="Requests computed at once, up to 64. 0: as many as memory allows, up to 8.",
     )  # fmt: skip
 
 
 def sampling_inputs(sampling: Mapping[str, Any] | None = None) -> list[Any]:
-    """How the next token is chosen, beginning with `sampling` or the engine room's defaults."""
+    """How the next token is chosen. The default values are `sampling`, otherwise the engine room's."""
     values = {**SAMPLING_DEFAULTS, **(sampling or {})}
     return [
         IntInput(
@@ -186,27 +188,27 @@ def sampling_inputs(sampling: Mapping[str, Any] | None = None) -> list[Any]:
         ),
         SliderInput(
             name="temperature", display_name="Temperature", value=values["temperature"], advanced=True,
-            range_spec=RangeSpec(min=0, max=2, step=0.01), info="0 always takes the likeliest token; higher is more varied.",
+            range_spec=RangeSpec(min=0, max=2, step=0.01), info="0 always takes the most likely token; higher is more varied.",
         ),
         FloatInput(
             name="top_p", display_name="Top P", value=values["top_p"], advanced=True,
-            info="Choose among the likeliest tokens that make up this share; 1 is all.",
+            info="Choose among the most likely tokens whose probabilities add up to this; 1: all tokens.",
         ),
         IntInput(
             name="top_k", display_name="Top K", value=values["top_k"], advanced=True,
-            info="Choose among this many of the likeliest tokens; 0 is no limit.",
+            info="Choose among this many of the most likely tokens; 0: no limit.",
         ),
         FloatInput(
             name="min_p", display_name="Min P", value=values["min_p"], advanced=True,
-            info="Leave out tokens less likely than this share of the likeliest; 0 leaves out none.",
+            info="Leave out tokens that are less likely than this share of the most likely token; 0 leaves out none.",
         ),
         FloatInput(
             name="repetition_penalty", display_name="Repetition Penalty", value=values["repetition_penalty"], advanced=True,
-            info="Above 1 makes repeating less likely; 1 is no penalty.",
+            info="Above 1 makes repetition less likely; 1: no penalty.",
         ),
         IntInput(
             name="seed", display_name="Seed", value=ANY_SEED, advanced=True,
-            info="The same seed gives the same answer; -1 draws a new one each time.",
+            info="The same seed gives the same answer; -1 takes a new one each time.",
         ),
         StrInput(
             name="stop_sequences", display_name="Stop", is_list=True, advanced=True, list_add_label="Add stop text",
@@ -214,16 +216,16 @@ def sampling_inputs(sampling: Mapping[str, Any] | None = None) -> list[Any]:
         ),
         BoolInput(
             name="raw", display_name="Plain Continuation", value=False, advanced=True,
-            info="Continue the input as it stands, without a chat template: for base models and completion prompts.",
+            info="Continue the input as it is, without a chat template: for base models and completion prompts.",
         ),
     ]  # fmt: skip
 
 
 def after_input() -> HandleInput:
-    """A handle that gives a node its place in the order of the flow."""
+    """An input that only sets the order in which nodes run."""
     return HandleInput(
         name="after", display_name="After", input_types=["Message", "Data", "JSON", "DataFrame", "Table"], required=False,
-        info="Optional: run once the node wired here has finished. What it sends is not used.",
+        info="Optional: run after the node connected here has finished. Its data is not used.",
     )  # fmt: skip
 
 
@@ -235,16 +237,16 @@ def preset_input() -> DropdownInput:
     )  # fmt: skip
 
 
-# -- what they hold ------------------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------------------------------
 
 
 def given(value: Any) -> Any:
-    """An input's value; None when it was left empty, or at auto."""
+    """An input's value; None if it was left empty or at auto."""
     return None if value is None or value in ("", AUTO) else value
 
 
 def loading_options(node: Component) -> dict[str, Any]:
-    """A node's load options; those left open are absent."""
+    """A node's load options, without those left empty or at auto."""
     values = {name: given(getattr(node, name)) for name in LOADING_FIELDS}
     if values["context_length"] == 0:
         values["context_length"] = None
@@ -252,7 +254,7 @@ def loading_options(node: Component) -> dict[str, Any]:
 
 
 def sampling_options(node: Component) -> dict[str, Any]:
-    """A node's sampling options; those left open are absent."""
+    """A node's sampling options, without those left empty."""
     values = {name: given(getattr(node, name)) for name in (*SAMPLING_DEFAULTS, "seed")}
     if values["seed"] == ANY_SEED:
         values["seed"] = None
@@ -272,17 +274,17 @@ def labels_of(values: Any) -> list[str]:
 
 
 def schema_of(rows: Any) -> dict[str, Any] | None:
-    """The JSON schema that an output schema's rows describe; None where there are none. Every field is required.
+    """The JSON schema that an output schema's rows describe; None if there are no rows. Every field is required.
 
     Raises:
-        InvalidInput: a row without a name, with one that is there already, or of an unknown type.
+        InvalidInput: a row has no name, a name that is used already, or an unknown type.
     """
     properties: dict[str, Any] = {}
     for number, row in enumerate(rows or (), 1):
         name, kind = str(row.get("name") or "").strip(), str(row.get("type") or "str")
         if not name or name in properties:
             raise InvalidInput(
-                f"Output Schema, row {number}: {f'{name} is there already' if name else 'it has no name'}."
+                f"Output Schema, row {number}: {f'{name} is used already' if name else 'it has no name'}."
             )
         if kind not in JSON_TYPES:
             raise InvalidInput(
@@ -298,7 +300,7 @@ def schema_of(rows: Any) -> dict[str, Any] | None:
 
 
 def told_of(schema: Mapping[str, Any]) -> str:
-    """An output schema in words, for the model."""
+    """An output schema described in words, for the model."""
     fields = []
     for name, value in schema["properties"].items():
         kind = f"list of {value['items']['type']}" if value["type"] == "array" else value["type"]

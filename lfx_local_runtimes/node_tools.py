@@ -1,4 +1,4 @@
-"""Tools of the nodes: the model whose first call a node chooses, and the running of what it calls."""
+"""Tools of the nodes: a model with the node's tool choice, and the loop that runs the tools it calls."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -26,10 +26,10 @@ Log = Callable[..., object]
 
 
 class NodeModel(ChatLocalRuntime):
-    """`ChatLocalRuntime` with a node's tool choice, for those who bind tools without making one, as Langflow's Agent does.
+    """`ChatLocalRuntime` with a node's tool choice, for callers that bind tools without a choice, as Langflow's Agent.
 
-    A forced choice holds until a tool has answered, or it would call for ever: after `required` the model is free, after
-    a tool by name it has to answer.
+    A forced choice holds only until a tool has answered; otherwise the model would call tools forever. After `required`
+    the model may choose. After a tool by name it has to answer.
     """
 
     tool_choice: str = "auto"
@@ -37,28 +37,28 @@ class NodeModel(ChatLocalRuntime):
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | bool | Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """As `ChatLocalRuntime`; without a `tool_choice`, the node's."""
+        """Like `ChatLocalRuntime.bind_tools`. If `tool_choice` is None, the node's choice is used."""
         if tool_choice is not None or self.tool_choice in ("auto", "none"):
             return super().bind_tools(tools, tool_choice=tool_choice or self.tool_choice, **kwargs)
         first = super().bind_tools(tools, tool_choice=self.tool_choice, **kwargs)
         then = super().bind_tools(tools, tool_choice="auto" if self.tool_choice == "required" else "none", **kwargs)
         return RunnableLambda(
-            lambda said: then if isinstance(_messages(said)[-1], ToolMessage) else first, name="ToolChoice"
+            lambda value: then if isinstance(_messages(value)[-1], ToolMessage) else first, name="ToolChoice"
         )
 
 
 def with_tools(model: NodeModel, tools: Sequence[BaseTool], log: Log) -> Runnable[Any, AIMessageChunk]:
-    """The model as one that runs the tools it calls and answers after at most `TOOL_ROUNDS` rounds of them.
+    """A model that runs the tools it calls, in at most `TOOL_ROUNDS` rounds, and then answers.
 
-    Its answer is all the text of all rounds, as it comes. A tool that fails is told to the model, and to `log`.
+    Its answer is the text of all rounds, as it comes. If a tool fails, the model and `log` get the error.
 
-    Raises, where it is called:
-        InvalidInput: a call broke off, so that it cannot be run.
+    Raises, when it is called:
+        InvalidInput: a call was cut off, so it cannot be run.
     """
     bound, last = model.bind_tools(tools), model.bind_tools(tools, tool_choice="none")
 
     async def answer(inputs: AsyncIterator[Any]) -> AsyncIterator[AIMessageChunk]:
-        messages = [message async for said in inputs for message in _messages(said)]
+        messages = [message async for value in inputs for message in _messages(value)]
         usage: UsageMetadata | None = None
         for number in range(TOOL_ROUNDS + 1):
             pieces: list[Any] = []
@@ -66,39 +66,39 @@ def with_tools(model: NodeModel, tools: Sequence[BaseTool], log: Log) -> Runnabl
                 async for piece in stream:
                     pieces.append(piece)
                     yield AIMessageChunk(content=piece.content, additional_kwargs=piece.additional_kwargs)
-            whole = add_ai_message_chunks(*pieces) if len(pieces) > 1 else pieces[0]
-            usage = add_usage(usage, whole.usage_metadata)
-            if whole.invalid_tool_calls:
+            reply = add_ai_message_chunks(*pieces) if len(pieces) > 1 else pieces[0]
+            usage = add_usage(usage, reply.usage_metadata)
+            if reply.invalid_tool_calls:
                 raise InvalidInput(
-                    f"The call of the tool {whole.invalid_tool_calls[0]['name']} broke off.",
+                    f"The call of the tool {reply.invalid_tool_calls[0]['name']} was cut off.",
                     model_name=model.model, hint="Raise the node's Max Tokens.",
                 )  # fmt: skip
-            if not whole.tool_calls:
+            if not reply.tool_calls:
                 break
             messages = [
                 *messages,
-                message_chunk_to_message(whole),
-                *[await _run(tools, call, log) for call in whole.tool_calls],
+                message_chunk_to_message(reply),
+                *[await _run(tools, call, log) for call in reply.tool_calls],
             ]
         yield AIMessageChunk(
-            content="", response_metadata=whole.response_metadata, usage_metadata=usage, chunk_position="last"
+            content="", response_metadata=reply.response_metadata, usage_metadata=usage, chunk_position="last"
         )
 
     return RunnableGenerator(answer, name="LocalModelWithTools")
 
 
-def _messages(said: Any) -> list[BaseMessage]:
-    return said.to_messages() if isinstance(said, PromptValue) else list(said)
+def _messages(value: Any) -> list[BaseMessage]:
+    return value.to_messages() if isinstance(value, PromptValue) else list(value)
 
 
 async def _run(tools: Sequence[BaseTool], call: ToolCall, log: Log) -> ToolMessage:
-    """What a call returned; a fault is returned too, for the model to read."""
+    """The result of a call. An error becomes a result too, so that the model can read it."""
     try:
         tool = next((tool for tool in tools if tool.name == call["name"]), None)
         if tool is None:
             raise InvalidInput(f"There is no tool {call['name']}.")
         result: ToolMessage = await tool.ainvoke({**call, "type": "tool_call"})
-    except Exception as error:  # noqa: BLE001 - whatever a tool raises
+    except Exception as error:  # noqa: BLE001 - a tool may raise anything
         result = ToolMessage(f"{call['name']} failed: {error}", tool_call_id=call["id"], status="error")
     log({"tool": call["name"], "arguments": call["args"], "result": result.text}, name="tool")
     return result

@@ -28,9 +28,10 @@ from lfx_local_runtimes.node_inputs import (
     stop_texts,
     told_of,
 )
-from lfx_local_runtimes.runtimes.config import GenerationResult, ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.node_tools import NodeModel

@@ -64,6 +64,20 @@ class Settings(BaseSettings):
         default=False,
         description="Run approved code of a model where its process cannot be fully confined.",
     )
+    isolation: Literal["process", "inline"] = Field(
+        default="process", description="Run each model in a process of its own, or inside this one."
+    )
+    confine: Literal["auto", "require", "off"] = Field(
+        default="auto",
+        description="Take network, files and programs away from a model's process: as far as the system can, only load "
+        "if it can do all of it, or never.",
+    )
+    step_limit_s: float = Field(
+        default=600.0, gt=0, description="Seconds that one step of a model may take before its process is killed."
+    )
+    cancel_limit_s: float = Field(
+        default=60.0, gt=0, description="Seconds after a cancel until a process that does not answer it is killed."
+    )
     rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
     offline: bool = Field(default=False, description="Never use the network.")
     hf_token: SecretStr | None = Field(

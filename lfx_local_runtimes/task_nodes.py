@@ -18,10 +18,10 @@ from lfx_local_runtimes.messages import first_problem
 from lfx_local_runtimes.node_inputs import CHOICES, given, labels_of, loading_options
 from lfx_local_runtimes.nodes import PROVIDER_ID, Reporter, chosen_model, list_models_in, model_choices
 from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskResult
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk, Label
-from lfx_local_runtimes.runtimes.tasks.ner import Entity, NerAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk
+from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk, Label
+from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
 from lfx_local_runtimes.task_model import TaskModel
 
 ModelT = TypeVar("ModelT", bound=TaskModel)

@@ -13,17 +13,16 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from lfx_local_runtimes.routes.faults import ClientGone, envelope
-from lfx_local_runtimes.runtimes.config import GenerationResult
 from lfx_local_runtimes.runtimes.requests import (
     Event,
     Failed,
     Finished,
     GenerationStream,
     Progress,
+    Request,
     RequestState,
-    TextDelta,
-    Work,
 )
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextDelta
 
 KEEP_ALIVE_S = 10.0
 """Seconds of silence after which a comment keeps proxies from closing a stream."""
@@ -45,7 +44,7 @@ class Pending(Protocol[ResultT_co]):
     """Something that was asked of a model and is on its way: a stream of text, or a task."""
 
     @property
-    def request(self) -> Work: ...
+    def request(self) -> Request[Any]: ...
 
     def cancel(self) -> RequestState: ...
 

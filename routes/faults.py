@@ -69,6 +69,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.DownloadFailed: 502,
     errors.Offline: 404,
     errors.EngineFailure: 500,
+    errors.EngineDied: 503,
     errors.SettingsFault: 500,
 }
 """A type that is not here has the status of its nearest base."""
@@ -99,6 +100,7 @@ _MEANINGS = {
     500: "The engine failed; the message says why",
     501: "An optional dependency is missing; the hint says how to install it",
     502: "A download failed",
+    503: "The process of the model ended; the message says how",
     507: "The model does not fit in memory",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {

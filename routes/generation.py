@@ -6,7 +6,7 @@ from lfx_local_runtimes.routes.access import Manager
 from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnected, whole
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Cancelled, GenerateBody
-from lfx_local_runtimes.runtimes.config import GenerationResult
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
 
 router = APIRouter(route_class=FaultRoute)
 

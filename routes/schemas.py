@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from lfx_local_runtimes.routes.access import ModelRef
-from lfx_local_runtimes.runtimes.config import GenerationConfig
-from lfx_local_runtimes.runtimes.formats.info import ModelInfo
+from lfx_local_runtimes.routes.tasks.bodies import ask_of
+from lfx_local_runtimes.runtimes.planning import Inspection
 from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 _MIB = 2**20
 
@@ -28,8 +29,8 @@ class GenerateBody(Addressed, GenerationConfig):
 
     @property
     def generation(self) -> GenerationConfig:
-        """The part that is the engine's."""
-        return GenerationConfig(**{name: getattr(self, name) for name in GenerationConfig.model_fields})
+        """The part that is the engine room's."""
+        return ask_of(self, GenerationConfig)
 
 
 class _Answer(BaseModel):
@@ -62,7 +63,7 @@ class ModelReport(_Answer):
     memory_estimate_mb: float | None
 
     @classmethod
-    def of(cls, model_name: str, info: ModelInfo) -> "ModelReport":
+    def of(cls, model_name: str, info: Inspection) -> "ModelReport":
         """The JSON form of an inspection."""
         return cls(
             model_name=model_name, valid=info.valid, problems=list(info.problems), format=info.format.value,

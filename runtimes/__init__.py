@@ -8,32 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.base import ModelRuntime
-    from lfx_local_runtimes.runtimes.config import (
-        ChatMessage,
-        DeviceType,
-        GenerationConfig,
-        GenerationResult,
-        ModelConfig,
-        RuntimeType,
-    )
+    from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
     from lfx_local_runtimes.runtimes.devices import device_capabilities, select_device
     from lfx_local_runtimes.runtimes.engines.gemma import GemmaLocalRuntime, GemmaStreamingRuntime
     from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
     from lfx_local_runtimes.runtimes.engines.registry import register_engine
-    from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime
     from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
-    from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
     from lfx_local_runtimes.runtimes.manager import RuntimeManager, get_runtime_manager
+    from lfx_local_runtimes.runtimes.planning import inspect_model
     from lfx_local_runtimes.runtimes.requests import GenerationStream
     from lfx_local_runtimes.runtimes.status import ModelStatus
+    from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, GenerationResult
+    from lfx_local_runtimes.runtimes.testing import ScriptedRuntime
 
 _WHERE = {
-    "ChatMessage": "config",
+    "ChatMessage": "tasks.generation",
     "DeviceType": "config",
     "GemmaLocalRuntime": "engines.gemma",
     "GemmaStreamingRuntime": "engines.gemma",
-    "GenerationConfig": "config",
-    "GenerationResult": "config",
+    "GenerationConfig": "tasks.generation",
+    "GenerationResult": "tasks.generation",
     "GenerationStream": "requests",
     "LlamaCppRuntime": "engines.llama_cpp.runtime",
     "ModelConfig": "config",
@@ -41,11 +35,11 @@ _WHERE = {
     "ModelStatus": "status",
     "RuntimeManager": "manager",
     "RuntimeType": "config",
-    "ScriptedRuntime": "engines.scripted",
+    "ScriptedRuntime": "testing",
     "TransformersRuntime": "engines.transformers.runtime",
     "device_capabilities": "devices",
     "get_runtime_manager": "manager",
-    "inspect_model": "formats.inspect",
+    "inspect_model": "planning",
     "register_engine": "engines.registry",
     "select_device": "devices",
 }

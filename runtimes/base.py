@@ -10,19 +10,26 @@ import logging
 import os
 import queue
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, WrongTask, as_fault
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.engines.registry import prepare_plan
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
-from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Work
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement
+from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Run
+from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
+
+_INLINE = Confinement("none", missing=("the model runs inside this program",))
 
 Inbox = queue.SimpleQueue[Any]
 """Requests for the model's thread, in order; None says that there will be no more."""
@@ -41,6 +48,7 @@ class LoadContext:
         self.report = report or (lambda progress: None)
         self.settings = settings or get_settings()
         self._cancelled = threading.Event()
+        self._on_cancel: Callable[[], None] = lambda: None
 
     @property
     def cancelled(self) -> bool:
@@ -50,6 +58,13 @@ class LoadContext:
     def cancel(self) -> None:
         """Ask the load to stop; it then fails with `LoadFailed`."""
         self._cancelled.set()
+        self._on_cancel()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Call this when the load should stop, now if it should already. It may be called twice."""
+        self._on_cancel = callback
+        if self.cancelled:
+            callback()
 
 
 class ModelRuntime(ABC):
@@ -70,8 +85,13 @@ class ModelRuntime(ABC):
         self._thread: threading.Thread | None = None
         self._loading: Future[None] | None = None
         self._ready = False
-        self._requests: set[Work] = set()
+        self._requests: set[Request[Any]] = set()
         self._memory: dict[str, int] = {}
+        self._stopping = False
+        self._step_began: float | None = None
+        self._on_death: Callable[[], None] = lambda: None
+        self.death: RuntimeFault | None = None
+        """Why the model ended although nobody asked it to; None while it did not."""
         self.warnings: list[str] = []
         """What a user should know about this load (a fallback to the CPU, say); part of every result."""
 
@@ -88,12 +108,14 @@ class ModelRuntime(ABC):
     def _work(self, inbox: Inbox) -> None:
         """Serve requests until None comes: every one ends with `Finished` or `Failed`. Here, one at a time."""
         while (request := inbox.get()) is not None:
+            self._step()
             with self._answering(request):
                 if request.start():
                     self._serve(request)
+            self._rest()
 
-    def _serve(self, request: Any) -> None:
-        """Answer one request: emit `TextDelta`s and at the end `Finished`; look at `request.cancelled` at every step.
+    def _serve(self, request: Request[Any]) -> None:
+        """Answer one request: emit deltas and at the end `Finished`; look at `request.cancelled` at every step.
 
         Raises:
             RuntimeFault: this request cannot be answered; other exceptions become `EngineFailure`.
@@ -125,11 +147,49 @@ class ModelRuntime(ABC):
         """What the model can be asked for."""
         return frozenset({"llm"})
 
+    @property
+    def pid(self) -> int:
+        """The process that the model runs in."""
+        return os.getpid()
+
+    @property
+    def isolation(self) -> str:
+        """`process` if the model has a process of its own, `inline` if it runs in this one."""
+        return "inline"
+
+    @property
+    def confinement(self) -> Confinement:
+        """What the model's process cannot reach."""
+        return _INLINE
+
+    def reservation(self, plan: LoadPlan) -> Mapping[str, int]:
+        """Bytes to reserve for a load, per device."""
+        return plan.memory
+
+    @property
+    def step_age(self) -> float:
+        """Seconds since the loop of the model last began a step; 0 while it has nothing to do."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def _step(self) -> None:
+        """The loop begins a step: one that never ends is noticed by its age."""
+        self._step_began = time.monotonic()
+
+    def _rest(self) -> None:
+        """The loop waits for requests."""
+        self._step_began = None
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Call once if the loaded model ends although nobody asked it to. It is closed then, and `death` says why."""
+        self._on_death = callback
+
     def start(self, context: LoadContext | None = None) -> "Future[None]":
         """Start the thread and load on it, or join the load that is under way. Fails with a `RuntimeFault`."""
         with self._lock:
             if self._thread is not None and self._loading is not None:
                 return self._loading
+            self._stopping, self.death = False, None
             future: Future[None] = Future()
             self._loading = future
             self._inbox = queue.SimpleQueue()
@@ -142,16 +202,18 @@ class ModelRuntime(ABC):
             self._thread.start()
             return future
 
-    def submit(self, request: Work) -> None:
+    def submit(self, request: Request[Any]) -> None:
         """Queue a request; its events arrive on its channel."""
         fault: RuntimeFault | None = None
         name, limit = self.config.model_name, self.config.max_queued
         with self._lock:
             if self._thread is None:
-                fault = EngineFailure("The model is not loaded.", model_name=name)
+                fault = self.death or EngineFailure("The model is not loaded.", model_name=name)
             elif request.task not in self.tasks:
-                can = " and ".join(sorted(self.tasks))
-                fault = WrongTask(f"{name} does {can}, not {request.task}.", model_name=name, hint="Use another model.")
+                served = " and ".join(sorted(self.tasks))
+                fault = WrongTask(
+                    f"{name} does {served}, not {request.task}.", model_name=name, hint="Use another model."
+                )
             elif len(self._requests) >= limit:
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
@@ -162,7 +224,7 @@ class ModelRuntime(ABC):
         else:
             request.on_end(lambda: self._forget(request))
 
-    def _forget(self, request: Work) -> None:
+    def _forget(self, request: Request[Any]) -> None:
         with self._lock:
             self._requests.discard(request)
 
@@ -170,6 +232,7 @@ class ModelRuntime(ABC):
         """Cancel what is queued and running and close the model. Returns the thread to wait for, if there is one."""
         with self._lock:
             thread, self._thread = self._thread, None
+            self._stopping = True
             requests = list(self._requests)
             if thread is not None:
                 self._inbox.put(None)
@@ -181,7 +244,8 @@ class ModelRuntime(ABC):
 
     def _run(self, context: LoadContext, loaded: "Future[None]", inbox: Inbox) -> None:
         try:
-            self._plan = self._plan or plan_for_engine(self.config, self.engine)
+            plan = self._plan or plan_for_engine(self.config, self.engine)
+            self._plan = prepare_plan(plan, self.config, context)
             self.warnings = list(self._plan.warnings)
             self._load(self._plan, context)
             self._memory = self._measure()
@@ -200,17 +264,20 @@ class ModelRuntime(ABC):
         except Exception as error:
             logger.exception("%s on %s", self.engine, self.config.model_name)
             fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
-        self._end(fault)
+        self._end(fault, died=not self._stopping)
 
-    def _end(self, fault: RuntimeFault) -> None:
-        """Close the model; whoever still waits for it hears of the fault."""
+    def _end(self, fault: RuntimeFault, *, died: bool = False) -> None:
+        """Close the model, report a death, and fail what is still in hand: whoever asks again then gets a fresh load."""
         with self._lock:
             if self._thread is threading.current_thread():
                 self._thread = None
             requests = list(self._requests)
         self._shut()
+        if died:
+            self.death = fault
+            self._on_death()
         for request in requests:
-            request.emit(Failed(fault))
+            request.emit(request.empty() if request.cancelled else Failed(fault))
 
     def _shut(self) -> None:
         self._ready, self._memory = False, {}
@@ -220,7 +287,7 @@ class ModelRuntime(ABC):
             logger.exception("closing %s", self.config.model_name)
 
     @contextlib.contextmanager
-    def _answering(self, *requests: Work) -> Iterator[None]:
+    def _answering(self, *requests: Request[Any]) -> Iterator[None]:
         """What goes wrong inside fails these requests; the model goes on serving others."""
         try:
             yield
@@ -250,11 +317,15 @@ class ModelRuntime(ABC):
         if thread is not None:
             await asyncio.to_thread(thread.join)
 
-    def stream(self, config: GenerationConfig) -> GenerationStream:
-        """Start a request and return its stream, from any thread."""
-        request = Request(self.config.model_name, config)
+    def run(self, ask: Ask[ResultT]) -> Run[Any, ResultT]:
+        """Start a request and return the handle on it, from any thread."""
+        request = Request(self.config.model_name, ask)
         self.submit(request)
-        return GenerationStream(request)
+        return Run(request)
+
+    def stream(self, config: GenerationConfig) -> GenerationStream:
+        """The same for text: iterating it gives the text."""
+        return GenerationStream(self.run(config))
 
     async def generate(self, config: GenerationConfig) -> GenerationResult:
         """The whole answer. Cancelling the task cancels the computation.
@@ -282,7 +353,7 @@ class ModelRuntime(ABC):
             "device": self._plan.device.key if self._plan else None,
             "requests": len(self._requests),
             "warnings": list(self.warnings),
-            "pid": os.getpid(),
+            "pid": self.pid,
         }
 
     def get_memory_usage(self) -> dict[str, Any]:

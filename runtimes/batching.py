@@ -71,11 +71,13 @@ class BatchingRuntime(ModelRuntime):
             open_ = True
             while open_ or scheduler.busy:
                 while open_ and not (scheduler.busy and ready.empty()):  # blocks only when there is nothing to do
+                    self._rest()
                     job = ready.get()
                     if job is None:
                         open_ = False
                     else:
                         scheduler.add(job)
+                self._step()
                 scheduler.step()
         finally:
             inbox.put(None)  # where the loop failed
@@ -85,7 +87,7 @@ class BatchingRuntime(ModelRuntime):
         while (request := inbox.get()) is not None:
             with self._answering(request):
                 if request.cancelled:
-                    request.emit(request.nothing())
+                    request.emit(request.empty())
                 else:
                     ready.put(self._prepare(request))
         ready.put(None)

@@ -20,7 +20,7 @@ from lfx_local_runtimes.runtimes.config import DeviceType
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place to run a model. `key` (`cpu`, `cuda:0`, `mps`) names it in the memory ledger and to torch."""
+    """A place to run a model. `key` (`cpu`, `cuda:0`, `mps`) is its name in the memory ledger and in torch."""
 
     type: DeviceType
     index: int = 0
@@ -44,16 +44,16 @@ class Memory:
 
 
 class DeviceProbe(Protocol):
-    """What is asked of the machine. Tests replace it."""
+    """Facts about the machine. Tests replace it."""
 
     def accelerators(self) -> Sequence[Device]:
         """CUDA and MPS devices, best first."""
 
     def memory(self, device: Device) -> Memory:
-        """What the driver or the operating system says."""
+        """The device's memory, from the driver or the operating system."""
 
     def cpu_has_bf16(self) -> bool:
-        """The processor multiplies bfloat16 natively."""
+        """Whether the processor multiplies bfloat16 natively."""
 
 
 class MachineProbe:
@@ -135,6 +135,25 @@ def _cpu_has_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
+def gpu_memory_of(pid: int) -> dict[str, int]:
+    """Bytes that a process holds on CUDA cards, per device key, as the driver counts them; empty if it does not say."""
+    found: dict[str, int] = {}
+    cards = _cuda_cards()
+    if not cards:
+        return found
+    import pynvml
+
+    for position, index, _ in cards:
+        try:
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+        except pynvml.NVMLError:
+            continue
+        used = sum(one.usedGpuMemory or 0 for one in running if one.pid == pid)
+        if used:
+            found[f"cuda:{position}"] = used
+    return found
+
+
 MACHINE: DeviceProbe = MachineProbe()
 """The probe of this machine."""
 
@@ -145,9 +164,9 @@ def select_device(
     """The device for a model.
 
     Args:
-        prefer: the model's wish; AUTO takes CUDA, then MPS, then the CPU.
-        force: the operator's decision (`FORCE_DEVICE`), which wins.
-        probe: what is asked of the machine.
+        prefer: the model's preference; AUTO takes CUDA, then MPS, then the CPU.
+        force: the operator's decision (`FORCE_DEVICE`); it overrides `prefer`.
+        probe: facts about the machine.
 
     Raises:
         DeviceUnavailable: the device forced or preferred by name is not there.
@@ -169,7 +188,7 @@ def select_device(
 
 
 def default_dtype(device: Device, probe: DeviceProbe = MACHINE) -> str:
-    """The floating-point type to compute in: CUDA bf16, MPS fp32, CPU bf16 where the processor has it, else fp32."""
+    """The floating-point type to compute in: CUDA bf16, MPS fp32, CPU bf16 if the processor has it, else fp32."""
     if device.type is DeviceType.CUDA or (device.type is DeviceType.CPU and probe.cpu_has_bf16()):
         return "bf16"
     return "fp32"

@@ -6,13 +6,10 @@ from collections.abc import Iterable
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
-from lfx_local_runtimes.runtimes.formats.info import ModelInfo
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
-from lfx_local_runtimes.runtimes.ledger import MODELS
-from lfx_local_runtimes.runtimes.planning import task_of_model
-from lfx_local_runtimes.runtimes.residency import Residency
-from lfx_local_runtimes.runtimes.rules import Rules
-from lfx_local_runtimes.runtimes.slots import Slot
+from lfx_local_runtimes.runtimes.memory.ledger import MODELS
+from lfx_local_runtimes.runtimes.memory.residency import Residency
+from lfx_local_runtimes.runtimes.memory.slots import Slot
+from lfx_local_runtimes.runtimes.planning import Inspection, Rules, inspect_model, task_of_model
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 
@@ -24,7 +21,7 @@ class Inventory:
         self._catalog = catalog
         self._residency = residency
         self._rules = rules
-        self._inspected: dict[str, tuple[tuple[int, int], ModelInfo]] = {}
+        self._inspected: dict[str, tuple[tuple[int, int], Inspection]] = {}
 
     def list(self) -> list[ModelStatus]:
         """Every known model: registered, discovered, and whatever else is in memory."""
@@ -53,7 +50,7 @@ class Inventory:
             known = (resolved.config, resolved.source)
         return self._status(*known)
 
-    def validate(self, config: ModelConfig) -> ModelInfo:
+    def validate(self, config: ModelConfig) -> Inspection:
         """Inspect a model's files thoroughly.
 
         Raises:
@@ -67,7 +64,7 @@ class Inventory:
             )
         return inspect_model(path, config.context_length, thorough=True, rules=self._rules)
 
-    def _info(self, config: ModelConfig) -> ModelInfo | None:
+    def _info(self, config: ModelConfig) -> Inspection | None:
         """The model's header, read again only when the file has changed; None when it is not on this machine."""
         try:
             path = self._catalog.locate(config)
@@ -90,7 +87,7 @@ class Inventory:
             return _row(config, source, info, slot, self._residency)
 
 
-def _row(config: ModelConfig, source: str, info: ModelInfo | None, slot: Slot, residency: Residency) -> ModelStatus:
+def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, residency: Residency) -> ModelStatus:
     plan, progress = slot.plan, slot.progress
     holds = residency.ledger.holds(slot.name) if slot.runtime else {}
     estimate = plan.memory.values() if plan else [info.memory.total] if info and info.memory else []

@@ -20,29 +20,20 @@ from lfx_local_runtimes.errors import (
     RequestNotFound,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
 from lfx_local_runtimes.runtimes.engines.registry import engine_names
-from lfx_local_runtimes.runtimes.formats.info import ModelInfo
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.inventory import Inventory
-from lfx_local_runtimes.runtimes.ledger import MemoryLedger
-from lfx_local_runtimes.runtimes.planning import plan_loads
-from lfx_local_runtimes.runtimes.requests import (
-    GenerationStream,
-    Progress,
-    Request,
-    RequestState,
-    TaskRequest,
-    TaskRun,
-    Work,
-)
-from lfx_local_runtimes.runtimes.residency import ADMISSION_WAIT_S, Prepared, Residency
-from lfx_local_runtimes.runtimes.rules import Rules
-from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
+from lfx_local_runtimes.runtimes.memory.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.planning import Inspection, Rules, plan_loads
+from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.settings import Settings, get_settings
 
 ProgressCallback = Callable[[Progress], Any]
@@ -79,7 +70,7 @@ class RuntimeManager:
             MemoryLedger(self.settings, probe), self._prepare, keep_alive=self.settings.keep_alive_s,
             admission_wait=admission_wait, settings=self.settings,
         )  # fmt: skip
-        self._requests: dict[str, Work] = {}
+        self._requests: dict[str, Request[Any]] = {}
         self._requests_lock = threading.Lock()
         self._inventory = Inventory(self.catalog, self._residency, self._rules)
         self._started = time.monotonic()
@@ -186,7 +177,7 @@ class RuntimeManager:
                 return Prepared(config, source, ())
             slot.config, slot.source = config, source
         path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
-        info = inspect_model(path, config.context_length, thorough=True, rules=self._rules)
+        info = read_model(path, thorough=True)
         plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
         return Prepared(config, source, plans)
 
@@ -259,11 +250,11 @@ class RuntimeManager:
         try:
             yield runtime
         finally:
-            self._residency.release(runtime.config.model_name)
+            self._residency.release(runtime)
 
     def _give_back(self, future: "Future[ModelRuntime]") -> None:
         if not future.cancelled() and future.exception() is None:
-            self._residency.release(future.result().config.model_name)
+            self._residency.release(future.result())
 
     def pin(self, model_name: str, pinned: bool = True) -> None:
         """Keep a model in memory (once it is loaded) whatever else wants the room, or stop doing so.
@@ -276,51 +267,62 @@ class RuntimeManager:
             slots.setdefault(config.model_name, Slot(config.model_name, config, "registered")).pinned = pinned
         self._residency.wake()
 
-    # -- generation --------------------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------------------------
 
-    def stream(
-        self,
-        model_name: str,
-        config: GenerationConfig,
-        *,
-        request_id: str | None = None,
+    def start(
+        self, model_name: str, ask: Ask[ResultT], *, request_id: str | None = None,
         progress: ProgressCallback | None = None,
-    ) -> GenerationStream:
-        """Start a request and return its stream at once; the model loads if it must. From any thread.
+    ) -> Run[Any, ResultT]:  # fmt: skip
+        """Start a request, whatever the task, and return at once; the model loads if it must. From any thread.
 
-        Faults arrive where the stream is read.
+        Faults arrive when the run is iterated or waited for.
 
         Raises:
             InvalidInput: a running request has this id.
         """
-        request = Request(model_name, config, request_id)
-        self._begin(request)
-        return GenerationStream(request, progress)
-
-    def _begin(self, request: Work) -> None:
+        request = Request(model_name, ask, request_id)
         with self._requests_lock:
             if request.id in self._requests:
                 raise InvalidInput(
-                    f"request_id {request.id} is running already.",
-                    model_name=request.model_name,
-                    hint="Choose another.",
+                    f"request_id {request.id} is running already.", model_name=model_name, hint="Choose another."
                 )
             self._requests[request.id] = request
         request.on_end(lambda: self._ended(request))
-        self._residency.join(request.model_name, RequestWaiter(request, self._residency.release))
+        self._residency.join(model_name, RequestWaiter(request, self._residency.release))
+        return Run(request, progress)
 
-    def _ended(self, request: Work) -> None:
+    def _ended(self, request: Request[Any]) -> None:
         with self._requests_lock:
             self._requests.pop(request.id, None)
         self._residency.counters[f"requests_{request.state.value}"] += 1
 
+    async def run(self, model_name: str, ask: Ask[ResultT]) -> ResultT:
+        """The result of a request. Cancelling the caller cancels the computation.
+
+        Raises:
+            WrongTask: the model does something else.
+            RuntimeFault: the model cannot be loaded, or the request failed.
+        """
+        return await self.start(model_name, ask)
+
+    def stream(
+        self, model_name: str, config: GenerationConfig, *, request_id: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> GenerationStream:  # fmt: skip
+        """`start` for text: iterating it gives the text.
+
+        Raises:
+            InvalidInput: a running request has this id.
+        """
+        return GenerationStream(self.start(model_name, config, request_id=request_id, progress=progress))
+
     async def generate(self, model_name: str, config: GenerationConfig) -> GenerationResult:
-        """The whole answer. Cancelling the task cancels the computation.
+        """`run` for text: the whole answer.
 
         Raises:
             RuntimeFault: the model cannot be loaded, or the request failed.
         """
-        return await self.stream(model_name, config).wait_async()
+        return await self.run(model_name, config)
 
     async def generate_streaming(self, model_name: str, config: GenerationConfig) -> AsyncIterator[str]:
         """The answer piece by piece; leaving early cancels the computation.
@@ -331,32 +333,6 @@ class RuntimeManager:
         async with contextlib.aclosing(aiter(self.stream(model_name, config))) as pieces:  # type: ignore[type-var]
             async for text in pieces:
                 yield text
-
-    # -- every other task ---------------------------------------------------------------------------------------------
-
-    def start(
-        self, model_name: str, ask: Ask[ResultT], *, request_id: str | None = None,
-        progress: ProgressCallback | None = None,
-    ) -> TaskRun[ResultT]:  # fmt: skip
-        """Start a task (an embedding, a ranking …) and return at once; the model loads if it must. From any thread.
-
-        Faults arrive where the result is waited for.
-
-        Raises:
-            InvalidInput: a running request has this id.
-        """
-        request = TaskRequest(model_name, ask, request_id)
-        self._begin(request)
-        return TaskRun(request, progress)
-
-    async def run(self, model_name: str, ask: Ask[ResultT]) -> ResultT:
-        """A task's result. Cancelling the caller cancels the computation.
-
-        Raises:
-            WrongTask: the model does something else.
-            RuntimeFault: the model cannot be loaded, or the request failed.
-        """
-        return await self.start(model_name, ask).wait_async()
 
     def cancel(self, request_id: str) -> RequestState:
         """End a request. Returns the state it was in.
@@ -384,7 +360,7 @@ class RuntimeManager:
         """
         return self._inventory.status(model_name)
 
-    def validate_model(self, model_name: str) -> ModelInfo:
+    def validate_model(self, model_name: str) -> Inspection:
         """Inspect a model's files thoroughly, loading nothing. `problems` says what is wrong.
 
         Raises:

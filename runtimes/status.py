@@ -1,4 +1,4 @@
-"""What the manager tells about a model."""
+"""What the manager reports about a model."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ModelStatus(BaseModel):
-    """One known model. Sizes are MiB, times seconds; `None` is not known or does not apply."""
+    """One known model. Sizes are in MiB, times in seconds. `None` means not known or not applicable."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 

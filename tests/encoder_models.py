@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
-from lfx_local_runtimes.runtimes.requests import TaskRequest, TaskRun
+from lfx_local_runtimes.runtimes.requests import Request, Run
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 
 ARCHITECTURES = ("Bert", "Roberta", "DistilBert", "ModernBert", "DebertaV2")
@@ -85,11 +85,11 @@ def unload(runtime: EncoderRuntime) -> None:
     thread.join()
 
 
-def begin(runtime: EncoderRuntime, ask: Ask[ResultT]) -> TaskRun[ResultT]:
+def begin(runtime: EncoderRuntime, ask: Ask[ResultT]) -> Run[Any, ResultT]:
     """Ask without waiting."""
-    request = TaskRequest(runtime.config.model_name, ask)
+    request = Request(runtime.config.model_name, ask)
     runtime.submit(request)
-    return TaskRun(request)
+    return Run(request)
 
 
 def answer(runtime: EncoderRuntime, ask: Ask[ResultT]) -> ResultT:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager, ScriptedRuntime, register_engine
-from lfx_local_runtimes.runtimes.engines.scripted import Step
 from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.testing import Step
 from lfx_local_runtimes.settings import Settings
 from tests.routes_app import write_model
 

@@ -12,12 +12,14 @@ import pytest
 from lfx_local_runtimes.errors import ContextOverflow
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager, ScriptedRuntime, register_engine
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.requests import Finished, TaskRequest
-from lfx_local_runtimes.runtimes.tasks import TASKS
-from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, TaskResult
+from lfx_local_runtimes.runtimes.requests import Finished, Request
+from lfx_local_runtimes.runtimes.tasks import task_row, task_rows
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec
 from lfx_local_runtimes.settings import Settings
 from tests.routes_app import write_model
 
+TASKS = [name for name, row in task_rows().items() if row.family == "reading"]
 READS = 8
 """Words of a text at most; what is more is cut."""
 PROMPTS = {"question": "q: "}
@@ -59,8 +61,8 @@ class TaskPlayer(ScriptedRuntime):
     def tasks(self) -> frozenset[str]:
         return frozenset({self.config.model_type})
 
-    def _serve(self, request: TaskRequest[Any]) -> None:
-        task = TASKS[request.task]
+    def _serve(self, request: Request[Any]) -> None:
+        task = task_row(request.task).work
         self._school.asks.append(request.ask)
         pieces = task.pieces(request.ask, self._spec)
         self._school.texts += [str(piece.text) for piece in pieces]
@@ -68,7 +70,7 @@ class TaskPlayer(ScriptedRuntime):
         while str(pieces[0].text) == ENDLESS and not request.cancelled:
             threading.Event().wait(0.005)
         if request.cancelled:
-            request.emit(request.nothing())
+            request.emit(request.empty())
             return
         if request.ask.overflow == "error":
             raise ContextOverflow("An input is too long.")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
-from lfx_local_runtimes.runtimes.requests import Finished, Request, TextDelta
+from lfx_local_runtimes.runtimes.requests import Finished, Request
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult, TextDelta
 
 NOISE: dict[str, Any] = {"prompt": "abc", "raw": True, "max_tokens": 40, "min_p": 0, "top_p": 1, "top_k": 5}
 Start = Callable[..., TransformersRuntime]

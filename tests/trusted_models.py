@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.trust import scan, worker
 from lfx_local_runtimes.runtimes.trust.report import CodeReport
 from lfx_local_runtimes.runtimes.trust.scan import scan_pickle, scan_remote_code
@@ -63,13 +63,13 @@ def write_pickle(folder: Path, content: bytes | None = None) -> Path:
 
 def code_of(folder: Path) -> CodeReport:
     """The report on the Python files of a folder that has some."""
-    report = scan_remote_code(inspect_model(folder))
+    report = scan_remote_code(read_model(folder))
     assert report is not None
     return report
 
 
 def pickle_of(folder: Path) -> CodeReport:
     """The report on the pickle weights of a folder."""
-    report = scan_pickle(inspect_model(folder))
+    report = scan_pickle(read_model(folder))
     assert report is not None
     return report

@@ -24,8 +24,8 @@ class GemmaComponent(GemmaBaseComponent):
         model_input(
             value="gemma-3-270m",
             display_name="Size",
-            info="A Gemma on this machine, or one to fetch from Hugging Face when it is first used. "
-            "Up to 2B runs well on a CPU; larger ones want an accelerator, or int4.",
+            info="A Gemma on this machine, or one from Hugging Face, which is downloaded on first use. "
+            "Models up to 2B run well on a CPU; larger models need an accelerator or int4.",
         ),
         preset_input(),
         *chat_inputs(),

@@ -24,9 +24,9 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
     inputs = [
         model_input(
             value="",
-            info="An embedding model on this machine, or any Hugging Face id, which is fetched when it is first used.",
+            info="An embedding model on this machine, or any Hugging Face id, which is downloaded on first use.",
         ),
-        text_input("The text of the Vector output. Embedding Model needs none.", required=False),
+        text_input("The text for the Vector output. The Embedding Model output needs no text.", required=False),
         BoolInput(
             name="is_query",
             display_name="As Query",
@@ -39,7 +39,8 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
             display_name="Dimensions",
             value=0,
             advanced=True,
-            info="Keep the first ones only, for models trained for it (Matryoshka). 0 is all.",
+            info="Keep only this many numbers from the start of each vector, for models trained for it (Matryoshka). "
+            "0: keep all.",
         ),
         StrInput(
             name="query_prompt",
@@ -53,7 +54,7 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
             advanced=True,
             info="Put before documents: the name of one of the model's own prompts, or a text. Empty: the model's default.",
         ),
-        choice_input("normalize", "Normalize", "Vectors of length 1."),
+        choice_input("normalize", "Normalize", "Scale vectors to length 1."),
         overflow_input("truncate", "chunk", "error"),
         *loading_inputs(engines=ENCODER_ENGINES),
     ]

@@ -17,7 +17,7 @@ class LocalModelComponent(LocalModelBaseComponent):
     inputs = [
         model_input(
             value="gemma-3-270m",
-            info="A model on this machine, or any Hugging Face id, which is fetched when it is first used.",
+            info="A model on this machine, or any Hugging Face id, which is downloaded on first use.",
         ),
         *chat_inputs(),
         *tool_inputs(),

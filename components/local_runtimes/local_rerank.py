@@ -7,19 +7,17 @@ from lfx_local_runtimes.task_nodes import LocalRerankBaseComponent
 
 
 class LocalRerankComponent(LocalRerankBaseComponent):
-    """Search results in the order in which they answer a query."""
+    """Search results sorted by how well they answer a query."""
 
     display_name = "Local Rerank"
-    description = (
-        "Put search results in the order in which they answer a query, with a model that runs inside Langflow."
-    )
+    description = "Sort search results by how well they answer a query, with a model that runs inside Langflow."
     icon = "ArrowDownWideNarrow"
     name = "LocalRerank"
 
     inputs = [
         model_input(
             value="",
-            info="A reranker (cross-encoder) on this machine, or any Hugging Face id, which is fetched when it is first used.",
+            info="A reranker (cross-encoder) on this machine, or any Hugging Face id, which is downloaded on first use.",
         ),
         MessageTextInput(
             name="input_value", display_name="Query", info="What is searched for.", required=True, tool_mode=True
@@ -30,20 +28,20 @@ class LocalRerankComponent(LocalRerankBaseComponent):
             input_types=["Data", "JSON", "DataFrame", "Table"],
             is_list=True,
             required=True,
-            info="What was found: a table, or data, with a text in each row.",
+            info="The search results: a table or data, with a text in each row.",
         ),
         StrInput(
             name="text_key",
             display_name="Text Column",
             value="text",
             advanced=True,
-            info="Where a row has its text.",
+            info="The column that holds the text.",
         ),
         IntInput(
             name="top_n",
             display_name="Top N",
             value=0,
-            info="Keep the best ones only. 0 is all.",
+            info="Keep only this many of the best results. 0: keep all.",
         ),
         overflow_input("truncate", "error"),
         *loading_inputs(engines=ENCODER_ENGINES),

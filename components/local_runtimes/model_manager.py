@@ -25,9 +25,9 @@ class ModelManagerComponent(Component):
             options=list(ACTIONS),
             value="Load",
             real_time_refresh=True,
-            info="Load and Unload wait until it is done. Pin keeps a loaded model in memory. State changes nothing.",
+            info="Load and Unload wait until they are done. Pin keeps a loaded model in memory. State changes nothing.",
         ),
-        model_input(value="gemma-3-270m", info="The model to act on; when registering, its new name."),
+        model_input(value="gemma-3-270m", info="The model to use. For Register: its new name."),
         StrInput(
             name="model_id",
             display_name="Source",
@@ -62,7 +62,7 @@ class ModelManagerComponent(Component):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: str, field_name: str | None = None
     ) -> dict[str, Any]:
-        """Show the fields of the action; list the models afresh."""
+        """Show the fields of the chosen action, or list the models again."""
         if field_name == "action":
             return show_fields_of(field_value, build_config)
         if field_name == "model_name":
@@ -70,7 +70,7 @@ class ModelManagerComponent(Component):
         return build_config
 
     async def manage(self) -> Data:
-        """Do it and return the model's state."""
+        """Do the action and return the model's state."""
         state = await manage_model(self)
         self.status = f"{state['model_name']}: {state['state']}"
         return Data(data=state)

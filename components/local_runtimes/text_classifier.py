@@ -24,7 +24,7 @@ class TextClassifierComponent(TextClassifierBaseComponent):
     inputs = [
         model_input(
             value="",
-            info="A classifier on this machine, or any Hugging Face id, which is fetched when it is first used.",
+            info="A classifier on this machine, or any Hugging Face id, which is downloaded on first use.",
         ),
         text_input("The text to label."),
         IntInput(
@@ -32,9 +32,9 @@ class TextClassifierComponent(TextClassifierBaseComponent):
             display_name="Top K",
             value=0,
             advanced=True,
-            info="Tell the likeliest labels only. 0 is all.",
+            info="Return only this many of the most likely labels. 0: return all.",
         ),
-        choice_input("multi_label", "Multi-Label", "Every label is scored for itself, so that several can be true."),
+        choice_input("multi_label", "Multi-Label", "Score each label on its own, so that several can be true."),
         overflow_input("truncate", "error"),
         *loading_inputs(engines=ENCODER_ENGINES),
     ]

@@ -8,18 +8,18 @@ from lfx_local_runtimes.task_nodes import ZeroShotBaseComponent, label_outputs
 
 
 class ZeroShotClassifierComponent(ZeroShotBaseComponent):
-    """Labels of one's own, and a way out for each."""
+    """Labels that the user chooses, with an output for each."""
 
     display_name = "Zero-Shot Classifier"
-    description = "Label a text with labels of your own and route it by them, with a model that runs inside Langflow."
+    description = "Label a text with your own labels and route it by label, with a model that runs inside Langflow."
     icon = "Split"
     name = "ZeroShotClassifier"
 
     inputs = [
         model_input(
             value="",
-            info="A model on this machine, or any Hugging Face id: one for natural language inference (NLI), or one for "
-            "embeddings, which is quicker, and good where the labels name topics.",
+            info="A model on this machine, or any Hugging Face id: for natural language inference (NLI), or for embeddings. "
+            "An embedding model is faster and works well if the labels are topics.",
         ),
         text_input("The text to label."),
         StrInput(
@@ -29,22 +29,22 @@ class ZeroShotClassifierComponent(ZeroShotBaseComponent):
             is_list=True,
             list_add_label="Add label",
             real_time_refresh=True,
-            info="What the text may be. Every label is an output, which sends the text on when it is the likeliest one.",
+            info="The possible labels. Each label has an output, which sends the text on if that label scores best.",
         ),
         StrInput(
             name="hypothesis",
             display_name="Hypothesis",
             value="",
             advanced=True,
-            info="The sentence that stands for a label, whose place is {}. Empty is the usual one: This example is {}. for "
-            "an NLI model, the label itself for an embedding model.",
+            info="The sentence that stands for a label; {} is replaced by the label. Empty: 'This example is {}.' for an "
+            "NLI model, the label itself for an embedding model.",
         ),
         BoolInput(
             name="multi_label",
             display_name="Multi-Label",
             value=False,
             advanced=True,
-            info="Every label is scored for itself, so that several can be true.",
+            info="Score each label on its own, so that several can be true.",
         ),
         SliderInput(
             name="threshold",
@@ -52,8 +52,8 @@ class ZeroShotClassifierComponent(ZeroShotBaseComponent):
             value=0.0,
             range_spec=RangeSpec(min=0, max=1, step=0.01),
             advanced=True,
-            info="A text whose likeliest label scores less leaves by Else; 0 sends none there. Most scores are shares, which "
-            "some label always leads: with Multi-Label the score is the text's own. For an embedding model 0.15 is a start.",
+            info="Send the text to Else if its best score is below this. 0 turns Else off. Usually the scores add up to "
+            "1, so one label always leads. With Multi-Label each label has its own score. For an embedding model, start with 0.15.",
         ),
         overflow_input("truncate", "error"),
         *loading_inputs(engines=ENCODER_ENGINES),

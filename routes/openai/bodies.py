@@ -18,7 +18,8 @@ from lfx_local_runtimes.routes.openai.conversation import (
     tools_of,
     turns,
 )
-from lfx_local_runtimes.runtimes.config import GenerationConfig, Grammar, KeepAlive
+from lfx_local_runtimes.runtimes.config import KeepAlive
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
 
 UNLIMITED = 16_777_216
 """`max_tokens` where none is given: the answer ends by itself, or where the context does."""

@@ -24,8 +24,8 @@ from lfx_local_runtimes.routes.openai.wire import (
     frame,
     logprob_rows,
 )
-from lfx_local_runtimes.runtimes.config import GenerationResult, TokenLogprob
-from lfx_local_runtimes.runtimes.requests import Failed, Finished, GenerationStream, Progress, TextDelta
+from lfx_local_runtimes.runtimes.requests import Failed, Finished, GenerationStream, Progress
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextDelta, TokenLogprob
 
 
 def usage_of(results: Sequence[GenerationResult], per_prompt: int) -> CompletionUsage:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
-from lfx_local_runtimes.runtimes.config import ChatMessage, Grammar, Tool
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Grammar, Tool
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _CONTENT_SCHEMA = {

@@ -2,33 +2,23 @@
 
 import importlib
 import time
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager, PathName
-from lfx_local_runtimes.routes.asks import by_labels
 from lfx_local_runtimes.routes.delivery import EventStream, disconnected, whole
 from lfx_local_runtimes.routes.openai.bodies import ChatBody, CompletionBody
 from lfx_local_runtimes.routes.openai.responses_body import ResponsesBody
 from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
-from lfx_local_runtimes.routes.openai.task_bodies import (
-    EmbeddingsBody,
-    OpenAIClassifyBody,
-    OpenAINerBody,
-    OpenAIRerankBody,
-    OpenAIZeroShotBody,
-)
+from lfx_local_runtimes.routes.openai.tasks import add_routes
 from lfx_local_runtimes.routes.openai.wire import About
-from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.runtimes.requests import GenerationStream, TaskRun
+from lfx_local_runtimes.runtimes.requests import GenerationStream
 from lfx_local_runtimes.runtimes.status import ModelStatus
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationResult
-from lfx_local_runtimes.runtimes.tasks.ner import NerResult
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotResult
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 _WRITERS = tuple(f"lfx_local_runtimes.routes.openai.{name}" for name in ("chunks", "output", "vectors"))
 _STARTED = int(time.time())
@@ -138,46 +128,4 @@ async def responses(body: ResponsesBody, request: Request, manager: Manager, req
     return await EventStream.begin(ResponseEvents(stream, gone, output))
 
 
-@router.post("/embeddings")
-async def embeddings(body: EmbeddingsBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
-    """A vector for each input. The model is loaded if it must be; a client that leaves ends the computation.
-
-    Beside OpenAI's fields: prompt, normalize, overflow, keep_alive. Token ids are the model's own. Where inputs were too
-    long and cut, `truncated` says which and by how many tokens.
-    """
-    from lfx_local_runtimes.routes.openai.vectors import embeddings_json
-
-    run = manager.start(body.model, body, request_id=request_id)
-    (result,) = await whole([run], disconnected(request.receive))
-    written = await run_in_threadpool(embeddings_json, body.model, result, base64=body.encoding_format == "base64")
-    return Response(written, media_type="application/json")
-
-
-@router.post("/rerank")
-async def rerank(body: OpenAIRerankBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
-    """The documents, best first, in the form that Jina and Cohere have for it. OpenAI has none."""
-    run = manager.start(body.model, body, request_id=request_id)
-    (result,) = await whole([run], disconnected(request.receive))
-    return JSONResponse(body.answer(request_id, result))
-
-
-@router.post("/classify")
-async def classify(
-    body: Annotated[OpenAIClassifyBody | OpenAIZeroShotBody, by_labels(OpenAIClassifyBody, OpenAIZeroShotBody), Body()],
-    request: Request,
-    manager: Manager,
-    request_id: RequestId,
-) -> ClassificationResult | ZeroShotResult:
-    """Each text's labels, likeliest first: those given (zero-shot), or else the model's own. As the native route."""
-    run: TaskRun[Any] = manager.start(body.model, body, request_id=request_id)
-    result: ClassificationResult | ZeroShotResult
-    (result,) = await whole([run], disconnected(request.receive))
-    return result
-
-
-@router.post("/ner")
-async def ner(body: OpenAINerBody, request: Request, manager: Manager, request_id: RequestId) -> NerResult:
-    """Each text's entities. As the native route."""
-    run = manager.start(body.model, body, request_id=request_id)
-    (result,) = await whole([run], disconnected(request.receive))
-    return result
+add_routes(router)

@@ -22,8 +22,8 @@ from lfx_local_runtimes.routes.openai.wire import (
     frame,
     logprob_rows,
 )
-from lfx_local_runtimes.runtimes.config import GenerationResult, TokenLogprob
-from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, TextDelta, ToolCallDelta
+from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextDelta, TokenLogprob, ToolCallDelta
 
 
 class Output:

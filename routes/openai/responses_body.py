@@ -18,7 +18,7 @@ from lfx_local_runtimes.routes.openai.conversation import (
     tools_of,
     turns,
 )
-from lfx_local_runtimes.runtimes.config import GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 LOGPROBS = "message.output_text.logprobs"
 

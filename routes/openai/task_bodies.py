@@ -1,20 +1,17 @@
-"""What clients send to embeddings, rerank, classify and ner: each body is the `Ask` itself, with the names of the API."""
+"""What clients send to embeddings and rerank: the fields of the `Ask`, with the names of the API."""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lfx_local_runtimes.routes.access import ModelRef
-from lfx_local_runtimes.routes.asks import Limited, LimitedPairs
+from lfx_local_runtimes.routes.tasks.bodies import Limited
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
-from lfx_local_runtimes.runtimes.tasks.ner import NerAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk, RerankResult
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
 
 
-class _Named(BaseModel):
+class Named(BaseModel):
     """The model, as OpenAI calls it. The request's id is a header."""
 
     model_config = ConfigDict(protected_namespaces=())
@@ -22,7 +19,7 @@ class _Named(BaseModel):
     model: ModelRef = Field(examples=["all-MiniLM-L6-v2"])
 
 
-class EmbeddingsBody(_Named, Limited, EmbeddingAsk):
+class EmbeddingsBody(Named, Limited, EmbeddingAsk):
     """The body of embeddings. prompt, normalize, overflow and keep_alive are ours."""
 
     model_config = ConfigDict(extra="ignore", alias_generator=lambda name: "input" if name == "texts" else name)
@@ -39,7 +36,7 @@ class EmbeddingsBody(_Named, Limited, EmbeddingAsk):
         return [value] if one else value
 
 
-class OpenAIRerankBody(_Named, Limited, RerankAsk):
+class RerankBody(Named, Limited, RerankAsk):
     """The body of rerank, as Jina and Cohere have it. overflow and keep_alive are ours."""
 
     model_config = ConfigDict(extra="ignore")
@@ -62,18 +59,6 @@ class OpenAIRerankBody(_Named, Limited, RerankAsk):
                 rows[-1]["document"] = {"text": self.documents[ranked.index]}
         head = {"id": f"rerank-{request_id}", "object": "list", "model": self.model, "results": rows}
         return {**head, "usage": usage_of(result), **cut_of(result)}
-
-
-class OpenAIClassifyBody(_Named, Limited, ClassificationAsk):
-    """Texts to label with the model's own labels."""
-
-
-class OpenAIZeroShotBody(_Named, LimitedPairs, ZeroShotAsk):
-    """Texts, and labels to choose from."""
-
-
-class OpenAINerBody(_Named, Limited, NerAsk):
-    """Texts to search for entities."""
 
 
 def usage_of(result: TaskResult) -> dict[str, int]:

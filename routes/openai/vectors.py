@@ -7,7 +7,7 @@ from openai.types.create_embedding_response import Usage
 from pydantic_core import to_json
 
 from lfx_local_runtimes.routes.openai.task_bodies import cut_of, usage_of
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingResult
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingResult
 
 
 def embeddings_json(model: str, result: EmbeddingResult, *, base64: bool) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lfx_local_runtimes.errors import RequestCancelled, RuntimeFault
 from lfx_local_runtimes.routes.faults import openai_envelope
-from lfx_local_runtimes.runtimes.config import GenerationResult, TokenLogprob
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TokenLogprob
 
 DONE = "data: [DONE]\n\n"
 

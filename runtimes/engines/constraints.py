@@ -1,7 +1,7 @@
-"""Answers of a given form: every token that would break a JSON schema, a regular expression or a grammar is ruled out.
+"""Constrained answers: no token is allowed that would break a JSON schema, a regular expression or a grammar.
 
-llguidance does the work. A schema keyword that it cannot enforce is an error, never ignored, and what nothing matches
-is refused before a token is spent.
+llguidance does the work. A schema keyword that it cannot enforce is an error; it is never ignored. A grammar that no
+text can match is refused before any token is generated.
 """
 
 import ctypes
@@ -12,21 +12,22 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, InvalidInput
 from lfx_local_runtimes.optional import require
-from lfx_local_runtimes.runtimes.config import Grammar
 from lfx_local_runtimes.runtimes.engines.schemas import MAX_CHARS, check_schema
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
 
 JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
-    "whitespace_flexible": False,  # or a model may write spaces for ever
+    "whitespace_flexible": False,  # otherwise a model may write spaces forever
     "item_separator": ", ?",
     "key_separator": ": ?",
-    "json_allowed_escapes": '"\\bfnrt',  # with \u a property's name could come in disguise, and half a character
+    "json_allowed_escapes": '"\\bfnrt',  # no \u: it could hide a property's name, or write half a character
 }
 """How JSON is written: on one line, with at most one space after `,` and `:`."""
 
 MAX_RULES = 1000
-"""Lines with a colon and brackets of a Lark grammar: llguidance follows rules recursively in native code."""
+"""Lines with a colon, plus brackets, of a Lark grammar. llguidance follows rules recursively in native code. Too deep a
+recursion would end the process."""
 
 _LEXER_FUEL = 200_000
 _LEXER_STATES = 50_000  # about 2 kB each
@@ -36,7 +37,7 @@ _SPECIAL = b"\xff"
 
 
 class Constraint:
-    """What an answer may go on with. One per answer, used by one thread at a time.
+    """The tokens that may come next in an answer. One per answer, used by one thread at a time.
 
     Attributes:
         allowed: which tokens may come next, a numpy array of bools over the vocabulary; do not change it.
@@ -50,9 +51,9 @@ class Constraint:
         self._matcher = matcher
         self._ends = list(ends)
         self._what = what
-        self._look()
+        self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -66,10 +67,10 @@ class Constraint:
         """Set the scores of tokens that may not come next to -inf, in place.
 
         Args:
-            scores: a float array of the vocabulary's length, or a longer one: what is beyond may not come.
+            scores: a float array of the vocabulary's length or longer. Tokens beyond the vocabulary are not allowed.
 
         Raises:
-            InvalidInput: all that may come was at -inf already.
+            InvalidInput: every allowed token was at -inf already.
         """
         import numpy as np
 
@@ -80,20 +81,20 @@ class Constraint:
             raise InvalidInput(f"logit_bias bans every token that may come next: {self._what} allows no other.")
 
     def accept(self, token: int) -> None:
-        """The answer goes on with `token`, or ends with it.
+        """Continue the answer with `token`, or end it if this is an end token.
 
         Raises:
-            InvalidInput: the grammar becomes too complex, or leads to where nothing matches.
-            EngineFailure: the token was ruled out.
+            InvalidInput: the grammar becomes too complex, or no token can come next.
+            EngineFailure: the token is not allowed.
         """
         if not self.allowed[token]:
             raise EngineFailure(
-                f"Token {token} is none that may come next. {self._what} allows {self.allowed.sum():,}."
+                f"Token {token} may not come next. {self._what} allows {self.allowed.sum():,} other tokens."
             )
         if token in self._ends:
             self.done = True
         elif self._matcher.consume_token(token):
-            self._look()
+            self._update()
         else:
             raise _refused(self._matcher.get_error(), self._what)
 
@@ -106,7 +107,8 @@ def compile_constraint(grammar: Grammar, tokenizer: Any) -> Constraint:
         tokenizer: an `llguidance.LLTokenizer`, see `llama_tokenizer` and `hf_tokenizer`.
 
     Raises:
-        InvalidInput: it is broken (with the place), impossible, too large, or cannot be enforced (with the keyword).
+        InvalidInput: the grammar is broken (the message has the place), impossible, too large, or cannot be enforced
+            (the message has the keyword).
     """
     import llguidance
 
@@ -132,7 +134,7 @@ _SUBJECT = {
 
 
 def _source(grammar: Grammar) -> str:
-    """The grammar as llguidance takes it."""
+    """The grammar in llguidance's form."""
     from llguidance import LLMatcher
 
     if grammar.kind in ("json_object", "json_schema"):
@@ -151,7 +153,7 @@ def _source(grammar: Grammar) -> str:
 
 
 def _without_anchors(regex: str) -> str:
-    """The whole answer has to match anyway, and llguidance knows no anchors."""
+    """The expression without ^ and $. llguidance does not support them, and the whole answer has to match anyway."""
     regex = regex.removeprefix("^")
     return regex[:-1] if re.search(r"(?<!\\)(\\\\)*\$\Z", regex) else regex
 
@@ -159,8 +161,8 @@ def _without_anchors(regex: str) -> str:
 def _gbnf_to_lark(text: str) -> str:
     """A llama.cpp grammar in Lark's syntax.
 
-    The first rule gets a name of its own, because llguidance reads a rule that needs no recursion as one regular
-    expression, character by character as llama.cpp does, but never so the one it starts with.
+    The rule `root` is renamed, and a new `root` calls it. Reason: llguidance reads a rule without recursion as one
+    regular expression, character by character as llama.cpp does. But it never does so with the rule it starts with.
     """
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -169,7 +171,7 @@ def _gbnf_to_lark(text: str) -> str:
     text, found = re.subn(r"^([ \t]*)root(?=[ \t]*::=)", r"\1whole-answer", text, count=1, flags=re.MULTILINE)
     if not found:
         raise InvalidInput("The GBNF grammar has no rule named root.")
-    # The converter drops the zeros that Rust's notation needs: write such characters as themselves.
+    # The converter drops zeros that Rust's notation needs, so such characters are written as themselves.
     text = re.sub(r"(?<!\\)((?:\\\\)*)\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}))", _as_character, text)
     try:
         return str(gbnf_to_lark(f"{text}\nroot ::= whole-answer\n"))
@@ -185,7 +187,7 @@ def _as_character(escape: re.Match[str]) -> str:
 
 
 def _with_checked_schemas(lark: str) -> str:
-    """A Lark grammar whose `%json` schemas are checked and written as any other JSON answer."""
+    """The Lark grammar with its `%json` schemas checked, and with `JSON_OPTIONS` in each of them."""
     parts, rest, spent = [], lark, 0
     while (found := rest.find("%json")) >= 0:
         start = found + len("%json")
@@ -222,11 +224,11 @@ _REASONS = (
     (r"too (?:big|large|many|complex|deep)|fuel|max is", "is too complex: {first}", "Make it smaller."),
     (r"", "cannot be used: {first}", ""),
 )
-"""What llguidance says → what follows the grammar's name, and a hint. The first that is found counts."""
+"""Pattern of llguidance's error → the text after the grammar's name, and a hint. The first match counts."""
 
 
 def _refused(reason: str, what: str) -> InvalidInput:
-    """llguidance's reason in our words."""
+    """The fault for llguidance's error, in our words."""
     if broken := re.search(r"regex parse error:\n {4}[^\n]*\n {4}( *)\^+\nerror: ([^\n]*)", reason):
         return InvalidInput(f"{what} is broken: {broken[2]} at character {len(broken[1]) + 1} of the regex.")
     found, message, hint = next(

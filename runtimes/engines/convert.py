@@ -2,7 +2,7 @@
 
     python -m lfx_local_runtimes.runtimes.engines.convert SOURCE [TARGET] [--dtype bf16]
 
-Transformers reads GGUF too, but takes most of a minute for what its own format gives in seconds, every time.
+Transformers loads GGUF too, but every load takes most of a minute. Its own format loads in seconds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from lfx_local_runtimes.errors import EngineFailure, InvalidInput, LoadFailed, R
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, libraries, progress_events, read_gguf
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.settings import get_settings
 
@@ -35,7 +35,7 @@ _SAMPLES = (
 def export_safetensors(source: Path, target: Path, dtype: str = "bf16") -> Path:
     """Write the model of a GGUF file into a new folder: weights, configuration and tokenizer.
 
-    The folder appears when it is complete and its tokenizer reads back the same.
+    The folder appears only when it is complete and its tokenizer gives the same result as the original.
 
     Args:
         source: the GGUF file.
@@ -46,9 +46,9 @@ def export_safetensors(source: Path, target: Path, dtype: str = "bf16") -> Path:
         The folder.
 
     Raises:
-        InvalidInput: the source is not a GGUF that can be loaded, the target is there, or the type does not fit.
+        InvalidInput: the source is not a GGUF that can be loaded, the target exists, or the type does not fit.
         LoadFailed: Transformers does not know the architecture, or weights are missing.
-        EngineFailure: what was written does not read back the same, or could not be written.
+        EngineFailure: the folder could not be written, or its tokenizer gives another result than the original.
         MissingExtra: Transformers is not installed.
     """
     info = _check(source, target, dtype)
@@ -61,13 +61,13 @@ def export_safetensors(source: Path, target: Path, dtype: str = "bf16") -> Path:
     try:
         with progress_events(LoadContext(), info.size_bytes):
             _write(source, part, getattr(torch, TORCH_DTYPES[dtype]))
-        part.chmod(0o755)  # mkdtemp's is for its owner only
+        part.chmod(0o755)  # mkdtemp makes a folder for its owner only
         part.replace(target)
     except RuntimeFault:
         raise
     except OSError as error:
         raise EngineFailure(f"{target} cannot be written: {error}") from error
-    except Exception as error:  # whatever a strange architecture makes Transformers raise
+    except Exception as error:  # Transformers may raise anything for an unknown architecture
         raise LoadFailed(f"Transformers could not convert {source.name}: {error or type(error).__name__}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -78,10 +78,10 @@ def _check(source: Path, target: Path, dtype: str) -> ModelInfo:
     if dtype not in DTYPES:
         raise InvalidInput(f"dtype {dtype} is not offered.", hint=f"Use one of {', '.join(DTYPES)}.")
     if target.exists():
-        raise InvalidInput(f"{target} is there already.", hint="Remove it, or name another target.")
+        raise InvalidInput(f"{target} exists already.", hint="Remove it, or choose another target.")
     if not source.exists():
-        raise InvalidInput(f"{source} is not there.")
-    info = inspect_model(source, thorough=True)
+        raise InvalidInput(f"{source} does not exist.")
+    info = read_model(source, thorough=True)
     if info.format is not ModelFormat.GGUF or info.problems:
         reason = "; ".join(info.problems) or f"it is {info.format.value}"
         raise InvalidInput(f"{source.name} is not a GGUF model that can be converted: {reason}.")
@@ -99,7 +99,7 @@ def _write(source: Path, folder: Path, dtype: object) -> None:
     model, tokenizer, missing = read_gguf(source, dtype, "cpu")
     if missing:
         raise LoadFailed(f"{source.name} lacks {len(missing)} of the model's weights.")
-    model.config.quantization_config = None  # or it would be saved, and read, as packed GGUF blocks
+    model.config.quantization_config = None  # otherwise it would be saved and read as packed GGUF blocks
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.config._name_or_path = ""
@@ -109,18 +109,21 @@ def _write(source: Path, folder: Path, dtype: object) -> None:
     for text in _SAMPLES:
         ids = tokenizer(text).input_ids
         if written(text).input_ids != ids or written.decode(ids) != tokenizer.decode(ids):
-            raise EngineFailure(f"The tokenizer of {source.name} does not read back the same: {text!r} differs.")
+            raise EngineFailure(f"The written tokenizer of {source.name} gives another result for {text!r}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status."""
+    """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m lfx_local_runtimes.runtimes.engines.convert",
         description="Write a GGUF model as a safetensors folder for Transformers.",
     )
-    parser.add_argument("source", help="a GGUF file, or the name of a model that is known here (gemma-3-270m, say)")
+    parser.add_argument("source", help="a GGUF file, or the name of a known model, such as gemma-3-270m")
     parser.add_argument(
-        "target", nargs="?", type=Path, help="the folder to make; unset, SOURCE-safetensors among the models"
+        "target",
+        nargs="?",
+        type=Path,
+        help="the folder to make; if unset, SOURCE-safetensors in the first model folder",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="what the weights are unpacked to")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What engines ask of the process they run in."""
+"""Cores and memory of the process that engines run in."""
 
 import ctypes
 import gc
@@ -17,9 +17,9 @@ def physical_cores() -> int:
 
 
 def release_memory() -> None:
-    """Give what was dropped back to the system: reference cycles, torch's device caches, the C allocator's free pages.
+    """Return unused memory to the system: reference cycles, torch's device caches, the C allocator's free pages.
 
-    Without the last one a process on glibc keeps most of an unloaded model resident.
+    Without the last step, a process on glibc keeps most of an unloaded model resident.
     """
     gc.collect()
     torch = sys.modules.get("torch")
@@ -37,4 +37,4 @@ def release_memory() -> None:
 def _malloc_trim() -> Any:
     if not sys.platform.startswith("linux"):
         return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not

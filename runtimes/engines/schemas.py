@@ -1,7 +1,7 @@
-"""JSON schemas from strangers, checked before llguidance compiles them.
+"""Checks JSON schemas from requests before llguidance compiles them.
 
-llguidance says what it cannot enforce, with the exceptions that are caught here. Its compiler is recursive native code
-without a limit of its own on references, so a chain of them that is too long would end the process.
+llguidance reports most of what it cannot enforce; this module refuses the rest. Its compiler is recursive native code
+and does not limit references. Too long a chain of references would end the process, so the length is limited here.
 """
 
 import json
@@ -15,13 +15,13 @@ from urllib.parse import unquote
 from lfx_local_runtimes.errors import InvalidInput
 
 MAX_CHARS = 120_000
-"""Of a schema as JSON, and of a grammar's text."""
+"""Characters of a schema as JSON, and of a grammar's text."""
 
 MAX_DEPTH = 512
-"""Levels of all schemas that are referenced, added up: no path through them is deeper. It takes a third of 8 MiB of stack."""
+"""Levels of all referenced schemas, added up: no path through them is deeper. They take a third of an 8 MiB stack."""
 
 MAX_MULTIPLES = 100_000
-"""Schemas times the least common multiple of their `multipleOf`; so many take llguidance about two seconds."""
+"""Number of schemas times the least common multiple of their `multipleOf`. This many take llguidance about two seconds."""
 
 _OTHER_BASE = ("$id", "id")
 _MAPS = ("properties", "patternProperties")
@@ -34,11 +34,11 @@ def check_schema(schema: Any, spent: int = 0) -> int:
     """Make sure that a schema can be compiled and lets no wrong answer pass.
 
     Args:
-        schema: from a stranger, of any type.
-        spent: of `MAX_MULTIPLES`, by other schemas of the same grammar.
+        schema: from a request, of any type.
+        spent: how much of `MAX_MULTIPLES` other schemas of the same grammar use.
 
     Returns:
-        What is spent with this one.
+        `spent` plus what this schema uses.
 
     Raises:
         InvalidInput: it cannot be satisfied, cannot be enforced, or is too large; the keyword is named.
@@ -55,7 +55,7 @@ def check_schema(schema: Any, spent: int = 0) -> int:
 
 
 class _Schema:
-    """A schema with everything it refers to: `targets` maps references to schemas, `#` being the whole."""
+    """A schema with everything it refers to: `targets` maps references to schemas. `#` is the whole schema."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -64,7 +64,7 @@ class _Schema:
         self._multiple = 1
 
     def check(self, spent: int) -> int:
-        """What `check_schema` does."""
+        """See `check_schema`."""
         depth, waiting = 0, ["#"]
         while waiting:
             name = waiting.pop()
@@ -115,7 +115,7 @@ class _Schema:
 
     def _check_counts(self, schema: dict[str, Any]) -> None:
         least = _number(schema, "minProperties")
-        if least - len(set(map(str, _list(schema, "required")))) > 1:  # the same key twice would count as two
+        if least - len(set(map(str, _list(schema, "required")))) > 1:  # the same key, written twice, would count as two
             raise InvalidInput("minProperties cannot be enforced beyond the required properties and one more.")
         multiple = schema.get("multipleOf")
         if isinstance(multiple, int | float) and multiple > 0:
@@ -127,16 +127,19 @@ class _Schema:
     def _check_endings(self) -> None:
         """Refuse schemas that only an endless document could satisfy, such as an object that requires itself."""
         finite: set[str] = set()
-        open_ = list(reversed(self.targets))
-        while ended := {name for name in open_ if self._ends(self.targets[name], finite)}:
+        endless = list(reversed(self.targets))
+        while ended := {name for name in endless if self._ends(self.targets[name], finite)}:
             finite |= ended
-            open_ = [name for name in open_ if name not in finite]
-        if open_:
-            where = "The JSON schema" if "#" in open_ else f"The JSON schema's {open_[0][:200]}"
-            raise InvalidInput(f"{where} cannot be satisfied: nothing that matches it ever ends, or it is false.")
+            endless = [name for name in endless if name not in finite]
+        if endless:
+            where = "The JSON schema" if "#" in endless else f"The JSON schema's {endless[0][:200]}"
+            raise InvalidInput(f"{where} cannot be satisfied: only an endless document could match, or it is false.")
 
     def _ends(self, schema: Any, finite: set[str]) -> bool:
-        """Whether a finite document may match, as far as the references in `finite` show; llguidance does the rest."""
+        """Whether a finite document may match, if those in `finite` are the only references that end.
+
+        llguidance checks everything else.
+        """
         if not isinstance(schema, dict):
             return schema is not False
         if "$ref" in schema and schema["$ref"] not in finite:
@@ -171,7 +174,7 @@ class _Schema:
 
 
 def _inner(schema: dict[str, Any]) -> Iterator[Any]:
-    """The schemas directly inside one. Keywords that are not here are annotations, or llguidance refuses them."""
+    """The schemas directly inside one. Other keywords are annotations, or llguidance refuses them."""
     for keyword in _MAPS:
         if isinstance(schema.get(keyword), dict):
             yield from schema[keyword].values()
@@ -193,7 +196,7 @@ def _number(schema: dict[str, Any], keyword: str) -> float:
 
 
 def _check_writable(keyword: str, value: Any) -> None:
-    """Refuse control characters that JSON writes as \\u00…: those escapes would let a property's name come in disguise."""
+    """Refuse control characters that JSON writes as \\u00…: with such escapes, a property's name could be hidden."""
     if isinstance(value, str) and (found := _UNWRITABLE.search(value)):
         raise InvalidInput(f"{keyword} has the control character U+{ord(found[0]):04X}, which cannot be generated.")
     if isinstance(value, dict):

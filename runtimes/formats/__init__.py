@@ -1,1 +1,1 @@
-"""Model files, read as hostile: what they are, what they hold, what they will take."""
+"""Facts about model files: format, contents, memory needed. Every file is treated as hostile."""

@@ -1,4 +1,4 @@
-"""What a file or a folder holds, recognised by content. Names only decide where to look."""
+"""Recognises what a file or a folder holds by its content. Names only decide which files are read."""
 
 import re
 import struct
@@ -15,7 +15,7 @@ from lfx_local_runtimes.runtimes.formats.jsonfile import read_json
 from lfx_local_runtimes.runtimes.formats.safetensors import INDEX_NAME, read_index
 
 MAX_ENTRIES = 10_000
-"""Names of one folder that are looked at."""
+"""At most this many entries of one folder are looked at."""
 
 _PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 _NOT_WEIGHTS = re.compile(r"training_args|optimizer|scheduler|rng_state|scaler", re.IGNORECASE)
@@ -29,7 +29,7 @@ _ONNX_GRAPH = 7
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """What was found: the format, the weight files in order, and what is wrong with the set."""
+    """What was found: the format, the weight files in order, and the problems of the set."""
 
     format: ModelFormat
     files: tuple[Path, ...] = ()
@@ -49,7 +49,7 @@ def detect(path: Path) -> Detected:
 
 
 def file_format(path: Path) -> ModelFormat:
-    """What one file is, by its first bytes (ONNX: by its outline).
+    """The format of one file, by its first bytes (ONNX: by its fields).
 
     Raises:
         OSError: it cannot be read.
@@ -72,7 +72,7 @@ def file_format(path: Path) -> ModelFormat:
 def _file(path: Path) -> Detected:
     found = file_format(path)
     if found is ModelFormat.UNKNOWN:
-        return Detected(found, (path,), (f"{path.name} is in none of the formats known here",))
+        return Detected(found, (path,), (f"{path.name} is not in a known format",))
     if found is ModelFormat.GGUF:
         return Detected(found, (first_split(path),))
     return Detected(found, (path,))
@@ -98,9 +98,9 @@ def _folder(path: Path) -> Detected:
 
 
 def _safetensors(folder: Path, files: list[Path]) -> Detected:
-    whole = folder / "model.safetensors"
-    if whole in files:
-        return Detected(ModelFormat.SAFETENSORS, (whole,))
+    single = folder / "model.safetensors"
+    if single in files:
+        return Detected(ModelFormat.SAFETENSORS, (single,))
     if (folder / INDEX_NAME).is_file():
         try:
             shards = read_index(folder / INDEX_NAME)
@@ -112,7 +112,7 @@ def _safetensors(folder: Path, files: list[Path]) -> Detected:
             ModelFormat.SAFETENSORS, tuple(shard for shard in shards if shard.name not in missing), problems
         )
     if any(_SHARD.fullmatch(file.name) for file in files):
-        return Detected(ModelFormat.SAFETENSORS, tuple(files), (f"{INDEX_NAME}, which names the shards, is missing",))
+        return Detected(ModelFormat.SAFETENSORS, tuple(files), (f"{INDEX_NAME} is missing: it lists the shards",))
     if len(files) > 1:
         return Detected(ModelFormat.SAFETENSORS, tuple(files), (_several(files),))
     return Detected(ModelFormat.SAFETENSORS, tuple(files))
@@ -120,7 +120,7 @@ def _safetensors(folder: Path, files: list[Path]) -> Detected:
 
 def _ggufs(files: list[Path]) -> Detected:
     models = [file for file in files if not _LATER_SPLIT.fullmatch(file.name) and not _PROJECTOR.search(file.name)]
-    if not models:  # a split model without its first part: the reader says so
+    if not models:  # a split model without its first part: reading the first part reports that
         return Detected(ModelFormat.GGUF, (first_split(files[0]),))
     if len(models) > 1:
         return Detected(ModelFormat.GGUF, tuple(models), (_several(models),))
@@ -129,7 +129,7 @@ def _ggufs(files: list[Path]) -> Detected:
 
 def _several(files: list[Path]) -> str:
     names = ", ".join(file.name for file in files[:8])
-    return f"the folder holds {len(files)} models: name one of {names}{' …' if len(files) > 8 else ''}"
+    return f"the folder holds {len(files)} models: give the path of one of {names}{' …' if len(files) > 8 else ''}"
 
 
 def _diffusers(folder: Path) -> Detected:
@@ -168,7 +168,7 @@ def _onnx_folder(folder: Path) -> Detected:
         return Detected(ModelFormat.PIPER, voices)
     if files:
         return Detected(ModelFormat.ONNX, tuple(files))
-    return Detected(ModelFormat.UNKNOWN, (), (f"{folder.name} holds no model in a format known here",))
+    return Detected(ModelFormat.UNKNOWN, (), (f"{folder.name} holds no model in a known format",))
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
@@ -194,16 +194,16 @@ def _is_ctranslate2(head: bytes) -> bool:
 
 
 def _is_piper(path: Path) -> bool:
-    beside = path.with_name(f"{path.name}.json")
+    config_file = path.with_name(f"{path.name}.json")
     try:
-        config = read_json(beside) if beside.is_file() else {}
+        config = read_json(config_file) if config_file.is_file() else {}
     except InvalidModelFile:
         return False
     return isinstance(config.get("audio"), dict) and ("espeak" in config or "phoneme_id_map" in config)
 
 
 def _is_onnx(path: Path) -> bool:
-    """A protobuf message whose fields are those of an ONNX model, with a graph among them.
+    """Whether the file is a protobuf message that has a graph and only the fields of an ONNX model.
 
     Field numbers are from onnx.proto (`ModelProto`).
     """

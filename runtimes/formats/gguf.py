@@ -1,8 +1,8 @@
-"""GGUF headers, read as hostile.
+"""Reads GGUF headers. Every file is treated as hostile.
 
 The layout is described in the GGUF specification of the ggml project: magic, version, counts, key-value pairs, tensor
-infos, padding, tensor data. Nothing is believed before it is held against the file's size and the limits below, so
-that neither memory nor time grows with what a file claims. String arrays (the vocabulary) are walked, not decoded.
+infos, padding, tensor data. Every number is checked against the file's size and the limits below before it is used, so
+a false number cannot cost much memory or time. String arrays (the vocabulary) are stepped over, not decoded.
 """
 
 import struct
@@ -24,12 +24,12 @@ MAX_HEADER = 128 * 2**20
 MAX_KEYS = 65_536
 MAX_TENSORS = 131_072
 MAX_STRINGS = 4_194_304
-"""Strings of one array; each takes time to step over."""
+"""Strings of one array. Stepping over each of them takes time."""
 MAX_TEXT = 4 * 2**20
-"""Bytes of one string that is kept, such as a chat template."""
+"""Bytes of one string that is read, such as a chat template."""
 MAX_ALIGNMENT = 65_536
 MAX_SMALL_ARRAY = 1024
-"""Numbers of an array that are kept; per-layer values have one for each layer."""
+"""Longer arrays of numbers are not kept in memory. Arrays of per-layer values have one number for each layer."""
 
 _WINDOW = 2**20
 _MAX_KEY = 65_535
@@ -58,9 +58,9 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class GgufArray:
-    """Where an array lies: `length` elements of type `kind` from byte `offset` of the file.
+    """The place of an array: `length` elements of type `kind` from byte `offset` of the file.
 
-    `values` holds the elements of a short array of numbers and is None otherwise.
+    `values` holds the elements of a short array of numbers. Otherwise it is None.
     """
 
     kind: int
@@ -83,7 +83,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What one GGUF file says before its tensor data."""
+    """The header of one GGUF file: everything before the tensor data."""
 
     path: Path
     version: int
@@ -95,7 +95,7 @@ class GgufHeader:
     alignment: int
     data_offset: int
     exact: bool
-    """The whole file was stepped through by full lengths; see `read_gguf`."""
+    """String arrays were stepped over by the full lengths of their strings; see `read_gguf`."""
 
     @property
     def architecture(self) -> str | None:
@@ -104,17 +104,17 @@ class GgufHeader:
         return value if isinstance(value, str) and value else None
 
     def integer(self, key: str) -> int | None:
-        """The value of `key` where it is a whole number."""
+        """The value of `key` if it is a whole number, otherwise None."""
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def text(self, key: str) -> str | None:
-        """The value of `key` where it is a string."""
+        """The value of `key` if it is a string, otherwise None."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
     def array(self, key: str) -> GgufArray | None:
-        """The value of `key` where it is an array."""
+        """The value of `key` if it is an array, otherwise None."""
         value = self.metadata.get(key)
         return value if isinstance(value, GgufArray) else None
 
@@ -124,9 +124,9 @@ class GgufHeader:
 
 
 class _Reader:
-    """A cursor over a file, of which one window at a time is in memory.
+    """A cursor over a file. One window of the file at a time is in memory.
 
-    Reads instead of mapping: a file that shrinks while it is mapped kills the process.
+    The file is read, not mapped: if a mapped file shrinks, the system kills the process.
     """
 
     def __init__(self, file: BinaryIO, path: Path, *, exact: bool = True) -> None:
@@ -152,7 +152,7 @@ class _Reader:
         return InvalidModelFile(f"{self.path.name}: {what} (at byte {self.offset:,} of {self.size:,})")
 
     def need(self, count: int, what: str) -> None:
-        """Have `count` bytes from the cursor on in the window, or fail."""
+        """Make sure that the window holds the next `count` bytes, or fail."""
         if self._at >= 0 and self._at + count <= len(self._window):
             return
         start = self.offset
@@ -188,7 +188,7 @@ class _Reader:
     def skip_strings(self, count: int, what: str) -> None:
         """Step over `count` strings; 0.09 µs each in the exact walk, 0.04 µs in the fast one.
 
-        The fast walk takes the lowest byte for the whole length.
+        The fast walk uses only the lowest byte of each length.
         """
         if count > min(MAX_STRINGS, (self.size - self.offset) // 8):
             raise self.fail(f"{what} claims {count:,} strings")
@@ -229,7 +229,7 @@ class _Reader:
                 found.append(window[at + 8 : end])
                 at = end
             self._at = at
-            if len(found) < count:  # the window ends in this one
+            if len(found) < count:  # the window ends inside this string
                 found.append(self.take(self.unpack(_U64, "a string"), "a string"))
         return found
 
@@ -239,13 +239,14 @@ def read_gguf(path: Path, *, exact: bool = False) -> GgufHeader:
 
     Args:
         path: the file.
-        exact: step over string arrays by the full lengths of their strings. Otherwise by the lowest byte of each
-            length, in half the time: that is right while every string is shorter than 256 bytes, and where it is not,
-            what follows makes no sense and the exact walk has the last word. A file made to deceive could show two
-            faces, so `check_gguf` accepts only what the exact walk read.
+        exact: step over string arrays by the full lengths of their strings. False uses only the lowest byte of each
+            length, which takes half the time and is right if every string is shorter than 256 bytes. If one is longer,
+            the rest makes no sense, and the file is read again exactly. But a file made to deceive could be well-formed
+            in both walks, with different contents. So `check_gguf` accepts only what the exact walk read.
 
     Raises:
-        InvalidModelFile: it is not a well-formed little-endian GGUF file of version 2 or 3; says what and where.
+        InvalidModelFile: it is not a well-formed little-endian GGUF file of version 2 or 3; the message says what is
+            wrong and where.
         OSError: it cannot be read.
     """
     if not exact:
@@ -387,7 +388,7 @@ def _tensor(reader: _Reader) -> GgufTensor:
 
 
 def _check_extents(reader: _Reader, header: GgufHeader) -> None:
-    """Every tensor starts aligned and ends inside the file, and its name is its own."""
+    """Check that every tensor starts aligned, ends inside the file and has a unique name."""
     room = header.file_size - header.data_offset
     seen: set[str] = set()
     for tensor in header.tensors:

@@ -1,8 +1,9 @@
-"""What has to hold before llama.cpp may see a GGUF file.
+"""Checks a GGUF file before llama.cpp may read it.
 
-llama.cpp checks much of a file itself and refuses it with an error; some rules it asserts, and a broken one ends the
-process. These are the rules it asserts when it loads a model, makes a context and decodes (llama.cpp as in
-llama-cpp-python 0.3.36), found by reading its sources and by loading mutated files.
+llama.cpp checks many rules itself and refuses a bad file with an error. Other rules it only asserts: if a file breaks
+one of them, llama.cpp ends the process. This module checks the rules that llama.cpp asserts when it loads a model, makes
+a context and decodes (llama.cpp as in llama-cpp-python 0.3.36). They were found by reading its sources and by loading
+mutated files.
 """
 
 from collections.abc import Iterator
@@ -28,20 +29,20 @@ MAX_EXPERTS = 1024
 MAX_PROBLEMS = 20
 _NO_PRODUCT = frozenset({"I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"})
 _ROUTING_TABLE = "tid2eid"
-"""DeepSeek 4 keeps tables of whole numbers that lead from tokens to experts."""
+"""DeepSeek 4 keeps tables of whole numbers that map tokens to experts."""
 _BYTE_FALLBACK = frozenset({"llama", "plamo2"})
-"""Tokenizers that spell what they do not know in bytes, and end the process where a byte has no token."""
+"""These tokenizers write unknown text as bytes. If a byte has no token, they end the process."""
 _NO_TOKEN = 2**32 - 1
 _BYTE_TOKEN = 6
 _ROPE_SCALING = frozenset({"none", "linear", "yarn", "longrope"})
 
 
 def check_gguf(header: GgufHeader, *, first: bool = True) -> tuple[str, ...]:
-    """The problems that keep a model from being loaded; empty when there are none.
+    """The problems that keep a model from being loaded; empty if there are none.
 
     Args:
-        header: of one file; one that was not read with `exact` is read again.
-        first: it holds the model's metadata; False for the later parts of a split model.
+        header: of one file. If it was not read with `exact`, the file is read again.
+        first: the file holds the model's metadata; False for the later parts of a split model.
 
     Raises:
         OSError: the file cannot be read.
@@ -71,14 +72,14 @@ def _layout(header: GgufHeader) -> Iterator[str]:
 
 
 def _types(header: GgufHeader) -> Iterator[str]:
-    """llama.cpp reads vectors (norms, biases) as F32, and matrices in what it has a product for."""
+    """llama.cpp needs vectors (norms, biases) in F32, and matrices in a type that it can multiply."""
     for tensor in header.tensors:
         kind = TENSOR_TYPES[tensor.type].name
         if tensor.elements == max(tensor.shape, default=1):
             if kind != "F32":
                 yield f"tensor {tensor.name!r} is a vector of {kind}, not of F32"
         elif kind in _NO_PRODUCT and not (kind == "I32" and _ROUTING_TABLE in tensor.name):
-            yield f"tensor {tensor.name!r} is a matrix of {kind}, which is no weight type"
+            yield f"tensor {tensor.name!r} is a matrix of {kind}, which is not a weight type"
 
 
 def _part(header: GgufHeader) -> Iterator[str]:
@@ -104,7 +105,7 @@ def _model(header: GgufHeader) -> Iterator[str]:
 
 
 def _numbers(header: GgufHeader) -> Iterator[str]:
-    """Numbers that the computation asserts, not the loader."""
+    """Numbers that llama.cpp asserts when it computes, not when it loads."""
     arch = header.architecture
     for key, value in header.metadata.items():
         if key.endswith("_epsilon") and not (isinstance(value, float) and 0 <= value < 1):
@@ -144,13 +145,13 @@ def _vocabulary(header: GgufHeader) -> Iterator[str]:
         return
     if not header.text("tokenizer.ggml.model") or header.text("tokenizer.ggml.model") in ("none", "no_vocab"):
         yield "the file names no tokenizer (tokenizer.ggml.model)"
-    yield from _beside_tokens(header, tokens)
+    yield from _token_arrays(header, tokens)
     for key, value in header.metadata.items():
         named = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
         if named and not (isinstance(value, int) and (0 <= value < tokens.length or value == _NO_TOKEN)):
             yield f"{key} is {value!r}, beyond the {tokens.length:,} tokens"
     texts = read_strings(header, tokens)
-    yield from _twice(texts)
+    yield from _duplicates(texts)
     if header.text("tokenizer.ggml.model") in _BYTE_FALLBACK:
         known = set(texts)
         lost = [byte for byte in range(256) if known.isdisjoint((b"<0x%02X>" % byte, bytes([byte])))]
@@ -158,8 +159,8 @@ def _vocabulary(header: GgufHeader) -> Iterator[str]:
             yield f"the vocabulary has no token for {len(lost)} of the 256 bytes, such as 0x{lost[0]:02X}"
 
 
-def _twice(tokens: list[bytes]) -> Iterator[str]:
-    """Tokens that llama.cpp would take for the same: it cuts them at a NUL and renames empty ones."""
+def _duplicates(tokens: list[bytes]) -> Iterator[str]:
+    """Tokens that are the same to llama.cpp: it cuts a token at a NUL byte and renames empty ones."""
     unique = set(tokens)
     if len(unique) == len(tokens) and b"" not in unique and b"\0" not in b"".join(tokens):
         return
@@ -171,8 +172,8 @@ def _twice(tokens: list[bytes]) -> Iterator[str]:
         seen.add(text)
 
 
-def _beside_tokens(header: GgufHeader, tokens: GgufArray) -> Iterator[str]:
-    """The arrays that go with the vocabulary: their types and lengths."""
+def _token_arrays(header: GgufHeader, tokens: GgufArray) -> Iterator[str]:
+    """Wrong types or lengths of the arrays that belong to the vocabulary."""
     for name, kinds in (("scores", (FLOAT32, INT32)), ("token_type", (INT32,))):
         key = f"tokenizer.ggml.{name}"
         if key not in header.metadata:

@@ -1,4 +1,4 @@
-"""The files that go with Hugging Face weights: config.json and the chat template. Read bounded, believed with care."""
+"""The files that belong to Hugging Face weights: config.json and the chat template. Sizes and values are checked."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +27,10 @@ _LEGACY_NAMES = {
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """config.json of a folder, and what is wrong with it.
+    """config.json of a folder, and its problems.
 
     Raises:
-        OSError: it is there and cannot be read.
+        OSError: it exists but cannot be read.
     """
     try:
         return read_json(folder / "config.json"), ()
@@ -49,7 +49,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def number(config: Mapping[str, Any], name: str) -> int | None:
-    """A positive whole number under its name, or the names it had in older configurations."""
+    """A positive whole number by its name, or by the names it had in older configurations."""
     for key in (name, *_LEGACY_NAMES.get(name, ())):
         value = config.get(key)
         if type(value) is int and 0 < value < _MAX_NUMBER:
@@ -58,11 +58,11 @@ def number(config: Mapping[str, Any], name: str) -> int | None:
 
 
 def task_of(config: Mapping[str, Any], *, sentence_transformer: bool = False) -> str:
-    """What a model does, as its architecture says; `llm` where nothing is said, `other` for what is not served here.
+    """The task of a model by its architecture: `llm` if none is named, `other` if the task is not served here.
 
     Args:
         config: config.json.
-        sentence_transformer: a modules.json lies beside it.
+        sentence_transformer: the folder has a modules.json.
     """
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
@@ -87,7 +87,7 @@ def task_of(config: Mapping[str, Any], *, sentence_transformer: bool = False) ->
 
 
 def attention_layers(config: Mapping[str, Any]) -> tuple[AttentionLayer, ...]:
-    """What each layer of a decoder keeps per token; empty for encoders, and where the configuration does not say."""
+    """What each layer of a decoder keeps per token; empty for encoders and if the configuration does not say."""
     names = config.get("architectures")
     if isinstance(names, list) and names and not any(str(name).endswith(_DECODERS) for name in names):
         return ()
@@ -130,7 +130,7 @@ def chat_template(folder: Path) -> str | None:
     """The model's own template: chat_template.jinja, chat_template.json, or that of tokenizer_config.json.
 
     Raises:
-        InvalidModelFile: a file that should hold it is not readable as what it is.
+        InvalidModelFile: a file that should hold it is too long or not valid JSON.
         OSError: it cannot be read.
     """
     jinja = folder / "chat_template.jinja"
@@ -148,7 +148,7 @@ def chat_template(folder: Path) -> str | None:
 
 
 def has_remote_code(folder: Path, config: Mapping[str, Any]) -> bool:
-    """The model or its tokenizer names Python code that comes with it.
+    """Whether the model or its tokenizer names Python code of its own to run (`auto_map`).
 
     Raises:
         InvalidModelFile, OSError: as `chat_template`.

@@ -32,31 +32,14 @@ class AttentionLayer:
     window: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """Bytes a loaded model is expected to take, at a context of `context_length` tokens."""
-
-    weights: int
-    kv_cache: int
-    compute: int
-    context_length: int
-
-    @property
-    def total(self) -> int:
-        """All of it, in bytes."""
-        return self.weights + self.kv_cache + self.compute
-
-
 @dataclass(frozen=True)
 class ModelInfo:
-    """The outcome of `inspect_model`. Sizes are bytes, lengths tokens; `None` is not known."""
+    """The result of `read_model`: facts about files. Sizes are in bytes, lengths in tokens. `None` means not known."""
 
     path: Path
     format: ModelFormat
     files: tuple[Path, ...]
     """Every weight file, in order."""
-    engine: str | None
-    """The first engine the rules name for it."""
     size_bytes: int
     architecture: str | None = None
     name: str | None = None
@@ -73,23 +56,22 @@ class ModelInfo:
     task: str = "llm"
     """llm, embedding, rerank, classification, zero_shot, ner; other is not served."""
     problems: tuple[str, ...] = ()
-    """Why it cannot be loaded; empty when nothing speaks against it."""
+    """Why it cannot be loaded; empty if no problem was found."""
     remote_code: bool = False
-    """Its config names Python code that comes with it."""
-    memory: MemoryEstimate | None = None
+    """The model or its tokenizer names Python code of its own to run."""
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Scalars of the header (GGUF), or config.json."""
     heads: int | None = None
-    """Attention heads of a layer, at most."""
+    """The largest number of attention heads in a layer."""
     weight_bytes: int | None = None
-    """The tensors alone, without headers and padding."""
+    """Bytes of the tensors alone, without headers and padding."""
 
     onnx: tuple[OnnxHeader, ...] = ()
     """The ONNX files that come with it."""
 
     @property
     def folder(self) -> Path:
-        """Where the files that go with the weights are: config.json, the tokenizer …"""
+        """The folder of the files that belong to the weights: config.json, the tokenizer …"""
         if self.path.is_dir():
             return self.path
         parent = self.path.parent
@@ -97,5 +79,5 @@ class ModelInfo:
 
     @property
     def valid(self) -> bool:
-        """Nothing was found that keeps it from loading."""
+        """Whether no problem was found."""
         return not self.problems

@@ -1,4 +1,4 @@
-"""`inspect_model`: what a model is, read from its headers and configuration, without loading it."""
+"""`read_model`: what a model is, read from its headers and configuration, without loading it."""
 
 import re
 from collections import Counter
@@ -24,11 +24,8 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
     text_config,
 )
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, choose, read_onnx
 from lfx_local_runtimes.runtimes.formats.safetensors import SafetensorsTensor, read_safetensors
-from lfx_local_runtimes.runtimes.rules import Rules
-from lfx_local_runtimes.settings import get_settings
 
 _Header = TypeVar("_Header")
 _INSTRUCT = frozenset({"it", "instruct", "instruction", "chat", "assistant"})
@@ -42,54 +39,45 @@ _GGUF_ENCODERS = frozenset(
         "gemma-embedding",
     }
 )  # fmt: skip
-"""Architectures that llama.cpp computes without a KV cache: they write nothing."""
+"""Architectures that llama.cpp computes without a KV cache: they generate no text."""
 _GGUF_POOLINGS, _GGUF_RANK = (1, 2, 3), 4
 """llama.cpp's `llama_pooling_type`: mean, cls and last for vectors, rank for scores."""
 
 
-def inspect_model(
-    path: str | Path, context_length: int | None = None, *, thorough: bool = False, rules: Rules | None = None
-) -> ModelInfo:
-    """Format, engine, architecture, sizes, chat template, problems and memory estimate of a model on disk.
+def read_model(path: str | Path, *, thorough: bool = False) -> ModelInfo:
+    """Format, architecture, sizes, chat template and problems of a model on disk.
 
-    What is wrong with the files is in `problems`, so that a broken model can be listed; only a path that leads nowhere
-    raises.
+    Problems of the files are reported in `problems`, so that a broken model can still be listed. Only a path that does
+    not exist raises.
 
     Args:
         path: a file or a folder.
-        context_length: tokens the memory estimate is for; unset, 4,096, or the model's own where that is less.
         thorough: also check what takes time (a GGUF vocabulary token by token). Needed before a GGUF file is loaded.
-        rules: format to engine; unset, those of the settings.
 
     Raises:
         ModelNotFound: the path does not exist.
-        SettingsFault: the rules file is not valid.
     """
     place = Path(path).expanduser()
-    rules = rules or Rules.load(get_settings().rules_file)
     try:
         place.lstat()
-        found = detect(place)
-        info = _inspect(place, found, thorough=thorough)
+        return _inspect(place, detect(place), thorough=thorough)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if place.exists():  # a part of it is missing: a split file, a dangling link
+        if place.exists():  # a part of it is missing, such as a split file or the target of a link
             return _broken(place, f"{Path(error.filename or place).name} is missing")
         raise ModelNotFound(f"There is no model at {path}.", hint="Give the path of a model file or folder.") from error
     except InvalidModelFile as fault:
         return _broken(place, fault.message)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         return _broken(place, f"cannot be read ({getattr(error, 'strerror', None) or error})")
-    info = replace(info, engine=next(iter(rules.engines_for(info)), None))
-    return replace(info, memory=estimate_memory(info, context_length))
 
 
 def _broken(path: Path, problem: str) -> ModelInfo:
-    return ModelInfo(path, ModelFormat.UNKNOWN, (), None, 0, problems=(problem,))
+    return ModelInfo(path, ModelFormat.UNKNOWN, (), 0, problems=(problem,))
 
 
 def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
     size = sum(file.stat().st_size for file in found.files)
-    info = ModelInfo(path, found.format, found.files, None, size, name=_name(path), problems=found.problems)
+    info = ModelInfo(path, found.format, found.files, size, name=_name(path), problems=found.problems)
     info = replace(info, instruct=_is_instruct(info.name))
     if found.format is ModelFormat.GGUF and (not found.problems or len(found.files) == 1):
         return _gguf(info, thorough=thorough)
@@ -101,7 +89,7 @@ def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
 
 
 def _name(path: Path) -> str:
-    """What people call it: the file's stem, the folder, or the repository of a snapshot in the hub's cache."""
+    """The model's usual name: the file's stem, the folder, or the repository of a snapshot in the hub's cache."""
     if path.is_file():
         return path.stem
     path = path.resolve()
@@ -167,7 +155,7 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
 
 
 def _gguf_task(header: GgufHeader) -> str:
-    """What the file's pooling is for, where it has one; a decoder without writes text."""
+    """The task, by the file's pooling. A decoder without pooling generates text."""
     pooling = header.of_model("pooling_type")
     if pooling == _GGUF_RANK:
         labels = header.of_model("classifier.output_labels")
@@ -180,7 +168,7 @@ def _positive(value: object) -> int | None:
 
 
 def _gguf_type(headers: list[GgufHeader]) -> str | None:
-    """What the file says it is, else the type that most of the bytes have."""
+    """The type that the file names, otherwise the type of most of its bytes."""
     named = (
         FILE_TYPES.get(headers[0].integer("general.file_type") or 0)
         if "general.file_type" in headers[0].kinds
@@ -206,7 +194,7 @@ def _per_layer(header: GgufHeader, key: str, default: int) -> list[int]:
 
 
 def _gguf_layers(header: GgufHeader) -> tuple[AttentionLayer, ...]:
-    """Widths as llama.cpp derives them: key and value length default to embedding / heads, KV heads to heads."""
+    """The layers as llama.cpp derives them: key and value length default to embedding / heads, KV heads to heads."""
     width = _positive(header.of_model("embedding_length")) or 0
     heads = _per_layer(header, "attention.head_count", 0)
     kv_heads = _per_layer(header, "attention.head_count_kv", -1)
@@ -268,7 +256,7 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
 
 
 def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: list[SafetensorsTensor]) -> str | None:
-    """The quantization method where there is one, else the type that most of the bytes have."""
+    """The quantization method if there is one, otherwise the type of most of the bytes."""
     quantized = config.get("quantization_config")
     if isinstance(quantized, dict):
         method, bits = quantized.get("quant_method"), quantized.get("bits")
@@ -288,22 +276,22 @@ def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: li
 
 
 def _onnx(info: ModelInfo) -> ModelInfo:
-    """What config.json beside the file says, where there is one; the rest from the file that is loaded by default."""
+    """Facts from config.json, if there is one. The other facts are from the ONNX file that is loaded by default."""
     found: list[str] = []
     headers = _onnx_headers(info.files, found)
     header = choose(headers, None)
     if header is None:
         return replace(info, problems=(*info.problems, *found))
-    told = _transformers(info, thorough=False) if (info.folder / "config.json").is_file() else info
+    described = _transformers(info, thorough=False) if (info.folder / "config.json").is_file() else info
     return replace(
-        told,
+        described,
         files=header.files,
         size_bytes=sum(file.stat().st_size for file in header.files),
         parameters=header.parameters,
         weight_bytes=header.weight_bytes,
         quantization=header.dtype,
-        task=told.task if told.metadata.get("architectures") else _task_of_outputs(header),
-        metadata=told.metadata or {"num_labels": _width(header)},
+        task=described.task if described.metadata.get("architectures") else _task_of_outputs(header),
+        metadata=described.metadata or {"num_labels": _width(header)},
         onnx=headers,
     )
 
@@ -313,13 +301,13 @@ def _onnx_headers(files: Iterable[Path], problems: list[str]) -> tuple[OnnxHeade
 
 
 def _width(header: OnnxHeader) -> int | None:
-    """How many numbers the first output has for each row or token, where its shape tells."""
+    """How many numbers the first output has for each row or token; None if its shape does not say."""
     shape = header.outputs[0].shape if header.outputs else ()
     return shape[-1] if shape else None
 
 
 def _task_of_outputs(header: OnnxHeader) -> str:
-    """What a model does of which only the file is known, by the names and shapes that exports give its outputs."""
+    """The task of a model without a usable config.json, by the usual names and shapes of its outputs."""
     outputs = {output.name: output.shape for output in header.outputs}
     logits = outputs.get("logits")
     if logits is not None:

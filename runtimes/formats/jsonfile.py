@@ -1,4 +1,4 @@
-"""JSON that came with a model: bounded, an object, and without a key given twice."""
+"""Reads the JSON files of a model. Each must be an object of limited size, without a key given twice."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from lfx_local_runtimes.errors import InvalidModelFile
 
 MAX_JSON = 32 * 2**20
-"""Bytes. The largest honest ones, indexes and tokenizer configurations, take a few MB."""
+"""Bytes. The largest files of real models (indexes, tokenizer configurations) take a few MB."""
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def read_text(path: Path, limit: int = MAX_JSON) -> bytes:
 
 
 def parse_json(text: bytes, name: str) -> dict[str, Any]:
-    """The object that `text` holds; `name` says whose it is.
+    """The object in `text`. Errors mention `name`.
 
     Raises:
         InvalidModelFile: it is not a JSON object in UTF-8, is nested too deeply or gives a key twice.

@@ -1,4 +1,4 @@
-"""What an ONNX file holds, from its outline: weights are counted, never read.
+"""Reads the outline of an ONNX file. Weights are counted, never read.
 
 Field numbers and types are those of onnx.proto.
 """
@@ -15,10 +15,10 @@ from lfx_local_runtimes.errors import InvalidModelFile
 from lfx_local_runtimes.runtimes.formats.protobuf import BYTES, VARINT, Field, fields, varint
 
 PRECISION = ("fp32", "fp16", "bf16", "int8", "int4", "fp64")
-"""What is taken where nobody says: equal quality first."""
+"""The order in which types are chosen if none is asked for: full quality first."""
 
 _MAX_FIELDS = 1_000_000
-"""Of a file, in all; encoders have some ten thousand."""
+"""Fields of one file in all. Encoders have about ten thousand."""
 _MAX_NAME = 1000
 _MAX_DEPTH = 16
 
@@ -37,7 +37,7 @@ _PARTS_OF: Mapping[_Kind, Mapping[int, _Kind]] = {
     "sparse": _SPARSE, "attribute": _ATTRIBUTE_PARTS, "node": {5: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
 }  # fmt: skip
-"""Where tensors hide: by kind of message, its fields that lead to some."""
+"""By kind of message: the fields that can contain tensors."""
 
 _BITS = {
     1: 32,
@@ -60,7 +60,7 @@ _BITS = {
 _EIGHT_BITS, _FOUR_BITS = (2, 3), (21, 22)
 _FLOATS = {1: "fp32", 10: "fp16", 16: "bf16", 11: "fp64"}
 MADE = ("fp32", "int8")
-"""What is made from safetensors where a model brings no ONNX file."""
+"""The types that can be made from safetensors if a model has no ONNX file."""
 
 _GENERAL = ("model", "model_quantized", "model_int8", "model_fp16", "model_q4")
 _X86, _ARM = re.compile(r"avx|vnni|x86|amd64", re.IGNORECASE), re.compile(r"arm64|aarch64", re.IGNORECASE)
@@ -85,15 +85,15 @@ class OnnxHeader:
     parameters: int
     weight_bytes: int
     files: tuple[Path, ...]
-    """The file, and those that keep its weights."""
+    """The file, and the files that hold its external weights."""
     inputs: tuple[OnnxTensor, ...]
     outputs: tuple[OnnxTensor, ...]
 
 
 def choose(headers: Sequence[OnnxHeader], dtype: str | None) -> OnnxHeader | None:
-    """The file to load of those a folder has: of the type that is asked for, otherwise the most exact one.
+    """The file to load: of the type that is asked for, otherwise the most exact one. None if no file fits.
 
-    Several of one type are told apart by `preference`.
+    If several files have that type, `preference` decides.
     """
     for wanted in PRECISION if dtype is None else (dtype,):
         found = [header for header in headers if header.dtype == wanted]
@@ -103,9 +103,9 @@ def choose(headers: Sequence[OnnxHeader], dtype: str | None) -> OnnxHeader | Non
 
 
 def preference(name: str) -> tuple[int, int, str]:
-    """Sorts files of one type: those for every processor first, then those whose names tell this one, then the rest.
+    """A sort key for files of one type: files for every processor, then files named after this one, then the rest.
 
-    Names that tell another processor are last: `model_qint8_arm64.onnx` on x86.
+    Files named after another processor come last: `model_qint8_arm64.onnx` on x86.
     """
     stem = PurePosixPath(name).stem
     own, other = (_ARM, _X86) if platform.machine().lower() in ("arm64", "aarch64") else (_X86, _ARM)
@@ -117,8 +117,8 @@ def read_onnx(path: Path) -> OnnxHeader:
     """Read the outline.
 
     Raises:
-        InvalidModelFile: it is not what it should be, is cut off, or keeps weights where ONNX Runtime would read another
-            file for them than what is seen here.
+        InvalidModelFile: it is not valid ONNX, is cut off, or names external weights so that ONNX Runtime could read a
+            file that was not checked here.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -126,14 +126,14 @@ def read_onnx(path: Path) -> OnnxHeader:
 
 
 class _Outline:
-    """One walk over a file. What it sees has to be what protobuf would read, so what is said twice is refused."""
+    """One walk over a file. It must read the same values as protobuf, so a file that gives a value twice is refused."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
         self._left = _MAX_FIELDS
 
     def header(self) -> OnnxHeader:
-        """Of the whole file."""
+        """The outline of the whole file."""
         elements: Counter[int] = Counter()
         outside: dict[str, None] = {}
         inputs: list[OnnxTensor] = []
@@ -156,13 +156,13 @@ class _Outline:
             dtype=_dtype(elements, operators),
             parameters=sum(elements.values()),
             weight_bytes=sum(count * _BITS.get(kind, 8) for kind, count in elements.items()) // 8,
-            files=(self._path, *(_beside(self._path, location) for location in outside)),
+            files=(self._path, *(_external_file(self._path, location) for location in outside)),
             inputs=tuple(one for one in inputs if one.name not in initialized),
             outputs=tuple(outputs),
         )
 
     def _graph(self) -> Field:
-        """The main graph. Functions, which may hold tensors too, are looked through on the way."""
+        """The main graph. Functions may hold tensors too, so they are checked on the way."""
         size = self._path.stat().st_size
         graphs = []
         for part in self._parts(Field(0, BYTES, 0, size)):
@@ -175,7 +175,7 @@ class _Outline:
         return graphs[0]
 
     def _node(self, message: Field) -> str:
-        """Its operator; no tensor in it may come from another file."""
+        """The operator of a node. The node's tensors may not come from another file."""
         operator = ""
         for part in self._parts(message):
             if part.number == _OP_TYPE:
@@ -185,9 +185,9 @@ class _Outline:
         return operator
 
     def _refuse_external(self, message: Field, within: Mapping[int, "_Kind"], depth: int = 0) -> None:
-        """Only the main graph's initializers may keep their weights in another file."""
+        """Refuse tensors in another file: only the main graph's initializers may have their weights there."""
         if depth > _MAX_DEPTH:
-            raise self._fault("nests too deeply")
+            raise self._fault("is nested too deeply")
         for part in self._parts(message):
             kind = within.get(part.number)
             if kind == "tensor":
@@ -195,7 +195,7 @@ class _Outline:
                     one.number == _EXTERNAL_DATA or (one.number == _DATA_LOCATION and one.value)
                     for one in self._parts(part)
                 ):
-                    raise self._fault("keeps weights in another file for something else than its main graph")
+                    raise self._fault("keeps weights in another file that are not initializers of its main graph")
             elif kind is not None:
                 self._refuse_external(part, _PARTS_OF[kind], depth + 1)
 
@@ -222,7 +222,7 @@ class _Outline:
         return name, kind, count, location
 
     def _location(self, entry: Field) -> list[str]:
-        """The file that an entry of external data names, if that is what it tells."""
+        """The file that an entry of external data names; empty if the entry holds something else."""
         parts = list(self._parts(entry))
         if sorted(part.number for part in parts) != [1, 2]:
             raise self._fault("is not valid ONNX")
@@ -230,7 +230,7 @@ class _Outline:
         return [value] if key == "location" else []
 
     def _value(self, message: Field) -> OnnxTensor:
-        """An input or output: its name, and its shape, which is type.tensor_type.shape."""
+        """An input or output: its name and its shape (`type.tensor_type.shape`)."""
         name, shape = "", list[int | None]()
         for part in self._parts(message):
             if part.number == 1:
@@ -241,7 +241,7 @@ class _Outline:
         return OnnxTensor(name, tuple(shape))
 
     def _inside(self, messages: Sequence[Field], numbers: Sequence[int]) -> Sequence[Field]:
-        """The messages that a path of field numbers leads to."""
+        """The messages at the end of a path of field numbers."""
         for number in numbers:
             messages = [
                 part
@@ -283,7 +283,7 @@ class _Outline:
 
 
 def _dtype(elements: Counter[int], operators: set[str]) -> str:
-    """A quarter of eight-bit numbers makes a model int8: tables of embeddings often stay in floating point."""
+    """A model is int8 if a quarter of its numbers have eight bits: embedding tables often stay in floating point."""
     if operators & _FOUR_BIT_OPERATORS or any(elements[kind] for kind in _FOUR_BITS):
         return "int4"
     if 4 * sum(elements[kind] for kind in _EIGHT_BITS) >= sum(elements.values()) > 0:
@@ -291,8 +291,8 @@ def _dtype(elements: Counter[int], operators: set[str]) -> str:
     return _FLOATS[max(_FLOATS, key=lambda kind: elements[kind])]
 
 
-def _beside(path: Path, location: str) -> Path:
-    """The file of external weights. With a * in it ONNX Runtime means a place in memory."""
+def _external_file(path: Path, location: str) -> Path:
+    """The file of external weights. A name with a * is refused: to ONNX Runtime it means a place in memory."""
     place = PurePosixPath(location)
     if (
         not location
@@ -312,7 +312,7 @@ def _beside(path: Path, location: str) -> Path:
 
 
 def _in_hub_cache(path: Path, file: Path) -> bool:
-    """A snapshot of the hub's cache is links to files of the same repository's `blobs`."""
+    """Whether the links lead to blobs of one repository: a snapshot in the hub's cache consists of such links."""
     return path.is_symlink() and file.resolve().parent == path.resolve().parent
 
 

@@ -1,4 +1,4 @@
-"""The outline of a protobuf message in a file: which fields, where. Values stay unread until somebody wants them."""
+"""Lists the fields of a protobuf message in a file, with their places. Only the values of varints are read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _MAX_HEAD = 20
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field: `value` is the number of a varint, otherwise 0; its bytes stand at `start` to `end`."""
+    """A field: `value` is the number of a varint, otherwise 0. The content is at bytes `start` to `end`."""
 
     number: int
     kind: int
@@ -22,9 +22,9 @@ class Field:
 
 
 def fields(file: BinaryIO, start: int, end: int, limit: int) -> Iterator[Field]:
-    """The fields of the message at `start` to `end`, at most `limit`; stops where it makes no sense.
+    """The fields of the message at `start` to `end`, at most `limit`. Stops where the bytes are not valid protobuf.
 
-    The last one may claim to end beyond the message: the caller compares.
+    The last field may claim to end beyond the message: the caller must check.
     """
     place = start
     for _ in range(limit):
@@ -45,7 +45,7 @@ def fields(file: BinaryIO, start: int, end: int, limit: int) -> Iterator[Field]:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at `at` and the place after it; that place is 0 when there is none."""
+    """The number at `at` and the place after it. The place is 0 if there is no valid number."""
     value = 0
     for index, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << (7 * index)

@@ -1,7 +1,7 @@
-"""safetensors headers, read as hostile.
+"""Reads safetensors headers. Every file is treated as hostile.
 
 A file is eight bytes of length, a JSON header of that length, and the tensors' bytes. The weights are never read. The
-checks are those of the format's own library, so that a file that passes here opens there.
+checks are those of the format's own library, so a file that passes here also opens with that library.
 """
 
 import json
@@ -42,7 +42,7 @@ class SafetensorsTensor:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """What one file says before its data."""
+    """The header of one file: everything before the data."""
 
     path: Path
     file_size: int
@@ -54,7 +54,7 @@ def read_safetensors(path: Path) -> SafetensorsHeader:
     """Read and check the header of one file.
 
     Raises:
-        InvalidModelFile: it is not a well-formed safetensors file; says what and where.
+        InvalidModelFile: it is not a well-formed safetensors file; the message says what is wrong and where.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -69,7 +69,7 @@ def read_safetensors(path: Path) -> SafetensorsHeader:
         text = file.read(length)
     if len(text) < length or not text.startswith(b"{"):
         raise _fail(path, "the header is not a JSON object")
-    # An object takes more memory than its text. Honest headers have one object and two lists per tensor.
+    # A parsed object takes more memory than its text. A normal header has one object and two lists per tensor.
     if text.count(b"{") > MAX_TENSORS + 2 or text.count(b"[") > 2 * MAX_TENSORS + 2:
         raise _fail(path, f"the header describes more than {MAX_TENSORS:,} tensors")
     entries = parse_json(text, path.name)
@@ -80,7 +80,7 @@ def read_safetensors(path: Path) -> SafetensorsHeader:
 
 
 def read_index(path: Path) -> tuple[Path, ...]:
-    """The shards that an index file names, in order, whether or not they are there.
+    """The shards that an index file names, in order. They may be missing on disk.
 
     Raises:
         InvalidModelFile: it is not an index, or names files outside its folder.
@@ -99,7 +99,7 @@ def read_index(path: Path) -> tuple[Path, ...]:
 
 
 def _tensors(path: Path, entries: Mapping[str, Any], room: int) -> tuple[SafetensorsTensor, ...]:
-    """Every tensor, checked: together they fill the data section without a gap."""
+    """Check every tensor. Together they must fill the data section without a gap."""
     tensors: list[SafetensorsTensor] = []
     places: list[tuple[int, int, str]] = []
     for name, entry in entries.items():

@@ -1,1 +1,1 @@
-"""Where models come from: folders, the Hugging Face cache and hub, packages that carry one."""
+"""Where models come from: folders, the Hugging Face cache and hub, packages that contain one."""

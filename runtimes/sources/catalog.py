@@ -1,7 +1,7 @@
-"""From a model's name to its configuration, and from a configuration to its files.
+"""Finds the configuration of a model by its name, and the files of a configuration.
 
-A name, and equally a configuration's `model_id`, stands for the first of: a registered model (names only), a discovered
-one, a path in an allowed model folder, a repository on the hub.
+A name is looked up in this order: registered models, discovered models, paths in an allowed model folder, repositories
+on the hub. The `model_id` of a configuration is looked up in the same way, but not among the registered models.
 """
 
 import difflib
@@ -26,20 +26,20 @@ from lfx_local_runtimes.settings import Settings
 
 _MAX_PATH_CHARS = 1024
 _MAX_NAME_BYTES = 255
-_LOOK_HOLDS_S = 1.0
+_SCAN_LIFETIME_S = 1.0
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".onnx", ".bin", ".pt")
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A model's configuration and where it is known from: registered, folder, hub cache, package or request."""
+    """A model's configuration and its source: registered, folder, hub cache, package or request."""
 
     config: ModelConfig
     source: str
 
 
 class Catalog:
-    """Every model that can be named. Safe to use from any thread.
+    """Every model that a name can stand for. Safe to use from any thread.
 
     Args:
         settings: model folders, data folder, offline, permissions.
@@ -61,11 +61,11 @@ class Catalog:
     # -- registrations -----------------------------------------------------------------------------------------------
 
     def add(self, config: ModelConfig) -> bool:
-        """Register a model; False when this very configuration is there. Raises as `Registrations.add`."""
+        """Register a model. False if exactly this is registered already. Raises the errors of `Registrations.add`."""
         return self.registrations.add(config)
 
     def remove(self, name: str) -> bool:
-        """Forget a registered model; False when there was none."""
+        """Forget a registered model. False if there was none."""
         return self.registrations.remove(name)
 
     def registered(self) -> dict[str, ModelConfig]:
@@ -75,10 +75,10 @@ class Catalog:
     # -- names -------------------------------------------------------------------------------------------------------
 
     def resolve(self, name: str) -> Resolved:
-        """The configuration a name stands for. Its `model_name` is the name as it is known, which may differ in case.
+        """The configuration for a name. Its `model_name` is the known spelling, which may differ in upper and lower case.
 
         Raises:
-            ModelNotFound: nothing of that name; the hint has names that are close.
+            ModelNotFound: there is no such model; the hint suggests similar names.
             PathNotAllowed: a path outside the model folders.
         """
         registered = self.registered()
@@ -104,20 +104,21 @@ class Catalog:
         raise ModelNotFound(f"There is no model called {_short(name)}.", model_name=name, hint=hint)
 
     def list(self) -> tuple[Resolved, ...]:
-        """Registered models, then those found on this machine. Reads no weights; fast when nothing changed."""
+        """Registered models, then those found on this machine. Reads no weights; fast if nothing changed."""
         registered = self.registered()
         rows = [Resolved(config, "registered") for config in registered.values()]
         rows += [_row(model) for model in self._discovered() if model.name not in registered]
         return tuple(rows)
 
     def check_path(self, text: str) -> Path:
-        """The file or folder a path names, links resolved, inside an allowed model folder.
+        """The file or folder at a path inside an allowed model folder, with links resolved.
 
         A relative path is looked for in each model folder, then in the working directory.
 
         Raises:
-            PathNotAllowed: it lies outside the model folders, leaves them by `..` or a link, or is no sane path.
-            ModelNotFound: it would be allowed, and there is nothing.
+            PathNotAllowed: it is outside the model folders, leaves them by `..` or a link, is too long, or has
+                unprintable characters.
+            ModelNotFound: the path is allowed, but nothing is there.
         """
         roots = self.settings.model_roots
         parts = re.split(r"[/\\]" if os.name == "nt" else "/", text)
@@ -127,7 +128,7 @@ class Catalog:
             or any(len(os.fsencode(p)) > _MAX_NAME_BYTES for p in parts)
         ):
             raise PathNotAllowed(
-                f"{_short(text)} is no acceptable path.", hint="It is too long, or has unprintable characters."
+                f"{_short(text)} is not a valid path.", hint="It is too long, or has unprintable characters."
             )
         outside = PathNotAllowed(
             f"{_short(text)} is not inside an allowed model folder.",
@@ -150,12 +151,12 @@ class Catalog:
         raise ModelNotFound(f"There is no {_short(text)} in the model folders.", hint=outside.hint)
 
     def check_source(self, config: ModelConfig) -> None:
-        """Refuse a configuration from outside whose `model_id` is a path beyond the model folders.
+        """Refuse a configuration from a request if its `model_id` is a path outside the model folders.
 
         Raises:
             PathNotAllowed: see `check_path`.
             ModelNotFound: there is nothing at the path.
-            InvalidInput: it is neither a known model, nor a path, nor a hub repository.
+            InvalidInput: `model_id` is not a known model, a path or a hub repository.
         """
         text = config.model_id
         if any(text in (model.model_id, model.name) for model in self._discovered()):
@@ -171,32 +172,32 @@ class Catalog:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def locate(self, config: ModelConfig) -> Path | None:
-        """The file or folder of a model if all of it is on this machine; None when it must be fetched first.
+        """The file or folder of a model if all of it is on this machine; None if it must be fetched first.
 
-        A path is trusted here, wherever it leads: who may register one is decided before (`check_source`).
+        A path may be anywhere on the machine: it is not checked here. `check_source` has to check it before.
         """
         found = self._found(config)
         if found is not None and found.path is not None and found.path.exists():
             return found.path
         if (carrier := self._carrier(config)) is not None:
-            return carrier.there(self.settings.home)
+            return carrier.ready_path(self.settings.home)
         if _is_path(config.model_id):
             return self._local(config.model_id)
         ref = HubRef.parse(config.model_id)
         return cached_model(self._cache, ref, config.revision, Wish.of(config, ref, self.settings)) if ref else None
 
     def fetch(self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
-        """The file or folder of a model, downloaded or unpacked if it is not here. Blocks.
+        """The file or folder of a model. Downloads or unpacks it if it is not on this machine. Blocks.
 
         Args:
             config: the model.
-            report: hears of the progress, on this thread.
-            cancelled: asked at every step; what was downloaded stays for the next time.
+            report: called with the progress, on this thread.
+            cancelled: called at every step; True stops. What was downloaded is kept for the next time.
 
         Raises:
             ModelNotFound: no such file, package or repository.
-            Offline: it is not here, and the network is off limits.
-            DownloadFailed: the download broke, was cancelled, or does not match its checksum.
+            Offline: it is not on this machine, and downloads are switched off.
+            DownloadFailed: the download failed, was cancelled, or does not match its checksum.
             PickleRefused: the repository holds only pickle weights.
         """
         path = self.locate(config)
@@ -229,8 +230,8 @@ class Catalog:
         return found
 
     def _found(self, config: ModelConfig) -> Discovered | None:
-        """The model in a model folder that a `model_id` names. A list asks this of each row, so a look holds for a second."""
-        if time.monotonic() - self._seen[0] > _LOOK_HOLDS_S:
+        """The model in a model folder with this `model_id`. A list asks for every row, so a scan is reused for a second."""
+        if time.monotonic() - self._seen[0] > _SCAN_LIFETIME_S:
             self._discovered()
         model = self._seen[1].get(config.model_id)
         return model if model is not None and model.source == "folder" else None
@@ -261,16 +262,18 @@ def _row(model: Discovered) -> Resolved:
 
 def _config(model_id: str, name: str) -> ModelConfig:
     if len(name) > 200 or "\\" in name:
-        raise InvalidInput(f"{_short(name)} is no model name.", hint="Register the model under a shorter name.")
+        raise InvalidInput(
+            f"{_short(name)} is not a valid model name.", hint="Register the model under a shorter name."
+        )
     return ModelConfig(model_id=model_id, model_name=name)
 
 
 def _expanded(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises on a user that is not there
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises if there is no such user
 
 
 def _is_path(text: str) -> bool:
-    """It is written as a path, and not as a name or as `org/name`."""
+    """Whether it is written as a path, not as a name or as `org/name`."""
     return (
         text.startswith(("/", "./", "../", "~", "\\", ".\\")) or text.endswith(_FILE_SUFFIXES) or text.count("/") > 1
         or "\\" in text or ".." in text.split("/") or "\0" in text or Path(text).is_absolute()

@@ -1,7 +1,7 @@
-"""Models that are here without being registered: in the model folders, the Hugging Face cache, and packages.
+"""Finds models that are not registered: in the model folders, the Hugging Face cache and packages.
 
-A listing goes by file names and sizes and opens nothing but a small `config.json`. What a walk found is kept together
-with the times of every folder and file it looked at; while those stand, the next listing costs one `stat` for each.
+A listing looks at file names and sizes and opens only a small `config.json`. The result of a walk is kept, with the
+times of every folder and file it looked at. While these times stay the same, the next listing costs one `stat` for each.
 """
 
 import json
@@ -30,27 +30,27 @@ _MAX_DEPTH = 4
 _MAX_LOOKS = 10_000
 _MAX_CONFIG_BYTES = 1 << 20
 _CLOCK_TICK_NS = 100_000_000
-"""File times are this coarse at most: a folder that changed later than that before a walk may change again unseen."""
+"""The longest step of file times. Two changes within one step give the same time: the second would not be noticed."""
 
 _SPLIT_END = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """A model found on this machine. `size_bytes` and `format` are None where a package does not tell."""
+    """A model found on this machine. `size_bytes` and `format` are None if a package does not give them."""
 
     name: str
     model_id: str
-    """What a `ModelConfig` for it says: a path, a hub id, or the packaged model's name."""
+    """The `model_id` for its `ModelConfig`: a path, a hub id, or the packaged model's name."""
     source: Source
     path: Path | None
-    """The file or folder; None for a packaged model that has not been asked for yet."""
+    """The file or folder; None for a packaged model that has not been used yet."""
     format: ModelFormat | None
     size_bytes: int | None
     model_type: str = AUTO_TASK
-    """What it does, as its config.json says; auto where only a header tells, other where it is not served."""
+    """Its task by its config.json; auto if only the file's header has it, other if it is not served."""
     pooling: str | None = None
-    """How an embedding model's tokens become one vector, where its files do not tell."""
+    """How an embedding model's tokens become one vector; set only if its files do not say."""
 
 
 def discover(settings: Settings, cache: Path | None = None) -> list[Discovered]:
@@ -58,38 +58,38 @@ def discover(settings: Settings, cache: Path | None = None) -> list[Discovered]:
 
     Args:
         settings: names the model folders and the data folder.
-        cache: the hub's cache folder; unset is the one the environment names.
+        cache: the hub's cache folder; if unset, the one the environment names.
     """
     found: dict[str, Discovered] = {}
     for root in settings.model_roots:
-        for model in _remembered(root, _walk_models):
+        for model in _cached_walk(root, _walk_models):
             found.setdefault(model.name, model)
-    for model in _remembered(cache or hub_cache(), _walk_hub_cache):
+    for model in _cached_walk(cache or hub_cache(), _walk_hub_cache):
         found.setdefault(model.name, model)
     for carrier in carriers():
         model = Discovered(
-            carrier.name, carrier.name, "package", carrier.there(settings.home), carrier.format, carrier.size_bytes,
+            carrier.name, carrier.name, "package", carrier.ready_path(settings.home), carrier.format, carrier.size_bytes,
             carrier.model_type, carrier.pooling,
         )  # fmt: skip
         found.setdefault(model.name, model)
     return list(found.values())
 
 
-# -- remembering ---------------------------------------------------------------------------------------------------------
+# -- cached walks --------------------------------------------------------------------------------------------------------
 
 _State = tuple[int, int, int] | None
 
 
 def _state(path: str) -> _State:
     try:
-        stat = os.stat(path)  # noqa: PTH116 - thousands of times, without making a Path
+        stat = os.stat(path)  # noqa: PTH116 - called thousands of times; making a Path is slow
     except OSError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 class _Walk:
-    """What one walk looked at, and the state it was in."""
+    """The paths that one walk looked at, with their states."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -99,7 +99,7 @@ class _Walk:
         self.cut_short = False
 
     def entries(self, folder: str | Path) -> list["os.DirEntry[str]"]:
-        """What a folder holds, by name and without hidden ones; nothing when it cannot be read or the walk was long enough."""
+        """The entries of a folder by name, without hidden ones. Empty if it cannot be read or the walk is at its limit."""
         folder = os.fspath(folder)
         if len(self.seen) >= _MAX_LOOKS:
             if not self.cut_short:
@@ -110,7 +110,7 @@ class _Walk:
                 )
             self.cut_short = True
             return []
-        self.seen[folder] = _state(folder)  # before it is read: a change in between shows up the next time
+        self.seen[folder] = _state(folder)  # before the folder is read: a change in between is noticed next time
         try:
             with os.scandir(folder) as entries:
                 return sorted(
@@ -120,7 +120,7 @@ class _Walk:
             return []
 
     def size(self, path: str | Path) -> int | None:
-        """The size of a file that lies within the root, links resolved; None for any other."""
+        """The size of a file inside the root, links resolved; None for any other path."""
         path = os.fspath(path)
         target = Path(path).resolve()
         if not target.is_relative_to(self.resolved) or not target.is_file():
@@ -128,29 +128,29 @@ class _Walk:
         state = self.seen[path] = _state(path)
         return state[1] if state else None
 
-    def still_true(self) -> bool:
-        """Nothing that was looked at has changed."""
+    def is_current(self) -> bool:
+        """Whether nothing that the walk looked at has changed."""
         return all(_state(path) == state for path, state in self.seen.items())
 
-    def settled(self) -> bool:
-        """No change can hide behind the coarse clock of the file system."""
+    def may_be_cached(self) -> bool:
+        """Whether every later change will be noticed: no file time is within one clock step of the walk."""
         return all(state is None or abs(self.started - state[0]) > _CLOCK_TICK_NS for state in self.seen.values())
 
 
-_known: dict[tuple[Path, Callable[[_Walk], list[Discovered]]], tuple[_Walk, list[Discovered]]] = {}
-_known_lock = threading.Lock()
+_walks: dict[tuple[Path, Callable[[_Walk], list[Discovered]]], tuple[_Walk, list[Discovered]]] = {}
+_walks_lock = threading.Lock()
 
 
-def _remembered(root: Path, walk_models: Callable[[_Walk], list[Discovered]]) -> list[Discovered]:
+def _cached_walk(root: Path, walk_models: Callable[[_Walk], list[Discovered]]) -> list[Discovered]:
     key = (root, walk_models)
-    with _known_lock:
-        known = _known.get(key)
-        if known is None or not known[0].still_true():
+    with _walks_lock:
+        known = _walks.get(key)
+        if known is None or not known[0].is_current():
             walk = _Walk(root)
             known = (walk, walk_models(walk))
-            _known.pop(key, None)
-            if walk.settled():
-                _known[key] = known
+            _walks.pop(key, None)
+            if walk.may_be_cached():
+                _walks[key] = known
         return known[1]
 
 
@@ -170,7 +170,7 @@ def _in_folder(walk: _Walk, folder: str, prefix: str, depth: int) -> list[Discov
         sizes = [walk.size(f"{folder}/{part}") for part in parts]
         name = prefix + _SPLIT_END.sub("", first[: -len(".gguf")])
         path = f"{folder}/{first}"
-        if None not in sizes and _speakable(name, path):
+        if None not in sizes and _is_valid_name(name, path):
             found.append(Discovered(name, path, "folder", Path(path), ModelFormat.GGUF, sum(filter(None, sizes))))
     if not {"config.json", "model_index.json"}.isdisjoint(files):
         layered = (
@@ -181,7 +181,7 @@ def _in_folder(walk: _Walk, folder: str, prefix: str, depth: int) -> list[Discov
         model = _folder_model(walk, Path(folder), names, name=name, model_id=folder, source="folder")
         if model is not None:
             return [*found, model]
-    if depth < _MAX_DEPTH and "model_index.json" not in files:  # the parts of a pipeline are no models
+    if depth < _MAX_DEPTH and "model_index.json" not in files:  # the parts of a pipeline are not models
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 found += _in_folder(walk, entry.path, f"{prefix}{entry.name}/", depth + 1)
@@ -204,7 +204,7 @@ def _folder_model(
     walk: _Walk, folder: Path, names: list[str], *, name: str, model_id: str, source: Source
 ) -> Discovered | None:
     description = describe(names)
-    if description is None or not _speakable(name, model_id):
+    if description is None or not _is_valid_name(name, model_id):
         return None
     kind, weights = description
     sizes = [walk.size(folder / weight) for weight in weights]
@@ -223,13 +223,13 @@ def _model_type(walk: _Walk, folder: Path, kind: ModelFormat) -> str:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return "llm"  # not told: the loader will see
+        return "llm"  # unknown: the loader will find out
     modules = walk.size(folder / "modules.json") is not None
     return task_of(config, sentence_transformer=modules) if isinstance(config, dict) else "llm"
 
 
-def _speakable(name: str, model_id: str) -> bool:
-    """A `ModelConfig` takes it; undecodable and control characters are out."""
+def _is_valid_name(name: str, model_id: str) -> bool:
+    """Whether a `ModelConfig` accepts both; undecodable and control characters are refused."""
     return (
         0 < len(name) <= 200
         and len(model_id) <= 1024
@@ -262,7 +262,7 @@ def _in_snapshot(walk: _Walk, snapshot: Path, repo: str) -> list[Discovered]:
     ggufs = gguf_models(names)
     for first in sorted(
         ggufs, key=len, reverse=True
-    ):  # of two with one tag, the shorter name is the one `choose` takes
+    ):  # the shorter of two names with the same tag comes last and stays, as in `choose`
         parts = ggufs[first]
         tag = gguf_tag(first)
         name = f"{repo}:{tag}" if tag else repo
@@ -271,5 +271,5 @@ def _in_snapshot(walk: _Walk, snapshot: Path, repo: str) -> list[Discovered]:
             found[name] = Discovered(
                 name, name, "hub cache", snapshot / first, ModelFormat.GGUF, sum(filter(None, sizes))
             )
-    whole = _folder_model(walk, snapshot, names, name=repo, model_id=repo, source="hub cache")
-    return [*found.values(), *([whole] if whole else [])]
+    model = _folder_model(walk, snapshot, names, name=repo, model_id=repo, source="hub cache")
+    return [*found.values(), *([model] if model else [])]

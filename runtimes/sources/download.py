@@ -1,10 +1,10 @@
 """Downloads from the Hugging Face hub, into the hub's own cache layout.
 
-The hub's client answers for metadata; the bytes are fetched here, because weights deserve what it does not do: resume
-across processes, a check against the SHA-256 the hub promised, byte progress, and a cancel that works.
+The hub's client fetches the metadata. The files are downloaded here, because the client does not do all of this: resume
+in another process, check the SHA-256 that the hub gave, report progress in bytes, and cancel reliably.
 
-    blobs/<digest>               the content; `<digest>.incomplete` while it comes
-    snapshots/<commit>/<name>    links to the blobs (or the files themselves where there are no links)
+    blobs/<digest>               the content; `<digest>.incomplete` while it is downloaded
+    snapshots/<commit>/<name>    links to the blobs (or the files themselves if the system has no links)
     refs/<revision>              the commit, written last
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds to wait after each failure; then it is given up. A failure a MiB further on counts as the first again."""
+"""Seconds to wait after each failure; after these the download fails. A failure a MiB further on counts as the first."""
 
 _PIECE = 1 << 20
 _SPARE_BYTES = 64 << 20
@@ -56,14 +56,14 @@ class RemoteFile:
     digest: str
 
     def hasher(self) -> "_Hash":
-        """What computes the digest from the content."""
+        """A hash that computes the digest from the content."""
         if len(self.digest) == 64:
             return hashlib.sha256()
         return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
 
 
 class _Broken(Exception):
-    """A transfer that may be tried again, at the earliest after `wait` seconds."""
+    """A transfer failed. It may be tried again after `wait` seconds or more."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -74,21 +74,21 @@ def download_model(
     ref: HubRef, revision: str | None, wish: Wish, *, cache: Path, token: str | None, report: Callable[[Progress], None],
     cancelled: Callable[[], bool], endpoint: str | None = None, backoff: Sequence[float] = BACKOFF_S,
 ) -> Path:  # fmt: skip
-    """Download a model and return its file or folder in the cache. What is there already is not fetched again.
+    """Download a model and return its file or folder in the cache. Files that are there already are not fetched again.
 
     Args:
         ref: the repository.
-        revision: branch, tag or commit; unset is `main`.
-        wish: which of the repository's forms of the model.
+        revision: branch, tag or commit; if unset, `main`.
+        wish: which form of the model, if the repository has several.
         cache: the hub's cache folder.
-        token: for gated models; unset is the one the hub's client has saved, if any.
-        report: hears of `download` progress in bytes, about five times a second, on this thread.
-        cancelled: asked at every piece; what has come stays for the next time.
+        token: for gated models; if unset, the one the hub's client has saved, if any.
+        report: called with `download` progress in bytes, about five times a second, on this thread.
+        cancelled: called for every piece; True stops. What was downloaded is kept for the next time.
         endpoint: the hub's address.
         backoff: see `BACKOFF_S`.
 
     Raises:
-        ModelNotFound: no such repository or revision, or nothing in it that is served.
+        ModelNotFound: no such repository or revision, or no model in it that can be served.
         PickleRefused: it holds only pickle weights.
         DownloadFailed: no room, no connection, no permission, a checksum that differs, or cancelled.
     """
@@ -105,7 +105,7 @@ def download_model(
     except OSError as error:
         raise DownloadFailed(
             f"{ref.repo} could not be written to {cache}: {error.strerror or error}.", model_name=ref.repo,
-            hint="See that the disk has room and the folder is yours; what has come so far is kept.",
+            hint="Check that the disk has room and that you may write to the folder. What was downloaded is kept.",
         ) from error  # fmt: skip
 
 
@@ -125,7 +125,7 @@ class _Download:
 
     def run(self, revision: str, wish: Wish) -> Path:
         if not safe_name(revision):
-            raise ModelNotFound(f"{revision} is no revision.")
+            raise ModelNotFound(f"{revision} is not a valid revision.")
         commit, files = self._retrying(lambda: self._listing(revision))
         choice = choose(list(files), wish, self._repo)
         snapshot = self._folder / "snapshots" / commit
@@ -133,16 +133,16 @@ class _Download:
         self._total = sum(files[name].size for name in choice.files)
         self._done = self._total - sum(file.size for file in missing)
         self._check_room(missing)
-        self._tell(force=True)
+        self._report_progress(force=True)
         timeout = httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        # Redirects lead to other hosts; httpx leaves the token behind when they do.
+        # Redirects lead to other hosts; httpx does not send the token there.
         headers = {"User-Agent": "lfx-local-runtimes", "Accept-Encoding": "identity"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         with httpx.Client(headers=headers, timeout=timeout, follow_redirects=True, max_redirects=5) as client:
             for file in missing:
                 self._get(client, file, commit, snapshot / file.name)
-        self._tell(force=True)
+        self._report_progress(force=True)
         if revision != commit:
             _write_text(self._folder.joinpath("refs", *revision.split("/")), commit)
         return snapshot / choice.entry
@@ -165,7 +165,7 @@ class _Download:
             raise self._refused(error.response.status_code) from error
         except errors.HfHubHTTPError as error:
             raise self._status_fault(error.response) from error
-        except (httpx.TransportError, ValueError) as error:  # ValueError: an answer that is no JSON
+        except (httpx.TransportError, ValueError) as error:  # ValueError: the answer is not JSON
             raise _Broken(f"{self._endpoint} does not answer ({error or type(error).__name__})") from error
         files = {}
         for sibling in info.siblings or ():
@@ -177,19 +177,19 @@ class _Download:
                 )
             files[sibling.rfilename] = RemoteFile(sibling.rfilename, size, str(digest))
         if not _COMMIT.fullmatch(info.sha or ""):
-            raise DownloadFailed(f"The hub does not tell the commit of {self._repo}.")
+            raise DownloadFailed(f"The hub does not give the commit of {self._repo}.")
         return str(info.sha), files
 
     def _refused(self, status: int) -> RuntimeFault:
         if status == 404:
-            return ModelNotFound(f"The hub has no model {self._repo}.", hint="See that the name is right.")
+            return ModelNotFound(f"The hub has no model {self._repo}.", hint="Check the name.")
         if status == 401 and not self._token:
             return DownloadFailed(
-                f"{self._repo} is gated, private, or not there (HTTP 401).",
+                f"{self._repo} is gated, is private, or does not exist (HTTP 401).",
                 hint="Set HF_TOKEN to a token that may read it.",
             )
         return DownloadFailed(
-            f"The hub does not let you have {self._repo} (HTTP {status}).",
+            f"The hub refuses access to {self._repo} (HTTP {status}).",
             hint=f"Accept its conditions at {self._endpoint}/{self._repo} and set HF_TOKEN to a token that may read it.",
         )
 
@@ -205,9 +205,9 @@ class _Download:
     # -- one file ----------------------------------------------------------------------------------------------------
 
     def _get(self, client: httpx.Client, file: RemoteFile, commit: str, pointer: Path) -> None:
-        """One file, fetched by one process at a time and linked into its snapshot."""
+        """Download one file and link it into its snapshot. Only one process at a time downloads a file."""
         blob = self._folder / "blobs" / file.digest
-        lock = self._cache / ".locks" / self._folder.name / f"{file.digest}.lock"  # the hub's client takes the same
+        lock = self._cache / ".locks" / self._folder.name / f"{file.digest}.lock"  # the hub's client uses the same lock
         for folder in (blob.parent, pointer.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
         before = self._done
@@ -221,13 +221,13 @@ class _Download:
             if not _has(pointer, file.size):
                 _link(blob, pointer, move=fresh)
         self._done = before + file.size
-        self._tell()
+        self._report_progress()
 
     def _transfer(self, client: httpx.Client, url: str, file: RemoteFile, path: Path, before: int) -> None:
-        """Bring the part at `path` to its full size, going on where it ended, and check it."""
+        """Download the rest of the part at `path`, and check the complete file."""
         with path.open("ab+") as out:
             part = _Part(file, out)
-            part.recall(self._stop_if_cancelled)
+            part.resume(self._stop_if_cancelled)
             self._done = before + part.size
             if part.size < file.size:
                 self._stream(client, url, part, before)
@@ -236,8 +236,8 @@ class _Download:
         if part.hasher.hexdigest() != file.digest:
             path.unlink()
             raise DownloadFailed(
-                f"{file.name} of {self._repo} does not match its checksum; it was thrown away.",
-                hint="Download it again. If it happens again, something between you and the hub changes files.",
+                f"{file.name} of {self._repo} does not match its checksum; it was deleted.",
+                hint="Download it again. If it happens again, something between you and the hub changes the files.",
             )
 
     def _stream(self, client: httpx.Client, url: str, part: "_Part", before: int) -> None:
@@ -248,20 +248,20 @@ class _Download:
                     self._stop_if_cancelled()
                     part.add(chunk)
                     self._done = before + part.size
-                    self._tell()
+                    self._report_progress()
         except httpx.TooManyRedirects as error:
-            raise DownloadFailed(f"The hub redirects {part.file.name} without end.") from error
+            raise DownloadFailed(f"The hub redirects {part.file.name} too often.") from error
         except httpx.TransportError as error:
             raise _Broken(f"the connection broke ({error or type(error).__name__})") from error
         if part.size < part.file.size:
             raise _Broken("the connection broke")
 
     def _check_start(self, response: httpx.Response, part: "_Part") -> None:
-        """The body continues the part, or the part starts anew."""
+        """Check that the body continues the part, or start the part again."""
         if response.status_code == 206:
             if not response.headers.get("content-range", "").startswith(f"bytes {part.size}-"):
                 raise _Broken("the hub continued at another place")
-        elif response.status_code == 200:  # the server knows no ranges
+        elif response.status_code == 200:  # the server does not support ranges
             part.restart()
         elif response.status_code == 416:
             part.restart()
@@ -284,24 +284,24 @@ class _Download:
                 if failures > len(self._backoff):
                     raise DownloadFailed(
                         f"{self._repo} could not be downloaded: {broken}.",
-                        hint="Try again later; what has come so far is kept.",
+                        hint="Try again later. What was downloaded is kept.",
                     ) from broken
                 logger.info("%s: %s; trying again", self._repo, broken)
                 self._wait(max(broken.wait, self._backoff[failures - 1]))
 
     def _wait(self, seconds: float) -> None:
-        deadline, never = time.monotonic() + seconds, threading.Event()
+        deadline, never_set = time.monotonic() + seconds, threading.Event()
         while (left := deadline - time.monotonic()) > 0:
             self._stop_if_cancelled()
-            never.wait(min(left, 0.1))
+            never_set.wait(min(left, 0.1))
 
     def _stop_if_cancelled(self) -> None:
         if self._cancelled():
             raise DownloadFailed(
-                f"The download of {self._repo} was cancelled.", hint="Start it again: what has come so far is kept."
+                f"The download of {self._repo} was cancelled.", hint="Start it again. What was downloaded is kept."
             )
 
-    def _tell(self, *, force: bool = False) -> None:
+    def _report_progress(self, *, force: bool = False) -> None:
         now = time.monotonic()
         if force or now - self._reported >= _REPORT_EVERY_S:
             self._reported = now
@@ -323,7 +323,7 @@ class _Download:
 
 
 class _Part:
-    """The part of a file that has come, and its digest so far. `out` is open for reading and appending."""
+    """The downloaded part of a file, with its digest so far. `out` is open for reading and appending."""
 
     def __init__(self, file: RemoteFile, out: BinaryIO) -> None:
         self.file = file
@@ -331,8 +331,8 @@ class _Part:
         self.size = 0
         self._out = out
 
-    def recall(self, at_each_piece: Callable[[], None]) -> None:
-        """Read what an earlier attempt left."""
+    def resume(self, at_each_piece: Callable[[], None]) -> None:
+        """Read what an earlier attempt downloaded."""
         there = self._out.seek(0, os.SEEK_END)
         if there > self.file.size:
             self.restart()
@@ -344,12 +344,12 @@ class _Part:
         self.size = there
 
     def restart(self) -> None:
-        """Throw away what has come."""
+        """Discard what was downloaded."""
         self._out.truncate(0)
         self.hasher, self.size = self.file.hasher(), 0
 
     def add(self, chunk: bytes) -> None:
-        """Append. More than the file should hold is a broken transfer."""
+        """Append a chunk. Raises `_Broken` if the file gets longer than it should be."""
         if self.size + len(chunk) > self.file.size:
             self.restart()
             raise _Broken(f"{self.file.name} is longer than the hub said")
@@ -377,7 +377,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _link(blob: Path, pointer: Path, *, move: bool) -> None:
-    """Let `pointer` show the blob: a relative link, or the file itself where links are not possible."""
+    """Make `pointer` a relative link to the blob, or the file itself if links are not possible."""
     temporary = pointer.with_name(f".{pointer.name[:100]}.{uuid.uuid4().hex[:8]}")
     if not constants.HF_HUB_DISABLE_SYMLINKS:
         try:

@@ -1,6 +1,6 @@
-"""Names on the Hugging Face hub, its cache on disk, and which of a repository's files make a model.
+"""Names on the Hugging Face hub, its cache on disk, and which files of a repository make a model.
 
-Everything here goes by file names: no network, and no weights are read.
+Only file names are used here: no network, and no weights are read.
 """
 
 import re
@@ -31,7 +31,7 @@ _SAME_TAG = {"FP16": "F16", "FP32": "F32"}
 _PREFERRED = (
     "Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q5_K_S", "Q5_0", "Q6_K", "Q3_K_M", "BF16", "F16", "F32",
 )  # fmt: skip
-"""Which GGUF of several is taken when nobody says: the best balance first."""
+"""The order of choice among several GGUF files if no tag is given: the best balance of size and quality first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +56,26 @@ class HubRef:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is wanted of a repository that may hold several forms of a model."""
+    """Which form of a model to take from a repository that may hold several."""
 
     tag: str | None = None
     """Take this GGUF."""
     gguf: bool = False
-    """GGUF, also where safetensors are beside it."""
+    """Take GGUF even if there are safetensors too."""
     onnx: bool = False
-    """ONNX, also where safetensors are beside it."""
+    """Take ONNX even if there are safetensors too."""
     dtype: str | None = None
-    """Of the ONNX file."""
+    """The type of the ONNX file."""
     tensors: bool = False
-    """No ONNX: Transformers is to load it."""
+    """Do not take ONNX: Transformers will load the model."""
     offline: bool = False
-    """What is cached has to do; planning says what it lacks."""
+    """Accept what is cached; planning reports what is missing."""
     pickle: bool = False
     python: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig, ref: HubRef, settings: Settings) -> "Wish":
-        """Read from a configuration; a floating-point or integer type is no GGUF tag."""
+        """From a configuration. A floating-point or integer type is not a GGUF tag."""
         tag = ref.tag
         if tag is None and config.quantization is not None and "_" in config.quantization:
             tag = config.quantization
@@ -93,7 +93,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The files of one model: small ones first and weights last, so that whole weights mean a whole model."""
+    """The files of one model: small ones first and weights last. So if the weights are complete, the model is."""
 
     files: tuple[str, ...]
     entry: str = ""
@@ -101,32 +101,32 @@ class Choice:
 
 
 def safe_name(name: str) -> bool:
-    """A relative path that stays where it is put, on every platform."""
+    """Whether a relative path stays inside its folder on every platform."""
     parts = name.split("/")
     return name.isprintable() and not re.search(r'[\\:*?"<>|]', name) and all(part.strip(". ") for part in parts)
 
 
 def gguf_tag(name: str) -> str | None:
-    """The quantization a GGUF file's name tells: `gemma-2b.q4_k_m.gguf` → `Q4_K_M`."""
+    """The quantization in a GGUF file's name: `gemma-2b.q4_k_m.gguf` → `Q4_K_M`."""
     found = _TAG.findall(_SPLIT.sub("", name).removesuffix(".gguf"))
     return _SAME_TAG.get(found[-1].upper(), found[-1].upper()) if found else None
 
 
 def gguf_models(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """GGUF models by the path of their first part, with all their parts; models that miss a part are left out."""
+    """All parts of each GGUF model, by the path of its first part. Models with a missing part are left out."""
     models = [
         name
         for name in names
         if name.lower().endswith(".gguf") and not re.search(r"mmproj|imatrix", name, re.IGNORECASE)
     ]
-    return {parts[0]: parts for parts in _whole(models)}
+    return {parts[0]: parts for parts in _complete(models)}
 
 
 def describe(names: Sequence[str]) -> tuple[ModelFormat, tuple[str, ...]] | None:
-    """Format and weight files of a model folder other than GGUF; None when it is not a whole model.
+    """Format and weight files of a model folder other than GGUF; None if it is not a complete model.
 
     Args:
-        names: its files, relative, with `/`.
+        names: its files, as relative paths with `/`.
     """
     there = set(names)
     if "model_index.json" in there:
@@ -149,10 +149,10 @@ def describe(names: Sequence[str]) -> tuple[ModelFormat, tuple[str, ...]] | None
 
 
 def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
-    """The files to have of a repository (or of what is cached of it).
+    """The files to take from a repository (or from the cached part of it).
 
     Raises:
-        ModelNotFound: it holds no weights in a form that is served, or not in the one asked for.
+        ModelNotFound: it holds no weights in a form that is served, or none in the form asked for.
         PickleRefused: its only weights are pickle.
     """
     ggufs, found = gguf_models(names), describe(names)
@@ -163,7 +163,7 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
         raise ModelNotFound(f"{repo} holds no GGUF file.", hint=f"Leave out {wish.tag}, or name a GGUF repository.")
     if found is None or found[0] is ModelFormat.CTRANSLATE2:
         raise ModelNotFound(
-            f"{repo} holds no whole GGUF, safetensors or ONNX model.", hint="Name a repository that does."
+            f"{repo} holds no complete GGUF, safetensors or ONNX model.", hint="Name a repository that does."
         )
     kind, weights = found
     if wish.tensors and kind is ModelFormat.ONNX:
@@ -176,7 +176,7 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
         if not picked and kind is ModelFormat.ONNX:
             raise ModelNotFound(f"{repo} has no ONNX file in {wish.dtype}.", hint="Leave quantization unset.")
         if picked:
-            kind, weights = ModelFormat.ONNX, picked  # without one, it is made from the others
+            kind, weights = ModelFormat.ONNX, picked  # if there is none, one is made from the other weights
     if kind is ModelFormat.PICKLE and not wish.pickle:
         raise PickleRefused(f"{repo} holds only pickle weights, which can run code.")
     suffixes = _SIDE_SUFFIXES | {".py"} if wish.python else _SIDE_SUFFIXES
@@ -195,21 +195,21 @@ def _pick_gguf(ggufs: dict[str, tuple[str, ...]], tag: str | None, repo: str) ->
     for first in by_length:
         if tags[first] == wanted:
             return first
-    there = ", ".join(sorted({known for known in tags.values() if known})) or "none that names its type"
+    there = ", ".join(sorted({known for known in tags.values() if known})) or "no file that names its type"
     raise ModelNotFound(f"{repo} has no {wanted} file.", hint=f"It has: {there}.")
 
 
 def onnx_dtype(name: str) -> str:
-    """What an ONNX file's name tells of its weights: `onnx/model_quantized.onnx` → `int8`."""
+    """The type of the weights, by an ONNX file's name: `onnx/model_quantized.onnx` → `int8`."""
     stem = PurePosixPath(name).stem.lower()
-    told = ((r"q4|bnb4|int4", "int4"), (r"int8|quantized", "int8"), (r"bf16", "bf16"), (r"fp16|float16|_o4", "fp16"))
-    return next((dtype for pattern, dtype in told if re.search(pattern, stem)), "fp32")
+    types = ((r"q4|bnb4|int4", "int4"), (r"int8|quantized", "int8"), (r"bf16", "bf16"), (r"fp16|float16|_o4", "fp16"))
+    return next((dtype for pattern, dtype in types if re.search(pattern, stem)), "fp32")
 
 
 def _pick_onnx(names: Sequence[str], dtype: str | None) -> tuple[str, ...]:
-    """One ONNX file of a repository's: in the type asked for, else the most exact one.
+    """One ONNX file of a repository: in the type asked for, otherwise the most exact one. Empty if there is none.
 
-    Before it come the files of its weights, and the dense layers of a sentence-transformers pipeline, which lie in
+    Its external weights come before it, and so do the dense layers of a sentence-transformers pipeline, which are in
     folders of their own.
     """
     models = sorted((name for name in names if name.endswith(".onnx")), key=preference)
@@ -222,8 +222,8 @@ def _pick_onnx(names: Sequence[str], dtype: str | None) -> tuple[str, ...]:
     return ()
 
 
-def _whole(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Groups of split files that have all their parts; a file that is not split is a group."""
+def _complete(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Groups of split files that have all their parts. A file that is not split is a group of one."""
     groups: dict[tuple[str, int], list[str]] = defaultdict(list)
     for name in sorted(names):
         split = _SPLIT.search(name)
@@ -232,7 +232,7 @@ def _whole(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _layered(names: Iterable[str]) -> bool:
-    """A pipeline (diffusers, sentence-transformers) whose parts lie in folders."""
+    """Whether it is a pipeline (diffusers, sentence-transformers) with its parts in folders."""
     return any(name in ("model_index.json", "modules.json") for name in names)
 
 
@@ -242,13 +242,13 @@ def _in_scope(name: str, layered: bool) -> bool:
 
 
 def _tensors(names: Sequence[str]) -> tuple[str, ...]:
-    """The safetensors files to load: one form per folder, whole; empty when there are none."""
+    """The safetensors files to load: one complete form per folder; empty if there are none."""
     layered = _layered(names)
     folders: dict[PurePosixPath, list[tuple[str, ...]]] = defaultdict(list)
-    for parts in _whole([name for name in names if name.endswith(".safetensors") and _in_scope(name, layered)]):
+    for parts in _complete([name for name in names if name.endswith(".safetensors") and _in_scope(name, layered)]):
         folders[PurePosixPath(parts[0]).parent].append(parts)
     if "model_index.json" in names and len(folders) > 1:
-        folders.pop(PurePosixPath(), None)  # the same pipeline once more, as one file
+        folders.pop(PurePosixPath(), None)  # the same pipeline again, as one file
     chosen: list[str] = []
     for groups in folders.values():
         plain = [parts for parts in groups if not _is_variant(parts[0])]
@@ -258,7 +258,7 @@ def _tensors(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_variant(name: str) -> bool:
-    """`model.fp16.safetensors` or Mistral's `consolidated.safetensors`: the same weights once more."""
+    """`model.fp16.safetensors` or Mistral's `consolidated.safetensors`: the same weights again."""
     stem = _SPLIT.sub("", PurePosixPath(name).name).removesuffix(".safetensors")
     return bool(re.search(r"\.(?:fp16|bf16|fp32|non_ema|ema)$", stem)) or stem.startswith("consolidated")
 
@@ -277,7 +277,7 @@ def repo_folder(cache: Path, repo: str) -> Path:
 
 
 def snapshot_folder(folder: Path, revision: str | None) -> Path | None:
-    """The cached snapshot of a revision; unset is `main`, or the only snapshot there is."""
+    """The cached snapshot of a revision; if unset, that of `main`, or the only one there is."""
     snapshots = folder / "snapshots"
     wanted = revision or constants.DEFAULT_REVISION
     if not safe_name(wanted):
@@ -293,9 +293,9 @@ def snapshot_folder(folder: Path, revision: str | None) -> Path | None:
 
 
 def cached_model(cache: Path, ref: HubRef, revision: str | None, wish: Wish) -> Path | None:
-    """The file or folder of a model that is whole in the cache, in the form asked for; None when it must be downloaded.
+    """The file or folder of a model in the cache. None if it is incomplete or not in the form asked for.
 
-    Offline, a folder in another form is returned too.
+    If the wish is offline, a folder in another form is returned too.
     """
     folder = snapshot_folder(repo_folder(cache, ref.repo), revision)
     if folder is None:
@@ -313,7 +313,7 @@ def cached_model(cache: Path, ref: HubRef, revision: str | None, wish: Wish) -> 
 
 
 def _fits(kind: ModelFormat, names: Sequence[str], wish: Wish) -> bool:
-    """These files are of the form asked for, or it can be made from them."""
+    """Whether the files have the form asked for, or it can be made from them."""
     if wish.onnx and kind is ModelFormat.SAFETENSORS and wish.dtype in (None, *MADE):
         return True
     if wish.onnx or kind is ModelFormat.ONNX:

@@ -16,7 +16,7 @@ def held_lock(path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
     """Hold the lock file `path` while fetching a model.
 
     Raises:
-        DownloadFailed: cancelled while waiting for it.
+        DownloadFailed: cancelled while waiting for the lock.
     """
     lock = filelock.FileLock(path)
     while True:

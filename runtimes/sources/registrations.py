@@ -1,7 +1,7 @@
 """The models a user registered: one JSON file that several processes may write.
 
-Every change reads the file, changes it and replaces it under a lock between processes, so none gets lost. An entry that
-no longer validates (written by another version, or by hand) stays in the file and is told in `problems`.
+Every change reads the file, changes it and replaces it under a lock between processes, so no change is lost. An entry
+that is not valid (written by another version, or by hand) stays in the file and is reported in `problems`.
 """
 
 import json
@@ -38,24 +38,24 @@ class Registrations:
         self._problems: dict[str, str] = {}
 
     def all(self) -> dict[str, ModelConfig]:
-        """What is registered. Reads the file only when it changed; a corrupt one is moved aside.
+        """The registered models by name. Reads the file only if it changed. A corrupt file is renamed.
 
         Raises:
-            RuntimeFault: the file is there and cannot be read.
+            RuntimeFault: the file exists but cannot be read.
         """
         return dict(self._refresh()[0])
 
     @property
     def problems(self) -> dict[str, str]:
-        """Entries in the file that are no valid configuration, with the reason."""
+        """Entries in the file that are not a valid configuration, with the reason."""
         return dict(self._refresh()[1])
 
     def add(self, config: ModelConfig) -> bool:
-        """Register a model. False when just this is registered already.
+        """Register a model. False if exactly this is registered already.
 
         Raises:
-            ModelConflict: the name stands for another configuration.
-            RuntimeFault: the file cannot be written; it is then as it was.
+            ModelConflict: the name is registered with another configuration.
+            RuntimeFault: the file cannot be written; it stays unchanged.
         """
         name = config.model_name
         with self._changing() as entries:
@@ -71,10 +71,10 @@ class Registrations:
         return True
 
     def remove(self, name: str) -> bool:
-        """Forget a model. False when it was not registered.
+        """Forget a model. False if it was not registered.
 
         Raises:
-            RuntimeFault: the file cannot be written; it is then as it was.
+            RuntimeFault: the file cannot be written; it stays unchanged.
         """
         with self._changing() as entries:
             if name not in entries:
@@ -119,7 +119,7 @@ class Registrations:
         self._models, self._problems, self._signature = models, problems, signature
 
     def _read(self) -> dict[str, Any] | None:
-        """The entries of the file; None when it is corrupt."""
+        """The entries of the file; None if it is corrupt."""
         try:
             content = json.loads(self.path.read_bytes())
         except FileNotFoundError:
@@ -132,7 +132,7 @@ class Registrations:
         return entries if isinstance(entries, dict) else None
 
     def _read_or_move_aside(self) -> dict[str, Any]:
-        """As `_read`, with the lock between processes held."""
+        """Like `_read`, but a corrupt file is renamed and counts as empty. Hold the lock between processes."""
         entries = self._read()
         if entries is None:
             aside = self.path.with_name(f"{self.path.name}.corrupt-{uuid.uuid4().hex[:12]}")
@@ -178,12 +178,12 @@ class Registrations:
     def _fault(self, doing: str, error: Exception) -> RuntimeFault:
         return RuntimeFault(
             f"Could not {doing} {self.path}: {getattr(error, 'strerror', None) or error}.",
-            hint="Nothing was changed. See that the disk has room and the folder is yours.",
+            hint="Nothing was changed. Check that the disk has room and that you may write to the folder.",
         )
 
 
 def _parse(entry: object) -> ModelConfig | str:
-    """The configuration, or why it is none."""
+    """The configuration, or why the entry is not valid."""
     try:
         return ModelConfig.model_validate(entry)
     except ValidationError as error:

@@ -1,29 +1,36 @@
-"""What a task is: what callers ask, what a model computes for it, and what comes of that.
+"""What every task has: what callers ask (`Ask`), what may stream (`Delta`), what they get, and a row in the registry.
 
-A task knows nothing of engines: it cuts what is asked into pieces of text, and turns a model's output for each piece
-into a result. An engine knows nothing of tasks: it tokenizes pieces and computes batches of them.
+A task knows nothing of engines. An engine names the tasks that it serves, by the tasks' `family`.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, KeepAlive
-
-if TYPE_CHECKING:
-    import numpy as np
+from lfx_local_runtimes.runtimes.config import KeepAlive
 
 ResultT = TypeVar("ResultT")
 
-MAX_TEXTS = 1_000_000
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
-Overflow = Literal["truncate", "error", "chunk"]
-"""What happens to a text that is longer than the model reads: its end is cut, and the result says so; it is refused; or
-it is read in parts, where the task can put them together."""
+def _with_int_keys(metadata: dict[str, Any]) -> dict[str, Any]:
+    """JSON has made texts of the inputs' numbers."""
+    if isinstance(cut := metadata.get("truncated"), dict):
+        metadata = {**metadata, "truncated": {int(place): count for place, count in cut.items()}}
+    return metadata
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What every result says. `metadata`: engine, device, dtype, tokens, warnings; `truncated`: tokens cut, by input."""
+
+    model_name: str
+    metadata: Annotated[dict[str, Any], AfterValidator(_with_int_keys)]
+
+    @property
+    def cancelled(self) -> bool:
+        """It was ended before it was complete."""
+        return False
 
 
 class Ask(BaseModel, Generic[ResultT]):
@@ -32,108 +39,52 @@ class Ask(BaseModel, Generic[ResultT]):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     task: ClassVar[str]
-    can_chunk: ClassVar[bool] = False
-    overflow: Overflow = Field(default="truncate", description="truncate a text that is too long, or error.")
     keep_alive: KeepAlive | None = Field(
         default=None, description="Overrides the model's idle time after this request."
     )
 
-    @field_validator("overflow")
-    @classmethod
-    def _can_be_done(cls, value: Overflow) -> Overflow:
-        if value == "chunk" and not cls.can_chunk:
-            raise ValueError("chunk is for embeddings; use truncate or error")
-        return value
+    def cancelled_result(self, model_name: str, request_id: str) -> ResultT | None:
+        """The result of a request that was cancelled before it began; None if that is an error for this task."""
+        del model_name, request_id
+        return None
+
+
+class Delta:
+    """A part of a result, delivered while the rest is computed. Each task that streams has a kind of its own."""
+
+    __slots__ = ()
+
+    def merged(self, later: "Delta") -> "Delta | None":
+        """This delta and the next one as one; None if they must stay apart."""
+        del later
+        return None
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """What every result tells: `metadata` has engine, device, dtype, tokens, and `truncated`: tokens cut, by input."""
+class TaskRow:
+    """One task in the registry.
 
-    model_name: str
-    metadata: Mapping[str, Any]
+    Args:
+        name: as a `ModelConfig.model_type` says it.
+        family: which kind of runtime serves it. An engine has one runtime per family: `text` writes, `reading` reads.
+        ask: what callers ask.
+        result: what they get: a pydantic model, or a dataclass that pydantic can write and read.
+        delta: what streams; None if nothing does.
+        chunk: what may be fed to a running request; None if nothing may.
+        work: the part between ask and model, for the families that have one (`reading`: a `Reading`).
+        path: of the route under `/api/v1/runtime`, and under `v1` for OpenAI's form. Empty if the task's routes are
+            written by hand.
+        needed: of several tasks with one path, this one is meant if the body has this field.
+        summary: the route's description.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a model reads at once: a text or token ids, or a pair of texts."""
-
-    text: str | tuple[int, ...]
-    pair: str | None = None
-
-
-@dataclass(slots=True)
-class Tokens:
-    """A piece as tokens, special ones included, or a part of a piece that is too long for one."""
-
-    ids: list[int]
-    types: list[int]
-    """0 for the first text of a pair, 1 for the second."""
-    offsets: list[tuple[int, int]] = field(default_factory=list)
-    """Where each token stands in the text, in characters."""
-    special: list[int] = field(default_factory=list)
-    """1 for tokens that do not stand in the text."""
-    cut: int = 0
-    """Tokens of the piece that no part holds."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a model's files say about how its output is to be read."""
-
-    task: str
-    max_length: int
-    """Tokens of a piece at most."""
-    labels: tuple[str, ...] = ()
-    pooling: str = "mean"
-    """mean, cls, max, lasttoken, mean_sqrt_len or weightedmean: from token states to one vector."""
-    dense: tuple["Dense", ...] = ()
-    normalize: bool = False
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """By name, put before a text."""
-    default_prompt: str | None = None
-    activation: str = "softmax"
-    """softmax, sigmoid or identity: from logits to scores."""
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A linear layer over the pooled vector, of shape (out, in), and whether tanh follows."""
-
-    weight: "np.ndarray[Any, Any]"
-    bias: "np.ndarray[Any, Any] | None"
-    tanh: bool
-
-
-AskT = TypeVar("AskT", bound=Ask[Any])
-
-
-class Task(ABC, Generic[AskT, ResultT]):
-    """One thing encoders do."""
-
-    @abstractmethod
-    def pieces(self, ask: AskT, spec: Spec) -> Sequence[Piece]:
-        """What the model has to read, in order.
-
-        Raises:
-            InvalidInput: the model cannot do what is asked.
-        """
-
-    @abstractmethod
-    def values(self, output: "np.ndarray[Any, Any]", batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
-        """One value for each row of a batch.
-
-        Args:
-            output: float32; states or logits per token (rows, tokens, width) or logits per row (rows, labels).
-            batch: the rows; output beyond a row's tokens means nothing.
-            spec: the model's.
-        """
-
-    @abstractmethod
-    def result(self, ask: AskT, values: Sequence[Any], spec: Spec, about: TaskResult) -> ResultT:
-        """Put together what was asked: `values` has one for each piece, in order."""
-
-    def join(self, values: Sequence[Any], lengths: Sequence[int]) -> Any:
-        """One value for a piece that was read in parts of so many tokens. Most pieces have one part."""
-        del lengths
-        return values[0]
+    name: str
+    family: str
+    ask: type[Ask[Any]]
+    result: type[Any]
+    delta: type[Delta] | None = None
+    chunk: type[Any] | None = None
+    work: Any = None
+    path: str = ""
+    needed: str | None = None
+    summary: str = ""

@@ -7,13 +7,12 @@ from typing import Literal
 from lfx_local_runtimes.errors import NotAllowed, PickleRefused, RemoteCodeRefused
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.processes.confinement import Level, available
 from lfx_local_runtimes.runtimes.trust.approvals import Approvals
 from lfx_local_runtimes.runtimes.trust.audit import AuditFault, AuditLog, Entry
 from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE, CodeReport, Kind
 from lfx_local_runtimes.runtimes.trust.scan import scan_pickle, scan_remote_code, source_of
 from lfx_local_runtimes.settings import Settings
-
-ConfinementLevel = Literal["full", "partial", "none"]
 
 IN_PROCESS = "python"
 """Who loads a model if nobody says."""
@@ -44,8 +43,13 @@ def approve_command(name: str) -> str:
     return f"lfx-local-runtimes trust {shlex.quote(name)}"
 
 
+def level_of(isolation: str, settings: Settings) -> Level:
+    """The confinement that a model's process will have; `isolation` is its runtime's: `process` or `inline`."""
+    return available().level if isolation == "process" and settings.confine != "off" else "none"
+
+
 def check(
-    config: ModelConfig, info: ModelInfo, settings: Settings, confinement_level: ConfinementLevel, *,
+    config: ModelConfig, info: ModelInfo, settings: Settings, confinement_level: Level, *,
     name: str | None = None, who: str = IN_PROCESS,
 ) -> None:  # fmt: skip
     """Return if a model's code may run, or if it has none. Every refusal and every load is in the audit log.
@@ -84,7 +88,7 @@ def kinds_asked(config: ModelConfig, info: ModelInfo) -> tuple[Kind, ...]:
 class _Gate:
     """One model that asks to pass."""
 
-    def __init__(self, name: str, info: ModelInfo, settings: Settings, level: ConfinementLevel, who: str) -> None:
+    def __init__(self, name: str, info: ModelInfo, settings: Settings, level: Level, who: str) -> None:
         self._name, self._info, self._settings, self._level, self._who = name, info, settings, level, who
         self._audit = audit_of(settings)
 

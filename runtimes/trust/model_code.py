@@ -64,6 +64,11 @@ class Enclosure:
         repository = self._real.parent.parent
         self._blobs = repository / "blobs" if self._real.parent.name == "snapshots" else None
 
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders that hold the files."""
+        return (self._real, self._blobs) if self._blobs is not None and self._blobs.is_dir() else (self._real,)
+
     def holds(self, path: Path) -> bool:
         """The path is a regular file in this folder, after links are followed.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lfx_local_runtimes.errors import ModelConflict, ModelNotFound, NotAllowed, RuntimeFault
 from lfx_local_runtimes.runtimes.config import ModelConfig
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.trust.approvals import Approval
 from lfx_local_runtimes.runtimes.trust.audit import AuditFault, Entry
@@ -58,7 +58,7 @@ class Reviewer:
                 f"The files of {name} are not on this machine.", model_name=name,
                 hint=f"Fetch them first: lfx-local-runtimes pull {name}",
             )  # fmt: skip
-        info = inspect_model(path)
+        info = read_model(path)
         reports = scan(info)
         known = self._approvals.all()
         approved = frozenset(

@@ -1,10 +1,8 @@
 """What a model would run if it were trusted: a static scan, made in a process of its own. Nothing of the model is run."""
 
+import contextlib
 import hashlib
-import json
 import os
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 from lfx_local_runtimes.errors import InvalidModelFile
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.jsonfile import read_json
+from lfx_local_runtimes.runtimes.processes.child import Child, ChildFailure
+from lfx_local_runtimes.runtimes.processes.frames import Frame, ProtocolError
 from lfx_local_runtimes.runtimes.trust.model_code import Enclosure, combined
 from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE, CodeReport, Kind, findings_of, shown
 
@@ -20,6 +20,7 @@ TIME_LIMIT_S = 120.0
 _WORKER = "lfx_local_runtimes.runtimes.trust.worker"
 _INDEX = "pytorch_model.bin.index.json"
 _BLOCK = 2**20
+_MAX_ANSWER = 4 * 2**20
 _at_once = threading.BoundedSemaphore(2)
 
 
@@ -85,20 +86,11 @@ def _report(kind: Kind, info: ModelInfo, files: dict[str, str], found: _Found, p
 
 def _ask(request: dict[str, Any]) -> _Found:
     """Have the worker read; a worker that dies or takes too long is a problem of the model's."""
-    command = [sys.executable, "-I", "-m", _WORKER]
     try:
-        with _at_once:
-            done = subprocess.run(
-                command, input=json.dumps(request).encode(), capture_output=True, timeout=TIME_LIMIT_S, check=False,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )  # fmt: skip
-        if done.returncode:
-            return _Found({}, [], [], [f"the scan ended with status {done.returncode}"])
-        return _Found(**json.loads(done.stdout))
-    except subprocess.TimeoutExpired:
-        return _Found({}, [], [], [f"the scan took longer than {TIME_LIMIT_S:.0f} s"])
-    except (OSError, ValueError, TypeError) as error:
-        return _Found({}, [], [], [shown(f"the scan did not run: {error}")])
+        with _at_once, contextlib.closing(Child(_WORKER, name="The scan", max_header=_MAX_ANSWER)) as child:
+            return _Found(**child.ask(Frame(request), TIME_LIMIT_S).header)
+    except (ChildFailure, ProtocolError, TypeError) as error:
+        return _Found({}, [], [], [shown(error)])
 
 
 # -- weights -------------------------------------------------------------------------------------------------------------

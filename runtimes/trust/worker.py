@@ -1,36 +1,29 @@
 """The process that reads a model's code for `scan`. A hostile file can make Python's parser crash or take all memory.
 
-It reads one JSON object from stdin, `{"folder": …}` or `{"pickles": [[name, path], …]}`, writes one to stdout, and ends.
+It reads one request, `{"folder": …}` or `{"pickles": [[name, path], …]}`, answers it, and ends. It is confined to reading
+the files that the request names.
 """
 
-import contextlib
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lfx_local_runtimes.runtimes.trust.model_code import FolderCode, read_folder
+from lfx_local_runtimes.runtimes.processes.confinement import Policy, confine
+from lfx_local_runtimes.runtimes.processes.frames import Frame
+from lfx_local_runtimes.runtimes.processes.inside import Link
+from lfx_local_runtimes.runtimes.trust.model_code import Enclosure, FolderCode, read_folder
 from lfx_local_runtimes.runtimes.trust.pickles import read_globals
 from lfx_local_runtimes.runtimes.trust.report import MAX_FINDINGS, merged, shown
 
-MEMORY_LIMIT = 2 * 2**30
-CPU_LIMIT_S = 60
+MEMORY_LIMIT = 2**30
 
 
-def limit() -> None:
-    """Bound memory and time, if the operating system can."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for kind, most in (
-        (resource.RLIMIT_AS, MEMORY_LIMIT),
-        (resource.RLIMIT_CPU, CPU_LIMIT_S),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):  # macOS does not limit address space
-            resource.setrlimit(kind, (most, most))
+def main(link: Link) -> None:
+    """Answer one request."""
+    frame = link.receive()
+    if frame is not None:
+        confine(Policy(read=_needed(frame.header), memory=MEMORY_LIMIT))
+        link.send(Frame(answer(frame.header)))
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +35,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _needed(request: dict[str, Any]) -> tuple[Path, ...]:
+    if "folder" in request:
+        return Enclosure(Path(request["folder"])).roots
+    return tuple(Path(path).resolve() for _, path in request["pickles"])
+
+
 def _pickles(files: list[list[str]]) -> FolderCode:
     code = FolderCode()
     for name, path in files:
@@ -50,14 +49,3 @@ def _pickles(files: list[list[str]]) -> FolderCode:
         code.found += [(group, what, name, 0) for group, what in looked_up.found]
         code.problems += [shown(f"{name}: {problem}") for problem in looked_up.problems]
     return code
-
-
-def main() -> None:
-    """Answer one request."""
-    limit()
-    request = json.loads(sys.stdin.buffer.read())
-    sys.stdout.write(json.dumps(answer(request), ensure_ascii=True))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,8 @@ import pytest
 
 from lfx_local_runtimes.errors import ContextOverflow, EngineFailure
 from lfx_local_runtimes.runtimes import ChatMessage, GenerationConfig
-from lfx_local_runtimes.runtimes.requests import Finished, Request, RequestState, TextDelta
+from lfx_local_runtimes.runtimes.requests import Finished, Request, RequestState
+from lfx_local_runtimes.runtimes.tasks.generation import TextDelta
 
 CONTEXT = 256
 TOKENS = 6

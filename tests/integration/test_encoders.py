@@ -18,11 +18,11 @@ from lfx_local_runtimes.errors import (
 from lfx_local_runtimes.runtimes import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
 from lfx_local_runtimes.runtimes.requests import RequestState
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
-from lfx_local_runtimes.runtimes.tasks.ner import NerAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk
+from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.ner import NerAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
 from tests.encoder_models import ARCHITECTURES, TEXTS, answer, begin, cosines, load_encoder, save_encoder, unload
 
 pytestmark = pytest.mark.integration

@@ -11,10 +11,10 @@ from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.errors import ContextOverflow, EngineFailure, InvalidInput, LoadFailed
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, get_runtime_manager
 from lfx_local_runtimes.runtimes.engines.llama_cpp.encoder import LlamaCppEncoder, _ends_twice
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.planning import inspect_model
+from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
 from tests.builders import Typed, write_gguf
 from tests.encoder_models import answer, begin, cosines, save_encoder, started, unload
 from tests.gguf_encoders import CLS, RANK, save_bert_gguf, save_unigrams

@@ -15,9 +15,9 @@ from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.planning import plan_for_engine
 from lfx_local_runtimes.runtimes.requests import RequestState
 from lfx_local_runtimes.runtimes.sources.packages import BGE_SMALL, RERANKER
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
-from lfx_local_runtimes.runtimes.tasks.ner import NerAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.ner import NerAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
 from lfx_local_runtimes.settings import get_settings
 from tests.encoder_models import TEXTS, answer, begin, cosines, load_encoder, save_encoder, started, unload
 
@@ -51,7 +51,7 @@ def raw(folder: Path, texts: list[str] | list[tuple[str, str]]) -> np.ndarray:
 
 
 def carried(model: object, home: Path) -> Path:
-    folder = model.there(home)  # type: ignore[attr-defined]
+    folder = model.ready_path(home)  # type: ignore[attr-defined]
     assert folder is not None, "the package is not installed: pip install 'lfx-local-runtimes[dev]'"
     return Path(folder)
 

@@ -13,7 +13,8 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
-from lfx_local_runtimes.runtimes.requests import Finished, TextDelta
+from lfx_local_runtimes.runtimes.requests import Finished
+from lfx_local_runtimes.runtimes.tasks.generation import TextDelta
 from lfx_local_runtimes.server import create_app
 from tests.routes_app import MODEL, Stage, a_result, make_manager, register_puppet, write_model
 

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.sources.packages import MINILM
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.server import Server, make_server
 from lfx_local_runtimes.settings import Settings
 

@@ -11,7 +11,7 @@ import pytest
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes import GenerationConfig, GenerationResult, LlamaCppRuntime, ModelConfig
-from lfx_local_runtimes.runtimes.config import Tool, ToolCall
+from lfx_local_runtimes.runtimes.tasks.generation import Tool, ToolCall
 
 pytestmark = pytest.mark.integration
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.errors import DoesNotFit, EngineFailure
-from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers import batching
 from lfx_local_runtimes.runtimes.engines.transformers import runtime as engine
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler
 from lfx_local_runtimes.runtimes.requests import Finished, Request
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from tests.plugin_models import byte_tokenizer
 from tests.transformers_runtimes import NOISE, Start, answer_of, by_generate, noise, run, together
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
-from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
-from lfx_local_runtimes.runtimes.requests import Event, Request, TextDelta
+from lfx_local_runtimes.runtimes.requests import Event, Request
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from tests.plugin_models import byte_tokenizer
 from tests.transformers_runtimes import NOISE, Start, answer_of, copy_of, noise, run
 

@@ -17,11 +17,12 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines import convert
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.settings import PREFIX, get_settings
 from tests.plugin_models import save_llama
 from tests.transformers_runtimes import Start, copy_of, noise, run
@@ -180,7 +181,8 @@ def test_gemma_does_not_run_in_fp16(start: Start, gemma_safetensors: Path) -> No
 
 UNLOAD = """
 import json, sys, psutil
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.runtimes.config import (ModelConfig)
+from lfx_local_runtimes.runtimes.tasks.generation import (GenerationConfig)
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 
 def resident():
@@ -246,9 +248,9 @@ def test_conversion_refuses_what_it_cannot_do(
     tiny_llama: Path, gemma_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases: list[tuple[Path, Path, str, str]] = [
-        (gemma_gguf, tiny_llama, "bf16", "there already"),
+        (gemma_gguf, tiny_llama, "bf16", "exists already"),
         (tiny_llama, tmp_path / "out", "bf16", "not a GGUF"),
-        (tmp_path / "nothing.gguf", tmp_path / "out", "bf16", "not there"),
+        (tmp_path / "nothing.gguf", tmp_path / "out", "bf16", "does not exist"),
         (gemma_gguf, tmp_path / "out", "fp16", "overflows in fp16"),
         (gemma_gguf, tmp_path / "out", "int8", "not offered"),
     ]
@@ -257,6 +259,6 @@ def test_conversion_refuses_what_it_cannot_do(
             convert.export_safetensors(source, target, dtype)
     assert list(tmp_path.iterdir()) == [tmp_path / "local-runtimes-home"]
     assert convert.main([str(gemma_gguf), str(tiny_llama)]) == 1
-    assert "there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert convert.main(["no-such-model"]) == 1
     assert "no-such-model" in capsys.readouterr().err

@@ -9,9 +9,9 @@ import jsonschema
 import pytest
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
-from lfx_local_runtimes.runtimes.config import Grammar
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
 from tests.plugin_models import byte_tokenizer
 from tests.transformers_runtimes import NOISE, Start, noise, run, together
 

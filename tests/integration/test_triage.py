@@ -12,7 +12,7 @@ from lfx.graph.graph.base import Graph
 from lfx_local_runtimes.flows.build import FOLDER
 from lfx_local_runtimes.runtimes import get_runtime_manager
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
 from tests.encoder_models import answer, load_encoder, unload
 from tests.integration.test_lfx_run import lfx_run
 from tests.langflow_server import LangflowServer

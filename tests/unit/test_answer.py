@@ -3,10 +3,17 @@
 import pytest
 
 from lfx_local_runtimes.errors import ContextOverflow
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult, Grammar, TokenLogprob, Tool
-from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, TextDelta
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import BUILT_IN, Template
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN, Template
+from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, Run
+from lfx_local_runtimes.runtimes.tasks.generation import (
+    GenerationConfig,
+    GenerationResult,
+    Grammar,
+    TextDelta,
+    TokenLogprob,
+    Tool,
+)
 
 
 def answer(
@@ -21,7 +28,7 @@ def answer(
         if not made.push(piece):
             break
     made.finish("length", rest, {})
-    stream = GenerationStream(request)
+    stream = GenerationStream(Run(request))
     texts = list(stream)
     assert stream.result is not None
     assert "".join(texts) == stream.result.text
@@ -92,7 +99,7 @@ def deltas(
         if not going:
             break
     made.finish("stop", "", {})
-    stream = GenerationStream(request)
+    stream = GenerationStream(Run(request))
     told = list(stream.deltas())
     assert stream.result is not None
     assert "".join(delta.text for delta in told) == stream.result.text
@@ -126,7 +133,7 @@ def test_a_cancel_or_a_limit_is_told_though_calls_were_made() -> None:
         made = Answer(request, QWEN)
         made.push(CALL)
         made.finish(reason, "", {})
-        result = GenerationStream(request).wait()
+        result = GenerationStream(Run(request)).wait()
         assert (result.finish_reason, len(result.tool_calls)) == (reason, 1)
 
 
@@ -220,7 +227,7 @@ def test_an_answer_that_is_continued_keeps_its_space() -> None:
     assert made.prompt.endswith("Answer: That is")
     made.push(" 42.")
     made.finish("stop", "", {})
-    assert GenerationStream(request).wait().text == " 42."
+    assert GenerationStream(Run(request)).wait().text == " 42."
 
 
 def test_logprobs_are_told_once_and_in_order() -> None:
@@ -231,7 +238,7 @@ def test_logprobs_are_told_once_and_in_order() -> None:
     for index, piece in enumerate(pieces):
         made.push(piece, TokenLogprob(token=piece, logprob=-float(index), bytes=()))
     made.finish("stop", "", {})
-    stream = GenerationStream(request)
+    stream = GenerationStream(Run(request))
     told = [one.token for delta in stream.deltas() for one in delta.logprobs]
     assert told == pieces
     assert stream.result is not None

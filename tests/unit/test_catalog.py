@@ -205,7 +205,7 @@ def test_no_model_named_by_a_package_needs_the_network(catalog: Catalog, monkeyp
     class Toy:
         name, format, size_bytes, model_type, pooling = "toy", None, None, "llm", None
 
-        def there(self, home: Path) -> Path | None:
+        def ready_path(self, home: Path) -> Path | None:
             return None
 
         def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:

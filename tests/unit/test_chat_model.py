@@ -21,9 +21,9 @@ from pydantic import BaseModel
 
 from lfx_local_runtimes.chat import ChatLocalRuntime
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
-from lfx_local_runtimes.messages import about, to_chat_message, to_tools
+from lfx_local_runtimes.messages import response_metadata, to_chat_message, to_tools
 from lfx_local_runtimes.runtimes import GenerationConfig
-from lfx_local_runtimes.runtimes.config import GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 
 
@@ -369,7 +369,7 @@ def test_logprobs_are_told_as_openai_does() -> None:
         text="a", model_name="m", tokens_generated=1, prompt_tokens=1, finish_reason="stop", logprobs=(one,),
         execution_time=1, time_to_first_token=1, metadata={"warnings": []},
     )  # fmt: skip
-    told = about(result)
+    told = response_metadata(result)
     assert told["logprobs"] == {
         "content": [
             {
@@ -379,7 +379,7 @@ def test_logprobs_are_told_as_openai_does() -> None:
         ]
     }  # fmt: skip
     assert json.dumps(told)
-    assert "logprobs" not in about(result.model_copy(update={"logprobs": None}))
+    assert "logprobs" not in response_metadata(result.model_copy(update={"logprobs": None}))
 
 
 def test_options_of_a_call_reach_the_model(stage: Theatre) -> None:

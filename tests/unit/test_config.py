@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import SettingsFault
-from lfx_local_runtimes.runtimes.config import DeviceType, GenerationConfig, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.settings import load_settings
 
 

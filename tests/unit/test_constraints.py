@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.errors import EngineFailure, InvalidInput
-from lfx_local_runtimes.runtimes.config import Grammar
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint
 from lfx_local_runtimes.runtimes.engines.schemas import MAX_CHARS
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
 
 llguidance = pytest.importorskip("llguidance")
 np = pytest.importorskip("numpy")
@@ -145,7 +145,7 @@ def test_scores_that_leave_nothing_are_the_callers_fault(tokenizer: Any) -> None
 
 
 def test_a_token_that_was_ruled_out_is_a_failure(tokenizer: Any) -> None:
-    with pytest.raises(EngineFailure, match=f"Token {ord('x')} is none that may come next"):
+    with pytest.raises(EngineFailure, match=f"Token {ord('x')} may not come next"):
         compile_constraint(text("regex", "[ab]"), tokenizer).accept(ord("x"))
 
 
@@ -167,11 +167,11 @@ ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": 
         ({"type": "string", "pattern": "^a$", "minLength": 3}, "cannot be satisfied"),
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "incompatible types"),
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "cannot be satisfied"),
-        ({"$ref": "#"}, "nothing that matches it ever ends"),
-        (ENDLESS, "nothing that matches it ever ends"),
-        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "nothing that matches it ever ends"),
-        ({"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1}, "nothing that matches it ever ends"),
-        ({"type": "object", "additionalProperties": {"$ref": "#"}, "minProperties": 1}, "ever ends"),
+        ({"$ref": "#"}, "only an endless document could match"),
+        (ENDLESS, "only an endless document could match"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "only an endless document could match"),
+        ({"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1}, "only an endless document could match"),
+        ({"type": "object", "additionalProperties": {"$ref": "#"}, "minProperties": 1}, "an endless document"),
         (
             {"type": "array", "items": {"$ref": "#/$defs/a"}, "$defs": {"a": ENDLESS | {"$ref": "#/$defs/a"}}},
             r"#/\$defs/a",

@@ -298,15 +298,15 @@ def test_a_packaged_model_is_assembled_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "toy_model", toy)
     model = packages.AssembledModel("toy", "toy_model", "toy.gguf", 5)
     home = tmp_path / "h"
-    assert model.there(home) is None
+    assert model.ready_path(home) is None
     toy.fault = ValueError("sha256 did not match")
     with pytest.raises(DownloadFailed, match="sha256"):
         model.provide(home, lambda progress: None, lambda: False)
-    assert model.there(home) is None
+    assert model.ready_path(home) is None
     toy.fault = None
     path = model.provide(home, lambda progress: None, lambda: False)
     assert path.read_bytes() == b"whole"
-    assert model.provide(home, lambda progress: None, lambda: False) == model.there(home) == path
+    assert model.provide(home, lambda progress: None, lambda: False) == model.ready_path(home) == path
     assert toy.calls == 2
     with pytest.raises(DownloadFailed, match="Cancelled"):
         model.provide(home, lambda progress: None, lambda: True)
@@ -335,8 +335,8 @@ def test_packages_may_offer_models(entry_point: Path, settings: Settings, cache:
     assert (row.source, row.path) == ("package", None)
     assert "carrier_for_tests" not in sys.modules, "listing runs no stranger's code"
     (carrier,) = [carrier for carrier in packages.carriers() if carrier.name == "carried-model"]
-    with pytest.raises(DownloadFailed, match="not there"):
+    with pytest.raises(DownloadFailed, match="does not exist"):
         carrier.provide(settings.home, lambda progress: None, lambda: False)
     put_file(entry_point)
     assert carrier.provide(settings.home, lambda progress: None, lambda: False) == entry_point
-    assert carrier.there(settings.home) == entry_point
+    assert carrier.ready_path(settings.home) == entry_point

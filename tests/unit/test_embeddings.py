@@ -21,8 +21,8 @@ from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings, LocalRuntimeRe
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, WrongTask
 from lfx_local_runtimes.provider import PROVIDER, live_models
 from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
 from tests.scripted_tasks import ENDLESS, School, school
 
 PATIENCE_S = 20.0

@@ -10,8 +10,9 @@ import pytest
 
 from lfx_local_runtimes.errors import EngineFailure, RequestCancelled
 from lfx_local_runtimes.runtimes.engines.encoder.scheduler import EncoderScheduler, Job, Row, Slice
-from lfx_local_runtimes.runtimes.requests import Failed, RequestState, TaskRequest, TaskRun
-from lfx_local_runtimes.runtimes.tasks.base import Ask, Piece, Spec, Task, TaskResult, Tokens
+from lfx_local_runtimes.runtimes.requests import Failed, Request, RequestState, Run
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Reading, ReadingAsk, Spec, Tokens
 
 BUDGET = 100
 POISON = -1
@@ -22,12 +23,12 @@ class Sums(TaskResult):
     values: tuple[float, ...]
 
 
-class SumAsk(Ask[Sums]):
+class SumAsk(ReadingAsk[Sums]):
     task: ClassVar[str] = "sum"
     lengths: tuple[int, ...]
 
 
-class Sum(Task[SumAsk, Sums]):
+class Sum(Reading[SumAsk, Sums]):
     """A text of n ones is worth n."""
 
     def pieces(self, ask: SumAsk, spec: Spec) -> Sequence[Piece]:
@@ -58,8 +59,8 @@ def stage() -> SimpleNamespace:
 
     scheduler = EncoderScheduler(compute, Spec("sum", 1000), BUDGET, wanted.append, lambda: {"engine": "adder"})
 
-    def ask(*lengths: int, token: float = 1, slices: int = 1, parts: int = 1) -> TaskRun[Sums]:
-        request = TaskRequest("adder", SumAsk(lengths=lengths))
+    def ask(*lengths: int, token: float = 1, slices: int = 1, parts: int = 1) -> Run[Any, Sums]:
+        request = Request("adder", SumAsk(lengths=lengths))
         job = Job(request, Sum(), lengths)
         size = len(lengths) // slices
         for first in range(0, len(lengths), size):
@@ -69,7 +70,7 @@ def stage() -> SimpleNamespace:
                 for _ in range(parts)
             ]
             scheduler.add(Slice(job, rows, min(first + size, len(lengths))))
-        return TaskRun(request)
+        return Run(request)
 
     def run() -> None:
         while scheduler.busy:
@@ -136,14 +137,14 @@ def test_the_next_slice_is_asked_for_when_one_has_come(stage: SimpleNamespace) -
 
 
 def test_a_job_is_not_over_while_a_slice_is_on_its_way(stage: SimpleNamespace) -> None:
-    request = TaskRequest("adder", SumAsk(lengths=(1, 2)))
+    request = Request("adder", SumAsk(lengths=(1, 2)))
     job = Job(request, Sum(), (1, 2))
     stage.scheduler.add(Slice(job, [Row(Tokens([1], []), 0)], 1))
     stage.run()
     assert request.state is RequestState.RUNNING
     stage.scheduler.add(Slice(job, [Row(Tokens([1, 1], []), 1)], 2))
     stage.run()
-    assert TaskRun(request).wait().values == (1.0, 2.0)
+    assert Run(request).wait().values == (1.0, 2.0)
 
 
 def test_parts_of_a_long_text_become_one_value(stage: SimpleNamespace) -> None:
@@ -164,7 +165,7 @@ def test_callers_who_left_are_dropped(stage: SimpleNamespace) -> None:
 
 
 def test_one_who_was_cancelled_before_its_turn_is_never_computed(stage: SimpleNamespace) -> None:
-    request = TaskRequest("adder", SumAsk(lengths=(5,)))
+    request = Request("adder", SumAsk(lengths=(5,)))
     request.cancel()
     stage.scheduler.add(Slice(Job(request, Sum(), (5,)), [Row(Tokens([1] * 5, []), 0)], 1))
     stage.run()
@@ -173,7 +174,7 @@ def test_one_who_was_cancelled_before_its_turn_is_never_computed(stage: SimpleNa
 
 
 def test_a_job_whose_later_texts_cannot_be_prepared_is_dropped(stage: SimpleNamespace) -> None:
-    request = TaskRequest("adder", SumAsk(lengths=(50,) * 8))
+    request = Request("adder", SumAsk(lengths=(50,) * 8))
     stage.scheduler.add(Slice(Job(request, Sum(), (50,) * 8), [Row(Tokens([1] * 50, []), n) for n in range(6)], 6))
     stage.scheduler.step()
     request.emit(Failed(EngineFailure("no such token")))
@@ -188,11 +189,11 @@ def test_a_task_that_fails_leaves_the_others_results_as_they_are(stage: SimpleNa
             raise ValueError("broken")
 
     good = stage.ask(10, 20, parts=2)
-    bad = TaskRequest("adder", SumAsk(lengths=(5,)))
+    bad = Request("adder", SumAsk(lengths=(5,)))
     stage.scheduler.add(Slice(Job(bad, Broken(), (5,)), [Row(Tokens([1] * 5, []), 0)], 1))
     stage.run()
     with pytest.raises(EngineFailure, match="broken"):
-        TaskRun(bad).wait()
+        Run(bad).wait()
     result = good.wait()
     assert (result.values, result.metadata["tokens"]) == ((10.0, 20.0), 30)
 

@@ -12,7 +12,7 @@ from lfx_local_runtimes.runtimes.engines.encoder.spec import read_spec
 from lfx_local_runtimes.runtimes.formats.hf_config import task_of
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.tasks.base import Spec
+from lfx_local_runtimes.runtimes.tasks.text.reading import Spec
 
 POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
 
@@ -23,7 +23,7 @@ def read(folder: Path, config: dict[str, Any] | None = None, *, limit: int = 10*
         path = folder / f"{name.replace('__', '/')}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    info = ModelInfo(folder, ModelFormat.SAFETENSORS, (), None, 0, metadata=config or {})
+    info = ModelInfo(folder, ModelFormat.SAFETENSORS, (), 0, metadata=config or {})
     return read_spec(LoadPlan(info, "transformers", CPU, "fp32", 4096, task="embedding"), limit)
 
 

@@ -14,8 +14,7 @@ from lfx_local_runtimes.errors import InvalidModelFile, ModelNotFound
 from lfx_local_runtimes.runtimes.formats.gguf import read_gguf, read_strings
 from lfx_local_runtimes.runtimes.formats.gguf_check import check_gguf
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
-from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
+from lfx_local_runtimes.runtimes.planning import inspect_model
 from tests.builders import GgufSpec, GgufTensorSpec, encode_gguf, tiny_llama, write_gguf, write_split_gguf
 
 
@@ -94,9 +93,6 @@ def test_sliding_windows_and_per_layer_heads(tmp_path: Path) -> None:
     info = inspect_model(write_gguf(tmp_path / "m.gguf", layers=3, metadata=metadata))
     assert [(layer.kv_heads, layer.window) for layer in info.layers] == [(1, 64), (2, 0), (4, 64)]
     assert {(layer.key_length, layer.value_length) for layer in info.layers} == {(8, 16)}
-    full, sliding = estimate_memory(info, 1024), estimate_memory(info, 1024, swa_full=False, batch=32)
-    assert full.kv_cache == 1024 * (1 + 2 + 4) * (8 + 16) * 2
-    assert sliding.kv_cache == (96 * (1 + 4) + 1024 * 2) * (8 + 16) * 2
 
 
 def test_sizes_by_type() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lfx_local_runtimes.runtimes.engines.llama_cpp.encoder import CALL, TEXTS, _calls
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
-from lfx_local_runtimes.runtimes.tasks.base import Tokens
+from lfx_local_runtimes.runtimes.planning import inspect_model
+from lfx_local_runtimes.runtimes.tasks.text.reading import Tokens
 from tests.builders import Typed, write_gguf
 
 

@@ -24,6 +24,12 @@ MODULES = (
     "lfx_local_runtimes.node_tools",
     "lfx_local_runtimes.embeddings",
     "lfx_local_runtimes.task_nodes",
+    "lfx_local_runtimes.runtimes.engines.registry",
+    *(
+        f"lfx_local_runtimes.runtimes.engines.{engine}.offer"
+        for engine in ("gemma", "llama_cpp", "onnx", "transformers")
+    ),
+    *(f"lfx_local_runtimes.runtimes.engines.{engine}.row" for engine in ("gemma", "llama_cpp", "onnx", "transformers")),
 )
 IMPORT_EACH = """
 import importlib, json, sys

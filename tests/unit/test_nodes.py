@@ -35,8 +35,8 @@ from lfx_local_runtimes.node_inputs import GEMMA_PRESETS, SAMPLING_DEFAULTS, TOO
 from lfx_local_runtimes.nodes import Reporter
 from lfx_local_runtimes.provider import live_models
 from lfx_local_runtimes.runtimes import GenerationConfig
-from lfx_local_runtimes.runtimes.engines.scripted import Step
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 
@@ -386,7 +386,7 @@ async def test_the_model_is_told_of_a_tools_failure(stage: Theatre) -> None:
 
 async def test_a_call_that_breaks_off_is_an_error(stage: Theatre) -> None:
     stage.script = lambda config: (CALL[:-5],)
-    with pytest.raises(Exception, match=r"add broke off.*Max Tokens"):
+    with pytest.raises(Exception, match=r"add was cut off.*Max Tokens"):
         await run(chat(tools=[adder()], tool_choice="add", stream=False))
 
 
@@ -394,7 +394,7 @@ async def test_a_call_that_breaks_off_is_an_error(stage: Theatre) -> None:
     ("options", "named"),
     [
         ({"tools": [], "tool_choice": "add"}, "there is no tool"),
-        ({"tools": [adder()], "tool_choice": "subtract"}, "none of the tools: add"),
+        ({"tools": [adder()], "tool_choice": "subtract"}, "not one of the tools: add"),
         ({"tools": [adder()], "raw": True}, "tools need messages"),
     ],
 )
@@ -488,7 +488,7 @@ def test_a_schema_and_what_the_model_is_told() -> None:
     ("rows", "named"),
     [
         ([{"name": " ", "type": "str"}], "row 1: it has no name"),
-        ([{"name": "a", "type": "str"}, {"name": "a", "type": "int"}], "row 2: a is there already"),
+        ([{"name": "a", "type": "str"}, {"name": "a", "type": "int"}], "row 2: a is used already"),
         ([{"name": "a", "type": "date"}], "row 1: date is not a type"),
     ],
 )

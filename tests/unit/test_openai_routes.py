@@ -18,13 +18,9 @@ from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES
-from lfx_local_runtimes.runtimes.config import (
-    ChatMessage,
-    GenerationConfig,
-    ToolCall,
-)
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Finished
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, ToolCall
 from tests.routes_app import KEY, LOGPROBS, MODEL, Exchange, Stage, a_result, make_app
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -75,10 +71,10 @@ def test_the_defaults_are_openais(client: TestClient, stage: Stage) -> None:
     assert complete(client).status_code == 200
     assert respond(client).status_code == 200
     for request in stage.requests:
-        config = request.config
+        config = request.ask
         assert (config.temperature, config.top_p, config.top_k, config.min_p, config.seed) == (1, 1, 0, 0, None)
-    assert [request.config.max_tokens for request in stage.requests] == [1, 16, 1]
-    assert stage.requests[1].config.raw
+    assert [request.ask.max_tokens for request in stage.requests] == [1, 16, 1]
+    assert stage.requests[1].ask.raw
 
 
 @pytest.mark.parametrize(
@@ -123,7 +119,7 @@ def test_a_chat_field_reaches_the_engine(
 ) -> None:
     response = chat(client, **fields)
     assert response.status_code == 200, response.text
-    assert getattr(stage.requests[-1].config, name) == value
+    assert getattr(stage.requests[-1].ask, name) == value
 
 
 def test_messages_become_turns(client: TestClient, stage: Stage) -> None:
@@ -140,7 +136,7 @@ def test_messages_become_turns(client: TestClient, stage: Stage) -> None:
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
     ]
     assert chat(client, messages=messages, continue_final_message=True).status_code == 200
-    config = stage.requests[-1].config
+    config = stage.requests[-1].ask
     assert config.messages == (
         ChatMessage(role="system", content="be brief"),
         ChatMessage(role="user", content="one\ntwo"),
@@ -155,11 +151,11 @@ def test_tools_and_the_choice_among_them(client: TestClient, stage: Stage) -> No
     allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "time"}}]}
     choice = {"type": "allowed_tools", "allowed_tools": allowed}
     assert chat(client, tools=[TOOL, OTHER_TOOL], tool_choice=choice).status_code == 200
-    config = stage.requests[-1].config
+    config = stage.requests[-1].ask
     assert ([tool.name for tool in config.tools], config.tool_choice) == (["time"], "required")
 
     assert chat(client, tools=[TOOL, OTHER_TOOL], tool_choice="none").status_code == 200
-    first, second = stage.requests[-1].config.tools
+    first, second = stage.requests[-1].ask.tools
     assert first.model_dump() == WEATHER
     assert second.parameters == {"type": "object", "properties": {}}
 
@@ -182,16 +178,16 @@ def test_what_the_answer_must_look_like(
 
     stage.events = [Finished(a_result())]
     assert chat(client, **fields).status_code == 200
-    assert take(stage.requests[-1].config) == (kind, source)
+    assert take(stage.requests[-1].ask) == (kind, source)
     if "response_format" not in fields:
         assert complete(client, **fields).status_code == 200
-        assert take(stage.requests[-1].config) == (kind, source)
+        assert take(stage.requests[-1].ask) == (kind, source)
 
 
 def test_each_of_n_answers_has_the_next_seed(client: TestClient, stage: Stage) -> None:
     body = chat(client, n=3, seed=2**32 - 3).json()
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
-    assert sorted(request.config.seed for request in stage.requests) == [0, 2**32 - 3, 2**32 - 2]  # type: ignore[type-var]
+    assert sorted(request.ask.seed for request in stage.requests) == [0, 2**32 - 3, 2**32 - 2]  # type: ignore[type-var]
     assert body["usage"]["completion_tokens"] == 3
     prompt = chat(client).json()["usage"]["prompt_tokens"]
     assert body["usage"]["prompt_tokens"] == prompt  # counts once
@@ -201,11 +197,11 @@ def test_completions_take_several_prompts(client: TestClient, stage: Stage) -> N
     body = complete(client, prompt=["one", "two words"], n=2, max_tokens=2, logprobs=3).json()
     Completion.model_validate(body)
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
-    assert sorted(str(request.config.prompt) for request in stage.requests) == ["one", "one", "two words", "two words"]
+    assert sorted(str(request.ask.prompt) for request in stage.requests) == ["one", "one", "two words", "two words"]
     assert body["usage"] == {
         "prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11, "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
-    assert {(request.config.logprobs, request.config.top_logprobs) for request in stage.requests} == {(True, 3)}
+    assert {(request.ask.logprobs, request.ask.top_logprobs) for request in stage.requests} == {(True, 3)}
 
 
 @pytest.mark.parametrize(("prompt", "ids"), [([1, 2, 3], [(1, 2, 3)]), ([[1, 2], [3]], [(1, 2), (3,)])])
@@ -213,8 +209,8 @@ def test_completions_take_token_ids(
     prompt: object, ids: list[tuple[int, ...]], client: TestClient, stage: Stage
 ) -> None:
     assert len(complete(client, prompt=prompt, max_tokens=2).json()["choices"]) == len(ids)
-    assert sorted(request.config.prompt_ids or () for request in stage.requests) == ids
-    assert all(request.config.prompt is None and request.config.raw for request in stage.requests)
+    assert sorted(request.ask.prompt_ids or () for request in stage.requests) == ids
+    assert all(request.ask.prompt is None and request.ask.raw for request in stage.requests)
 
 
 def test_response_items_become_turns(client: TestClient, stage: Stage) -> None:
@@ -232,7 +228,7 @@ def test_response_items_become_turns(client: TestClient, stage: Stage) -> None:
         include=["message.output_text.logprobs"], top_logprobs=1, metadata={"k": "v"},
     )  # fmt: skip
     assert response.status_code == 200, response.text
-    config = stage.requests[-1].config
+    config = stage.requests[-1].ask
     calls = (ToolCall(id="c1", name="weather", arguments="{}"), ToolCall(id="c2", name="time", arguments="{}"))
     assert config.messages == (
         ChatMessage(role="system", content="be brief"),
@@ -252,8 +248,8 @@ def test_response_text_formats(client: TestClient, stage: Stage) -> None:
     stage.events = [Finished(a_result())]
     form = {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True}
     response = respond(client, text={"format": form})
-    assert stage.requests[-1].config.grammar is not None
-    assert stage.requests[-1].config.grammar.json_schema == SCHEMA
+    assert stage.requests[-1].ask.grammar is not None
+    assert stage.requests[-1].ask.grammar.json_schema == SCHEMA
     assert response.json()["text"]["format"] == {"type": "json_schema", "name": "a", "schema": SCHEMA}
 
 
@@ -467,6 +463,7 @@ EXPECTED = {
     errors.DownloadFailed: (502, SERVER, "download_failed"),
     errors.Offline: (404, INVALID, "offline"),
     errors.EngineFailure: (500, SERVER, "engine_failure"),
+    errors.EngineDied: (503, SERVER, "engine_died"),
     errors.LoadFailed: (500, SERVER, "load_failed"),
     errors.SettingsFault: (500, SERVER, "settings_fault"),
     RuntimeFault: (500, SERVER, "runtime_fault"),

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from lfx_local_runtimes.errors import ModelBusy
 from lfx_local_runtimes.routes import delivery
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.runtimes.requests import Event, Finished, Progress, TextDelta, ToolCallDelta
+from lfx_local_runtimes.runtimes.requests import Event, Finished, Progress
+from lfx_local_runtimes.runtimes.tasks.generation import TextDelta, ToolCallDelta
 from tests.routes_app import LOGPROBS, MODEL, Exchange, Stage, a_result, frames_of, layers, make_app
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"

@@ -17,7 +17,7 @@ from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import Device, Memory
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_loads
-from lfx_local_runtimes.runtimes.rules import Rules
+from lfx_local_runtimes.runtimes.planning.rules import Rules
 from lfx_local_runtimes.settings import Settings
 
 CARD = Device(DeviceType.CUDA, 0, "card")
@@ -40,7 +40,7 @@ class Machine:
 def info(kind: ModelFormat = ModelFormat.GGUF, **fields: object) -> ModelInfo:
     path = Path("model.gguf")
     known = {"context_length": 8192, "quantization": "Q4_K_M", "architecture": "llama", "parameters": 1000, **fields}
-    return ModelInfo(path, kind, (path,), None, 1000, **known)  # type: ignore[arg-type]
+    return ModelInfo(path, kind, (path,), 1000, **known)  # type: ignore[arg-type]
 
 
 def plans(
@@ -76,7 +76,7 @@ def test_safetensors_on_a_mac() -> None:
 def test_a_forced_or_required_device_has_no_fallback() -> None:
     assert len(plans(info(), Machine(CARD), Settings(force_device="cuda"), runtime_type="llama_cpp")) == 1
     assert len(plans(info(), Machine(CARD), runtime_type="llama_cpp", requires_accelerator=True)) == 1
-    with pytest.raises(DeviceUnavailable, match="needing an accelerator"):
+    with pytest.raises(DeviceUnavailable, match="needs an accelerator"):
         plans(info(), requires_accelerator=True)
     with pytest.raises(DeviceUnavailable):
         plans(info(), device_type="cuda", requires_accelerator=True)
@@ -85,7 +85,7 @@ def test_a_forced_or_required_device_has_no_fallback() -> None:
 def test_a_preferred_device_that_is_missing_is_a_warning() -> None:
     (first, *_) = plans(info(), device_type="cuda")
     assert first.device.key == "cpu"
-    assert first.warnings == ("cuda is not there: running on the CPU.",)
+    assert first.warnings == ("This machine has no cuda: running on the CPU.",)
 
 
 def test_an_integer_type_for_a_gguf_means_transformers() -> None:

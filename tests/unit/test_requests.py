@@ -6,7 +6,6 @@ import threading
 import pytest
 
 from lfx_local_runtimes.errors import EngineFailure
-from lfx_local_runtimes.runtimes.config import GenerationConfig, GenerationResult
 from lfx_local_runtimes.runtimes.requests import (
     Failed,
     Finished,
@@ -14,8 +13,9 @@ from lfx_local_runtimes.runtimes.requests import (
     Progress,
     Request,
     RequestState,
-    TextDelta,
+    Run,
 )
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult, TextDelta
 
 
 def result(reason: str = "stop") -> GenerationResult:
@@ -39,7 +39,7 @@ def serve(request: Request) -> None:
 
 def test_a_thread_reads_what_another_writes(request_: Request) -> None:
     thread = threading.Thread(target=serve, args=(request_,))
-    stream = GenerationStream(request_)
+    stream = GenerationStream(Run(request_))
     thread.start()
     assert list(stream) == ["a", "b"]
     thread.join()
@@ -48,7 +48,7 @@ def test_a_thread_reads_what_another_writes(request_: Request) -> None:
 
 
 async def test_a_coroutine_reads_what_a_thread_writes(request_: Request) -> None:
-    stream = GenerationStream(request_)
+    stream = GenerationStream(Run(request_))
     reader = asyncio.create_task(stream.wait_async())
     await asyncio.to_thread(serve, request_)
     assert (await reader).text == "ab"
@@ -56,7 +56,7 @@ async def test_a_coroutine_reads_what_a_thread_writes(request_: Request) -> None
 
 async def test_a_cancelled_reader_cancels_the_request(request_: Request) -> None:
     request_.start()
-    reader = asyncio.create_task(GenerationStream(request_).wait_async())
+    reader = asyncio.create_task(GenerationStream(Run(request_)).wait_async())
     await asyncio.to_thread(lambda: request_.emit(TextDelta("a", 1)))
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -67,7 +67,7 @@ async def test_a_cancelled_reader_cancels_the_request(request_: Request) -> None
 def test_leaving_early_cancels(request_: Request) -> None:
     request_.start()
     request_.emit(TextDelta("a", 1))
-    for _ in GenerationStream(request_):
+    for _ in GenerationStream(Run(request_)):
         break
     assert request_.cancelled
 
@@ -75,7 +75,7 @@ def test_leaving_early_cancels(request_: Request) -> None:
 def test_a_waiting_request_ends_at_once(request_: Request) -> None:
     assert request_.cancel() is RequestState.QUEUED
     assert not request_.start()
-    assert GenerationStream(request_).wait().finish_reason == "cancelled"
+    assert GenerationStream(Run(request_)).wait().finish_reason == "cancelled"
     assert request_.state is RequestState.CANCELLED
 
 
@@ -91,13 +91,13 @@ def test_failure_is_raised_to_the_reader(request_: Request) -> None:
     request_.start()
     request_.emit(Failed(EngineFailure("it broke")))
     with pytest.raises(EngineFailure, match="it broke"):
-        GenerationStream(request_).wait()
+        GenerationStream(Run(request_)).wait()
 
 
 def test_nothing_follows_the_end(request_: Request) -> None:
     serve(request_)
     request_.emit(Failed(EngineFailure("too late")))
-    assert GenerationStream(request_).wait().text == "ab"
+    assert GenerationStream(Run(request_)).wait().text == "ab"
 
 
 def test_the_end_is_told_once_and_before_the_reader_hears(request_: Request) -> None:
@@ -112,7 +112,7 @@ def test_progress_goes_to_the_callback(request_: Request) -> None:
     seen: list[Progress] = []
     request_.emit(Progress("load", 1, 2))
     serve(request_)
-    GenerationStream(request_, seen.append).wait()
+    GenerationStream(Run(request_, seen.append)).wait()
     assert seen == [Progress("load", 1, 2)]
 
 

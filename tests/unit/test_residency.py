@@ -7,17 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from lfx_local_runtimes.errors import DeviceUnavailable, DoesNotFit, LoadFailed, ModelBusy, ModelNotFound
-from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import GenerationConfig, ModelConfig
+from lfx_local_runtimes.errors import (
+    DeviceUnavailable,
+    DoesNotFit,
+    EngineDied,
+    EngineFailure,
+    LoadFailed,
+    ModelBusy,
+    ModelNotFound,
+    RuntimeFault,
+)
+from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.residency import Prepared, Residency
+from lfx_local_runtimes.runtimes.memory.slots import DEATHS, LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.requests import Finished, GenerationStream, Request, RequestState, TextDelta
-from lfx_local_runtimes.runtimes.residency import Prepared, Residency
-from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.requests import Finished, GenerationStream, Request, RequestState, Run
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from lfx_local_runtimes.settings import Settings
 
 GIB = 2**30
@@ -39,6 +49,10 @@ class Stage:
         self.serving = threading.Semaphore(0)
 
 
+class DeadlyError(BaseException):
+    """Ends the loop of a model, as a fault that is nobody's own."""
+
+
 class Doll(ModelRuntime):
     """A runtime whose every step waits for the test."""
 
@@ -55,13 +69,21 @@ class Doll(ModelRuntime):
 
     def _serve(self, request: Request) -> None:
         self.stage.serving.release()
+        if request.ask.prompt == "die":
+            raise DeadlyError
         while not self.stage.open_steps.wait(0.01) and not request.cancelled:
             pass
         request.emit(TextDelta("done", 1))
-        result = request.nothing().result
+        result = request.empty().result
         if not request.cancelled:
             result = result.model_copy(update={"finish_reason": "stop", "text": "done", "tokens_generated": 1})
         request.emit(Finished(result))
+
+    def _work(self, inbox: Inbox) -> None:
+        try:
+            super()._work(inbox)
+        except DeadlyError as error:
+            raise RuntimeError("the loop broke") from error
 
     def _close(self) -> None:
         self.stage.closes.append(self.config.model_name)
@@ -106,7 +128,7 @@ def make(stage: Stage) -> Iterator[MakeResidency]:
             raise ModelNotFound(f"no {slot.name}", model_name=slot.name)
         name = slot.name.removeprefix("alias of ")
         config = ModelConfig(model_id=name, model_name=name)
-        info = ModelInfo(Path(name), ModelFormat.GGUF, (), None, 1)
+        info = ModelInfo(Path(name), ModelFormat.GGUF, (), 1)
         needs = {"cpu": stage.sizes.get(name, GIB)}
         return Prepared(config, "test", tuple(LoadPlan(info, e, CPU, "x", 8, needs) for e in ("doll", "doll_too")))
 
@@ -122,16 +144,23 @@ def make(stage: Stage) -> Iterator[MakeResidency]:
         residency.close(timeout=PATIENCE)
 
 
-def ask(residency: Residency, name: str, keep_alive: float | None = None) -> GenerationStream:
-    request = Request(name, GenerationConfig(prompt="x", keep_alive=keep_alive))
+def ask(residency: Residency, name: str, keep_alive: float | None = None, prompt: str = "x") -> GenerationStream:
+    request = Request(name, GenerationConfig(prompt=prompt, keep_alive=keep_alive))
     residency.join(name, RequestWaiter(request, residency.release))
-    return GenerationStream(request)
+    return GenerationStream(Run(request))
 
 
 def lease(residency: Residency, name: str) -> LeaseWaiter:
     waiter = LeaseWaiter()
     residency.join(name, waiter)
     return waiter
+
+
+def give_back(residency: Residency, name: str) -> None:
+    with residency.slots() as slots:
+        runtime = slots[name].runtime
+    assert runtime is not None
+    residency.release(runtime)
 
 
 def reaches(residency: Residency, name: str, state: SlotState) -> bool:
@@ -180,7 +209,7 @@ def test_the_next_engine_is_tried_and_the_result_says_so(make: MakeResidency, st
     assert "no such instruction" in runtime.warnings[0]
     assert "doll_too" in runtime.warnings[0]
     assert stage.closes == ["a"], "the engine that failed is closed"
-    residency.release("a")
+    give_back(residency, "a")
 
 
 def test_a_device_that_an_engine_does_not_know_is_a_reason_to_try_the_next(make: MakeResidency, stage: Stage) -> None:
@@ -188,7 +217,7 @@ def test_a_device_that_an_engine_does_not_know_is_a_reason_to_try_the_next(make:
     stage.failures = [DeviceUnavailable("This build does not run on mps.")]
     runtime = lease(residency, "a").future.result(PATIENCE)
     assert "does not run on mps" in runtime.warnings[0]
-    residency.release("a")
+    give_back(residency, "a")
 
 
 def test_an_unknown_name_fails_and_leaves_nothing_behind(make: MakeResidency) -> None:
@@ -211,7 +240,7 @@ def test_a_lease_keeps_the_model(make: MakeResidency) -> None:
     lease(residency, "a").future.result(PATIENCE)
     with pytest.raises(ModelBusy, match="in use by 1 request"):
         residency.unload("a")
-    residency.release("a")
+    give_back(residency, "a")
     assert residency.unload("a").result(PATIENCE) is True
     assert residency.unload("a").result(PATIENCE) is False
     assert residency.unload("never heard of").result(PATIENCE) is False
@@ -287,7 +316,7 @@ def test_a_busy_model_is_waited_for_and_the_refusal_names_it(make: MakeResidency
     lease(second, "a").future.result(PATIENCE)
     stream = ask(second, "b")
     assert second.wait_for(lambda slots: bool(slots["a"].wanted_by), PATIENCE)
-    second.release("a")
+    give_back(second, "a")
     assert stream.wait().text == "done"
 
 
@@ -372,7 +401,7 @@ def test_the_idle_timer_spares_models_in_use(make: MakeResidency) -> None:
     assert reaches(residency, "b", SlotState.REGISTERED)
     with residency.slots() as slots:
         assert slots["a"].state is SlotState.READY
-    residency.release("a")
+    give_back(residency, "a")
     assert reaches(residency, "a", SlotState.REGISTERED)
 
 
@@ -392,3 +421,91 @@ def test_states_follow_the_table() -> None:
     slot = Slot("a")
     with pytest.raises(RuntimeError, match="registered → ready"):
         slot.move(SlotState.READY)
+
+
+# -- death -----------------------------------------------------------------------------------------------------------
+
+
+def kill(residency: Residency, name: str) -> RuntimeFault:
+    with pytest.raises(EngineFailure, match="the loop broke") as caught:
+        ask(residency, name, prompt="die").wait()
+    with residency.slots() as slots:
+        assert slots[name].state is not SlotState.READY
+    return caught.value
+
+
+def test_a_model_that_dies_fails_what_is_in_hand_and_is_loaded_afresh(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.open_loads.set()
+    waiting = lease(residency, "a")
+    runtime = waiting.future.result(PATIENCE)
+    kill(residency, "a")
+    with residency.slots() as slots:
+        slot = slots["a"]
+        assert (slot.runtime, slot.leases, slot.last_exit) == (None, 0, "doll failed: the loop broke")
+        assert "the loop broke" in str(slot.error)
+        assert residency.ledger.holds("a") == {}
+    assert stage.closes == ["a"]
+    assert residency.counters["deaths"] == 1
+    residency.release(runtime)  # the lease of a model that is gone
+    stage.open_steps.set()
+    assert ask(residency, "a").wait().text == "done"
+    with residency.slots() as slots:
+        assert slots["a"].leases == 0
+    assert stage.loads == ["a", "a"]
+
+
+def test_the_others_do_not_notice_a_death(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.open_loads.set()
+    other = ask(residency, "b")
+    assert stage.serving.acquire(timeout=PATIENCE)
+    kill(residency, "a")
+    stage.open_steps.set()
+    assert other.wait().text == "done"
+
+
+def test_those_who_wait_behind_a_model_that_dies_get_a_fresh_one(make: MakeResidency, stage: Stage) -> None:
+    residency = make(budget=1.5)
+    stage.open_loads.set()
+    held = lease(residency, "a").future.result(PATIENCE)
+    wanting = lease(residency, "b")  # wants the room of a, so that newcomers of a queue
+    assert residency.wait_for(lambda slots: slots["a"].wanted_by == {"b"}, PATIENCE)
+    newcomer = ask(residency, "a")
+    request = Request("a", GenerationConfig(prompt="die"))
+    held.submit(request)
+    first = wanting.future.result(PATIENCE)
+    residency.release(first)
+    stage.open_steps.set()
+    assert newcomer.wait().text == "done"
+
+
+def test_a_model_that_keeps_dying_rests(make: MakeResidency, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    residency = make()
+    stage.open_loads.set()
+    stage.open_steps.set()
+    for _ in range(DEATHS):
+        kill(residency, "a")
+        assert reaches(residency, "a", SlotState.FAILED)
+    with pytest.raises(EngineDied, match=r"died 3 times within 5 minutes.*the loop broke.*again in") as caught:
+        ask(residency, "a").wait()
+    assert caught.value.model_name == "a"
+    assert ask(residency, "b").wait().text == "done"
+    monkeypatch.setattr("lfx_local_runtimes.runtimes.memory.slots.BACK_OFF_S", 0)
+    assert ask(residency, "a").wait().text == "done"
+
+
+def test_a_death_right_after_the_load_is_a_failed_load(make: MakeResidency, stage: Stage) -> None:
+    class Stillborn(Doll):
+        def _work(self, inbox: Inbox) -> None:
+            raise RuntimeError("never lived")
+
+    Stillborn.stage = stage
+    register_engine("doll", Stillborn)
+    stage.open_loads.set()
+    residency = make()
+    with pytest.raises(EngineFailure, match=r"never lived|not loaded"):
+        ask(residency, "a").wait()
+    assert reaches(residency, "a", SlotState.FAILED)
+    with residency.slots() as slots:
+        assert "never lived" in str(slots["a"].error)

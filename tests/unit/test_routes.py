@@ -225,7 +225,7 @@ def test_generate_returns_the_result(client: TestClient, registered: str) -> Non
 def test_generate_takes_messages(client: TestClient, registered: str, stage: Stage) -> None:
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hé\u2028"}]
     client.post("/generate", json={"model_name": registered, "messages": messages, "max_tokens": 1, "temperature": 0})
-    config = stage.requests[-1].config
+    config = stage.requests[-1].ask
     assert [turn.model_dump(exclude_unset=True) for turn in config.messages or ()] == messages
     assert config.temperature == 0
     assert type(config).__name__ == "GenerationConfig"
@@ -313,7 +313,7 @@ EXPECTED = {
     errors.ModelNotFound: 404, errors.RequestNotFound: 404, errors.ModelConflict: 409, errors.ModelBusy: 409,
     errors.QueueFull: 429, errors.DoesNotFit: 507, errors.NotAllowed: 403, errors.PathNotAllowed: 403, errors.PickleRefused: 403,
     errors.RemoteCodeRefused: 403, errors.MissingExtra: 501, errors.DeviceUnavailable: 422, errors.DownloadFailed: 502,
-    errors.Offline: 404, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.SettingsFault: 500, RuntimeFault: 500,
+    errors.Offline: 404, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.EngineDied: 503, errors.SettingsFault: 500, RuntimeFault: 500,
 }  # fmt: skip
 
 

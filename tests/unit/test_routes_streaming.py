@@ -12,9 +12,9 @@ from starlette.websockets import WebSocketDisconnect
 from lfx_local_runtimes.errors import ModelBusy
 from lfx_local_runtimes.routes import PREFIX, delivery
 from lfx_local_runtimes.routes.delivery import Delivery
-from lfx_local_runtimes.runtimes.config import GenerationConfig, TokenLogprob
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, TextDelta, ToolCallDelta
+from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Run
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta, TokenLogprob, ToolCallDelta
 from tests.routes_app import KEY, MODEL, Exchange, Stage, frames_of, layers, make_app, parse_event
 
 
@@ -166,7 +166,7 @@ async def test_silence_is_filled_with_comments(
 
 
 async def test_progress_is_told_once_per_percent() -> None:
-    feed = Delivery(GenerationStream(Request(MODEL, GenerationConfig(prompt="hi"))))
+    feed = Delivery(GenerationStream(Run(Request(MODEL, GenerationConfig(prompt="hi")))))
     events = [Progress("download", done, 1000) for done in (0, 4, 9, 10, 12, 20)] + [Progress("load"), Progress("load")]
     told = [(data["phase"], data["percent"]) for _, data in feed.messages([(0, event) for event in events])]
     assert told == [("download", 0), ("download", 1), ("download", 2), ("load", 0)]

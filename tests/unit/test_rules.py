@@ -7,14 +7,14 @@ import pytest
 
 from lfx_local_runtimes.errors import SettingsFault
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
-from lfx_local_runtimes.runtimes.rules import Rules
+from lfx_local_runtimes.runtimes.planning import inspect_model
+from lfx_local_runtimes.runtimes.planning.rules import Rules
 from lfx_local_runtimes.settings import get_settings
 from tests.builders import write_gguf
 
 
 def info(kind: ModelFormat, architecture: str | None = None) -> ModelInfo:
-    return ModelInfo(Path("m"), kind, (), None, 1, architecture=architecture)
+    return ModelInfo(Path("m"), kind, (), 1, architecture=architecture)
 
 
 def rules_file(path: Path, content: object) -> Path:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import InvalidModelFile
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
 from lfx_local_runtimes.runtimes.formats.safetensors import INDEX_NAME, read_index, read_safetensors
+from lfx_local_runtimes.runtimes.planning import inspect_model
 from tests.builders import encode_safetensors, safetensors_header, write_safetensors
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -111,7 +111,7 @@ def test_shards(tmp_path: Path) -> None:
     (tmp_path / second).unlink()
     assert inspect_model(tmp_path).problems == (f"1 of 2 shards are missing: {second}",)
     (tmp_path / INDEX_NAME).unlink()
-    assert inspect_model(tmp_path).problems == (f"{INDEX_NAME}, which names the shards, is missing",)
+    assert inspect_model(tmp_path).problems == (f"{INDEX_NAME} is missing: it lists the shards",)
 
 
 @pytest.mark.parametrize(

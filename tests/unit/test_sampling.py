@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import EngineFailure
-from lfx_local_runtimes.runtimes.config import GenerationConfig
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, logprob, penalise, shortlist
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 torch = pytest.importorskip("torch")
 

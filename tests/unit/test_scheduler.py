@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.errors import EngineFailure
-from lfx_local_runtimes.runtimes.config import GenerationConfig
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN
 from lfx_local_runtimes.runtimes.engines.llama_cpp import scheduler as module
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import BLOCK, SequenceTable, StateStore
-from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, RequestState
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import BUILT_IN
+from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, RequestState, Run
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 PIECE = 4 * BLOCK
 END = 0
@@ -95,7 +95,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         prompt = list(range(start, start + length))
         answer = Answer(request, BUILT_IN["none"])
         scheduler.add(Job(request, answer, prompt, answer.admit(length, 10_000)))
-        return GenerationStream(request)
+        return GenerationStream(Run(request))
 
     def run() -> None:
         for _ in range(10_000):

@@ -21,10 +21,10 @@ from lfx_local_runtimes.errors import ContextOverflow, InvalidInput, ModelNotFou
 from lfx_local_runtimes.node_inputs import labels_of
 from lfx_local_runtimes.nodes import Reporter
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk
-from lfx_local_runtimes.runtimes.tasks.ner import Entity, NerAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk
+from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk
+from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
 from lfx_local_runtimes.task_nodes import mark, rows_of
 from tests.scripted_tasks import ENDLESS, School, school
 

@@ -15,16 +15,16 @@ from fastapi.testclient import TestClient
 from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.routes import PREFIX
-from lfx_local_runtimes.routes.asks import MAX_INPUTS
 from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES
+from lfx_local_runtimes.routes.tasks.bodies import MAX_INPUTS
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.runtimes.requests import Failed, Finished, RequestState, TaskRequest, TaskRun
+from lfx_local_runtimes.runtimes.requests import Failed, Finished, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.tasks.base import Ask
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk, ClassificationResult, Label
-from lfx_local_runtimes.runtimes.tasks.embedding import EmbeddingAsk, EmbeddingResult
-from lfx_local_runtimes.runtimes.tasks.ner import Entity, NerAsk, NerResult
-from lfx_local_runtimes.runtimes.tasks.rerank import Ranked, RerankAsk, RerankResult
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShotAsk, ZeroShotResult
+from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk, ClassificationResult, Label
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingResult
+from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk, NerResult
+from lfx_local_runtimes.runtimes.tasks.text.rerank import Ranked, RerankAsk, RerankResult
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk, ZeroShotResult
 from tests.routes_app import (
     KEY,
     MODEL,
@@ -74,18 +74,18 @@ class FakeManager:
     def __init__(self) -> None:
         self.fault: RuntimeFault | None = None
         self.silent = False
-        self.requests: list[TaskRequest[Any]] = []
+        self.requests: list[Request[Any]] = []
         self.started = threading.Event()
 
-    def start(self, model_name: str, ask: Ask[Any], *, request_id: str | None = None) -> TaskRun[Any]:
-        request = TaskRequest(model_name, ask, request_id)
+    def start(self, model_name: str, ask: Ask[Any], *, request_id: str | None = None) -> Run[Any, Any]:
+        request = Request(model_name, ask, request_id)
         self.requests.append(request)
         if self.fault is not None:
             request.emit(Failed(self.fault))
         elif not self.silent:
             request.emit(Finished(RESULTS[ask.task]))
         self.started.set()
-        return TaskRun(request)
+        return Run(request)
 
     def cancel(self, request_id: str) -> RequestState:
         (request,) = (request for request in self.requests if request.id == request_id)
@@ -143,7 +143,7 @@ def test_embed(client: TestClient, fake: FakeManager) -> None:
     assert isinstance(fake.ask, EmbeddingAsk)
     assert fake.ask.texts == ("a", (1, 2))
     assert {name: getattr(fake.ask, name) for name in fields} == fields
-    assert (fake.requests[0].id, fake.requests[0].task, fake.requests[0].keep_alive) == ("mine", "embedding", 5)
+    assert (fake.requests[0].id, fake.requests[0].task, fake.requests[0].ask.keep_alive) == ("mine", "embedding", 5)
 
 
 def test_rerank(client: TestClient, fake: FakeManager) -> None:
@@ -221,7 +221,7 @@ def test_embeddings_take_our_own_options_too(client: TestClient, fake: FakeManag
     client.post("/v1/embeddings", json=OPENAI["/v1/embeddings"] | fields)
 
     assert {name: getattr(fake.ask, name) for name in fields} == fields
-    assert fake.requests[-1].keep_alive == 0
+    assert fake.requests[-1].ask.keep_alive == 0
 
 
 def test_nothing_is_said_of_cuts_where_there_are_none(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +268,7 @@ def test_so_many_inputs_and_no_more(client: TestClient, path: str) -> None:
 
     response = client.post(path, json=BODIES[path] | {field: ["a"] * (MAX_INPUTS + 1)})
 
-    assert response.json()["error"]["message"].startswith(
-        f"{field}: 2,049 inputs are more than the 2,048 of one request"
-    )
+    assert response.json()["error"]["message"].startswith(f"{field}: 2,049 inputs; the limit of one request is 2,048")
 
 
 @pytest.mark.parametrize("path", ["/classify", "/v1/classify"])
@@ -280,7 +278,7 @@ def test_every_text_with_every_label_counts(client: TestClient, path: str) -> No
 
     response = client.post(path, json=BODIES[path] | many)
 
-    assert response.json()["error"]["message"].startswith("labels: each with each text makes 2,112 inputs")
+    assert response.json()["error"]["message"].startswith("labels: 2,112 text–label pairs")
 
 
 WRONG = [
@@ -457,5 +455,5 @@ def test_the_description_has_both_bodies_of_classify_and_what_input_may_be(manag
     classify = schema["paths"][f"{PREFIX}/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     given = schema["components"]["schemas"]["EmbeddingsBody"]["properties"]["input"]["anyOf"]
 
-    assert [one["$ref"].rpartition("/")[2] for one in classify["anyOf"]] == ["ClassifyBody", "ZeroShotBody"]
+    assert [one["$ref"].rpartition("/")[2] for one in classify["anyOf"]] == ["ClassificationBody", "ZeroShotBody"]
     assert [one["type"] for one in given] == ["string", "array", "array", "array"]

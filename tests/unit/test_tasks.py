@@ -7,13 +7,14 @@ import pytest
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.tasks import TASKS
-from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, TaskResult, Tokens
-from lfx_local_runtimes.runtimes.tasks.classification import ClassificationAsk, scores
-from lfx_local_runtimes.runtimes.tasks.embedding import Embedding, EmbeddingAsk, pool
-from lfx_local_runtimes.runtimes.tasks.ner import Ner, NerAsk
-from lfx_local_runtimes.runtimes.tasks.rerank import RerankAsk
-from lfx_local_runtimes.runtimes.tasks.zero_shot import ZeroShot, ZeroShotAsk
+from lfx_local_runtimes.runtimes.tasks import task_rows
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk, scores
+from lfx_local_runtimes.runtimes.tasks.text.embedding import Embedding, EmbeddingAsk, pool
+from lfx_local_runtimes.runtimes.tasks.text.ner import Ner, NerAsk
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec, Tokens
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShot, ZeroShotAsk
 
 ABOUT = TaskResult("m", {})
 STATES = np.array([[[1, 2], [3, 4], [100, 100]], [[5, 6], [7, 8], [9, 1]]], dtype=np.float32)
@@ -170,4 +171,4 @@ def test_what_cannot_be_asked_is_named(ask: Any, options: dict[str, Any], said: 
 
 def test_every_task_is_asked_by_its_name() -> None:
     for ask in (EmbeddingAsk, RerankAsk, ClassificationAsk, ZeroShotAsk, NerAsk):
-        assert ask.task in TASKS
+        assert ask.task in task_rows()

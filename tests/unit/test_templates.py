@@ -11,10 +11,10 @@ import pytest
 from jinja2 import TemplateError
 
 from lfx_local_runtimes.errors import InvalidInput, TemplateFault
-from lfx_local_runtimes.runtimes.config import ChatMessage, Tool, ToolCall
+from lfx_local_runtimes.runtimes.chat.template_sandbox import TemplateRefusal, TemplateSandbox
+from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN, Template, choose_template, render, strip_bos
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.text.template_sandbox import TemplateRefusal, TemplateSandbox
-from lfx_local_runtimes.runtimes.text.templates import BUILT_IN, Template, choose_template, render, strip_bos
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool, ToolCall
 
 CHATML = """{%- if tools %}
     {{- '<|im_start|>system\\n' }}{{ tools | tojson }}{{- '<|im_end|>\\n' }}
@@ -76,7 +76,7 @@ def said(*turns):
 
 
 def info(**facts):
-    facts = {"format": ModelFormat.GGUF, "files": (), "engine": "llama_cpp", "size_bytes": 1} | facts
+    facts = {"format": ModelFormat.GGUF, "files": (), "size_bytes": 1} | facts
     return ModelInfo(path=Path("model.gguf"), **facts)
 
 
@@ -495,24 +495,23 @@ def test_text_comes_through_whole(sandbox):
 
 def test_closing_leaves_no_process_and_rendering_starts_again(sandbox, recwarn):
     assert sandbox.render("a", {}) == "a"
-    process = sandbox._idle[0]._process
+    child = sandbox._idle[0].child
     sandbox.close()
-    assert process.returncode is not None
-    assert process.stdin.closed
-    assert process.stdout.closed
+    assert not child.alive
+    assert _ends(child.pid)
     assert sandbox.render("b", {}) == "b"
-    del process
+    del child
     gc.collect()
     assert not recwarn.list
 
 
 def test_a_process_that_was_killed_is_replaced(sandbox):
     assert sandbox.render("a", {}) == "a"
-    process = sandbox._idle[0]._process
-    process.kill()
-    process.wait()
+    child = sandbox._idle[0].child
+    child.kill()
+    child.wait()
     assert sandbox.render("b", {}) == "b"
-    assert sandbox._idle[0]._process is not process
+    assert sandbox._idle[0].child is not child
 
 
 def test_warm_compiles_ahead(sandbox):
@@ -527,14 +526,14 @@ def test_warm_compiles_ahead(sandbox):
 
 
 EXIT = """
-from lfx_local_runtimes.runtimes.text.template_sandbox import get_sandbox
+from lfx_local_runtimes.runtimes.chat.template_sandbox import get_sandbox
 import sys, threading, time
 sandbox = get_sandbox()
 sandbox.render("warm", {})
 if sys.argv[1] == "busy":
     threading.Thread(target=sandbox.render, args=(sys.argv[2], {}), daemon=True).start()
     while not sandbox._busy: time.sleep(0)
-print(*[worker._process.pid for worker in [*sandbox._idle, *sandbox._busy]], flush=True)
+print(*[worker.child.pid for worker in [*sandbox._idle, *sandbox._busy]], flush=True)
 if sys.argv[1] == "killed":
     import os, signal
     os.kill(os.getpid(), signal.SIGKILL)
@@ -569,18 +568,18 @@ def _ends(pid: int) -> bool:
 def test_a_forked_child_starts_its_own():
     code = """
 import os
-from lfx_local_runtimes.runtimes.text.template_sandbox import get_sandbox
+from lfx_local_runtimes.runtimes.chat.template_sandbox import get_sandbox
 sandbox = get_sandbox()
 sandbox.render("warm", {})
-mine = sandbox._idle[0]._process.pid
+mine = sandbox._idle[0].child.pid
 if os.fork() == 0:
     assert sandbox.render("child", {}) == "child"
-    assert sandbox._idle[0]._process.pid != mine
+    assert sandbox._idle[0].child.pid != mine
     sandbox.close()
     os._exit(0)
 assert os.wait()[1] == 0
 assert sandbox.render("parent", {}) == "parent"
-assert sandbox._idle[0]._process.pid == mine
+assert sandbox._idle[0].child.pid == mine
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=False

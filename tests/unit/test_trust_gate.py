@@ -12,7 +12,7 @@ import pytest
 from lfx_local_runtimes.errors import NotAllowed, PickleRefused, RemoteCodeRefused
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.trust import gate, scan
 from lfx_local_runtimes.runtimes.trust.review import CodeChanged, CodeUnchecked, Reviewer
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def info(self) -> ModelInfo:
-        return inspect_model(self.folder)
+        return read_model(self.folder)
 
     def approve(self) -> str:
         report = code_of(self.folder) if self.kind == "remote_code" else pickle_of(self.folder)
@@ -144,22 +144,20 @@ def test_a_variant_goes_by_the_name_of_its_model(case: Case) -> None:
 def test_a_model_without_code_passes_and_leaves_no_line(tmp_path: Path, settings: Any) -> None:
     write_model(tmp_path / "m")
     config = ModelConfig(model_id=str(tmp_path / "m"), model_name="m")
-    gate.check(config, inspect_model(tmp_path / "m"), Settings(home=tmp_path / "home"), "none")
+    gate.check(config, read_model(tmp_path / "m"), Settings(home=tmp_path / "home"), "none")
     assert not (tmp_path / "home").exists()
 
 
 def test_code_that_is_not_asked_for_needs_no_approval(tmp_path: Path) -> None:
     folder = write_code(tmp_path / "m")
-    gate.check(
-        ModelConfig(model_id="m", model_name="m"), inspect_model(folder), Settings(home=tmp_path / "home"), "none"
-    )
+    gate.check(ModelConfig(model_id="m", model_name="m"), read_model(folder), Settings(home=tmp_path / "home"), "none")
 
 
 def test_code_that_is_asked_for_and_not_there_passes(tmp_path: Path) -> None:
     write_model(tmp_path / "m")
     config = ModelConfig(model_id="m", model_name="m", trust_remote_code=True)
     settings = Settings(home=tmp_path / "home", trust_remote_code=True)
-    gate.check(config, inspect_model(tmp_path / "m"), settings, "none")
+    gate.check(config, read_model(tmp_path / "m"), settings, "none")
 
 
 def test_code_that_cannot_be_checked_is_refused(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ import collections
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.processes.child import ChildNotStarted
+from lfx_local_runtimes.runtimes.processes.confinement import Policy
+from lfx_local_runtimes.runtimes.processes.frames import Frame
 from lfx_local_runtimes.runtimes.trust import model_code, scan, worker
 from lfx_local_runtimes.runtimes.trust.pickles import read_globals
 from lfx_local_runtimes.runtimes.trust.python_code import Unreadable, read_python
@@ -114,7 +116,7 @@ def test_what_python_could_not_run_is_unreadable(source: bytes) -> None:
 def test_a_model_without_code_has_no_report(tmp_path: Path) -> None:
     write_model(tmp_path / "m")
     (tmp_path / "m" / "unused.py").write_text("import os")
-    assert scan.scan(inspect_model(tmp_path / "m")) == ()
+    assert scan.scan(read_model(tmp_path / "m")) == ()
 
 
 def test_the_report_has_files_findings_and_imports(tmp_path: Path) -> None:
@@ -190,14 +192,19 @@ def test_code_that_cannot_be_checked_is_a_problem(tmp_path: Path, reference: str
     assert report.files == ()
 
 
-def test_links_into_the_hubs_blobs_are_the_models_own(tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--org--name" / "snapshots" / ("a" * 40)
+def linked_snapshot(folder: Path) -> Path:
+    """A model in the hub's cache: its files are links to blobs."""
+    snapshot = folder / "models--org--name" / "snapshots" / ("a" * 40)
     write_code(snapshot)
-    blob = tmp_path / "models--org--name" / "blobs" / "123"
+    blob = folder / "models--org--name" / "blobs" / "123"
     blob.parent.mkdir()
     (snapshot / "modeling.py").rename(blob)
     (snapshot / "modeling.py").symlink_to(blob)
-    report = code_of(snapshot)
+    return snapshot
+
+
+def test_links_into_the_hubs_blobs_are_the_models_own(tmp_path: Path) -> None:
+    report = code_of(linked_snapshot(tmp_path))
     assert (report.files, report.problems) == (("modeling.py",), ())
     assert report.source == f"org/name@{'a' * 40}"
 
@@ -381,16 +388,18 @@ def test_a_scan_that_dies_is_a_problem_and_not_a_model_without_code(
     own_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_code(tmp_path / "m")
+    monkeypatch.setattr(scan, "TIME_LIMIT_S", 0.0)
+    assert "did not answer within 0 s" in code_of(folder).problems[0]
+    monkeypatch.setattr(scan, "TIME_LIMIT_S", 60.0)
     monkeypatch.setattr(scan, "_WORKER", "no_such_module")
-    assert "status 1" in code_of(folder).problems[0]
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
-    assert "did not run" in code_of(folder).problems[0]
+    assert code_of(folder).problems[0].startswith("The scan ")
+    assert code_of(folder).sha256 == ""
 
-    def slow(*arguments: object, **options: object) -> None:
-        raise subprocess.TimeoutExpired("scan", 1)
+    def not_started(*arguments: object, **options: object) -> None:
+        raise ChildNotStarted("The scan did not start.")
 
-    monkeypatch.setattr(subprocess, "run", slow)
-    assert "took longer" in code_of(folder).problems[0]
+    monkeypatch.setattr(scan, "Child", not_started)
+    assert code_of(folder).problems == ("The scan did not start.",)
 
 
 def test_the_scan_reads_in_a_process_of_its_own(
@@ -404,10 +413,17 @@ def test_the_scan_reads_in_a_process_of_its_own(
     assert [one.group for one in pickle_of(weights).findings] == ["programs"]
 
 
-def test_the_process_of_the_scan_is_limited() -> None:
-    program = (
-        "import resource\nfrom lfx_local_runtimes.runtimes.trust.worker import limit\nlimit()\n"
-        "print([resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(done.stdout) == [worker.MEMORY_LIMIT, worker.CPU_LIMIT_S]
+def test_links_into_the_blobs_can_be_read_by_the_confined_scan(own_process: None, tmp_path: Path) -> None:
+    report = code_of(linked_snapshot(tmp_path))
+    assert (report.files, report.problems) == (("modeling.py",), ())
+
+
+def test_the_scan_can_read_the_model_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policies: list[Policy] = []
+    sent: list[Frame] = []
+    monkeypatch.setattr(worker, "confine", policies.append)
+    folder = write_code(tmp_path / "m")
+    link: Any = SimpleNamespace(receive=lambda: Frame({"folder": str(folder)}), send=sent.append)
+    worker.main(link)
+    assert policies == [Policy(read=(folder.resolve(),), memory=worker.MEMORY_LIMIT)]
+    assert list(sent[0].header["files"]) == ["modeling.py"]

@@ -10,10 +10,10 @@ from lfx_local_runtimes.runtimes.batching import BatchingRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.engines.encoder.scheduler import EncoderScheduler, Job, Row, Slice
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.requests import TaskRequest
-from lfx_local_runtimes.runtimes.tasks import TASKS
-from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, Tokens
-from lfx_local_runtimes.runtimes.tasks.zero_shot import entailment
+from lfx_local_runtimes.runtimes.requests import Request
+from lfx_local_runtimes.runtimes.tasks import task_row
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec, Tokens
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import entailment
 
 SLICE = 256
 """Pieces of a job that are tokenized at once, while those before them are computed."""
@@ -95,7 +95,7 @@ class EncoderRuntime(BatchingRuntime):
         )
         self._batch_work(inbox, self._scheduler)
 
-    def _prepare(self, request: TaskRequest[Any]) -> Slice:
+    def _prepare(self, request: Request[Any]) -> Slice:
         """The next rows of a request.
 
         Raises:
@@ -105,8 +105,8 @@ class EncoderRuntime(BatchingRuntime):
         assert network is not None
         job: Job | None = request.job
         if job is None:
-            task = TASKS[request.task]
-            job = request.job = Job(request, task, task.pieces(request.ask, network.spec))
+            reading = task_row(request.task).work
+            job = request.job = Job(request, reading, reading.pieces(request.ask, network.spec))
         overflow = request.ask.overflow
         first = job.arrived
         parts = network.tokenize(job.pieces[first : first + SLICE], chunks=overflow == "chunk")

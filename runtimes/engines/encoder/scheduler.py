@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
-from lfx_local_runtimes.runtimes.requests import Failed, Finished, RequestState, TaskRequest
-from lfx_local_runtimes.runtimes.tasks.base import Spec, Task, TaskResult, Tokens
+from lfx_local_runtimes.runtimes.requests import Failed, Finished, Request, RequestState
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.text.reading import Reading, Spec, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,8 @@ Compute = Callable[[Sequence[Tokens]], Any]
 class Job:
     """A request under way: its pieces, and the values of those that are done."""
 
-    request: TaskRequest[Any]
-    task: Task[Any, Any]
+    request: Request[Any]
+    reading: Reading[Any, Any]
     pieces: Sequence[Any]
     started: bool = False
     arrived: int = 0
@@ -105,7 +106,7 @@ class EncoderScheduler:
         """Drop jobs whose callers have left, or whose later texts could not be prepared, and compute one batch."""
         for job in [job for job in self._rows if job.request.cancelled or job.request.state is RequestState.FAILED]:
             del self._rows[job]
-            job.request.emit(job.request.nothing())
+            job.request.emit(job.request.empty())
         batch = self._take()
         if batch:
             self._run(batch)
@@ -148,12 +149,12 @@ class EncoderScheduler:
                 "The model's output is not numbers: its weights are broken, or its activations overflowed.",
                 hint="Load it in fp32, or fetch its files again.",
             )
-        tasks = dict.fromkeys(job.task for job, _ in batch)
+        readings = dict.fromkeys(job.reading for job, _ in batch)
         values: dict[int, Any] = {}  # all of them before any is kept: a batch that fails is computed again
-        for task in tasks:
-            places = [index for index, (job, _) in enumerate(batch) if job.task is task]
-            theirs = output if len(tasks) == 1 else output[places]
-            found = task.values(theirs, [batch[index][1].tokens for index in places], self._spec)
+        for reading in readings:
+            places = [index for index, (job, _) in enumerate(batch) if job.reading is reading]
+            theirs = output if len(readings) == 1 else output[places]
+            found = reading.values(theirs, [batch[index][1].tokens for index in places], self._spec)
             values.update(zip(places, found, strict=True))
         for index, value in values.items():
             self._keep(*batch[index], value)
@@ -174,7 +175,7 @@ class EncoderScheduler:
         parts.append((value, len(row.tokens.ids)))
         if len(parts) == row.parts:
             del job.parts[row.piece]
-            job.values[row.piece] = job.task.join([value for value, _ in parts], [length for _, length in parts])
+            job.values[row.piece] = job.reading.join([value for value, _ in parts], [length for _, length in parts])
 
     def _finish(self, job: Job) -> None:
         request = job.request
@@ -186,7 +187,7 @@ class EncoderScheduler:
                     "truncated": dict(sorted(job.truncated.items())),
                 },
             )  # fmt: skip
-            result = job.task.result(request.ask, job.values, self._spec, about)
+            result = job.reading.result(request.ask, job.values, self._spec, about)
         except Exception as error:  # noqa: BLE001 - this request's alone
             self._fail(job, error)
             return

@@ -9,7 +9,7 @@ from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.formats.hf_config import number
 from lfx_local_runtimes.runtimes.formats.jsonfile import read_json, read_text
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.tasks.base import Dense, Spec
+from lfx_local_runtimes.runtimes.tasks.text.reading import Dense, Spec
 
 _POSITIONS_FROM_TWO = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"})
 """Architectures that number positions from two on, and so read two tokens less than their table has."""

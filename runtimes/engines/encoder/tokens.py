@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.tasks.base import Piece, Tokens
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Tokens
 
 
 class PieceTokenizer:

@@ -10,14 +10,11 @@ from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options, Row, reason
+from lfx_local_runtimes.runtimes.engines.llama_cpp.offer import CALL
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.runtimes.tasks.base import Piece, Spec, Tokens
-
-CALL = 512
-"""Tokens of one call, where no text is longer: llama.cpp compares each with every other of its call, so that the work
-grows with the square."""
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec, Tokens
 
 TEXTS = 64
 """Texts of one call at most."""

@@ -6,7 +6,9 @@ from typing import Any
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
-from lfx_local_runtimes.runtimes.config import DeviceType, Grammar, ModelConfig
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import choose_template, warm
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, llama_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options
@@ -14,8 +16,7 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Schedul
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import SequenceTable, StateStore
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, Request
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
 
 PIECE = 256
 """Tokens of a prompt evaluated in one call: a cancel lands between two of them."""

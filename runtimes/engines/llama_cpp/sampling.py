@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure
-from lfx_local_runtimes.runtimes.config import GenerationConfig, TokenLogprob
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TokenLogprob
 
 _LEAST = -9999.0
 """Stands for a logarithm of zero, which JSON cannot write."""

@@ -17,14 +17,14 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.batching import QueuedScheduler
-from lfx_local_runtimes.runtimes.config import FinishReason
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.filters import Utf8Decoder
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import Cached, Placement, SequenceTable, next_piece
 from lfx_local_runtimes.runtimes.requests import Failed, Request
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
+from lfx_local_runtimes.runtimes.tasks.generation import FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Scheduler(QueuedScheduler[Job]):
             self.table.take(target, job.prompt, keep)
             job.sequence, job.cached_tokens = target, keep
             self._running.append(job)
-            job.sampler = Sampler(self._model, job.request.config, job.answer.seed, job.prompt, job.constraint)
+            job.sampler = Sampler(self._model, job.request.ask, job.answer.seed, job.prompt, job.constraint)
         except Exception as error:  # noqa: BLE001 - this request's alone
             if job.sequence is None:  # half-way between two prompts: what it holds is not known
                 self._model.cut(target.id, 0)

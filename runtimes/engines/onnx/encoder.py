@@ -1,4 +1,4 @@
-"""Encoders in ONNX Runtime: the files a model comes with, or one made from its safetensors."""
+"""Encoders in ONNX Runtime. The plan names the ONNX file; `export` has made it if the model came without one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,8 @@ from lfx_local_runtimes.runtimes.engines.encoder.spec import read_spec
 from lfx_local_runtimes.runtimes.engines.encoder.tokens import PieceTokenizer, padded
 from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
-from lfx_local_runtimes.runtimes.engines.onnx.export import exported
-from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.formats.onnx import read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.tasks.base import Tokens
+from lfx_local_runtimes.runtimes.tasks.text.reading import Tokens
 
 _EXTRA = "onnx"
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -31,13 +28,9 @@ class OnnxEncoder(EncoderRuntime):
     engine = "onnx"
 
     def _open(self, plan: LoadPlan, context: LoadContext) -> "OnnxNetwork":
-        carried = plan.info.format is ModelFormat.ONNX
-        file = plan.info.files[0] if carried else exported(plan, self.config, context)
-        threads = self.config.threads or physical_cores()
-        session = _session(file, plan, threads)
+        session = _session(plan.info.files[0], plan, self.config.threads or physical_cores())
         tokenizer = read_tokenizer(plan.info.folder)
-        weights = plan.info.weight_bytes if carried else read_onnx(file).weight_bytes
-        return OnnxNetwork(session, tokenizer, plan, weights or 0, self.config.pooling)
+        return OnnxNetwork(session, tokenizer, plan, plan.info.weight_bytes or 0, self.config.pooling)
 
     def _close(self) -> None:
         super()._close()

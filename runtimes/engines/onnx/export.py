@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,9 @@ from lfx_local_runtimes.errors import EngineFailure, LoadFailed
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.engines.onnx.offer import with_file
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.formats.onnx import read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
@@ -31,6 +35,17 @@ _WORKER = "lfx_local_runtimes.runtimes.engines.onnx.export_worker"
 _POLL_S = 0.1
 _LARGEST = 1_500 * 2**20
 """Bytes: past that torch writes several files, and protobuf holds no more than 2 GiB in one."""
+
+
+def with_export(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> LoadPlan:
+    """The plan with an ONNX file to load. The file is made if the plan has none.
+
+    Raises:
+        RuntimeFault: as `exported`.
+    """
+    if plan.info.format is ModelFormat.ONNX:
+        return plan
+    return replace(plan, info=with_file(plan.info, read_onnx(exported(plan, config, context))))
 
 
 def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:

@@ -19,7 +19,7 @@ from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import auto_class
 from lfx_local_runtimes.runtimes.engines.transformers.load import libraries, load_encoder
-from lfx_local_runtimes.runtimes.formats.inspect import inspect_model
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
 from lfx_local_runtimes.settings import Settings
 
@@ -40,7 +40,7 @@ def export(model: Path, task: str, target: Path, *, trust_remote_code: bool) -> 
     config = ModelConfig(
         model_id=str(model), model_name=model.name, model_type=task, trust_remote_code=trust_remote_code
     )
-    plan = LoadPlan(inspect_model(model), RuntimeType.TRANSFORMERS, CPU, "fp32", DEFAULT_CONTEXT, task=task)
+    plan = LoadPlan(read_model(model), RuntimeType.TRANSFORMERS, CPU, "fp32", DEFAULT_CONTEXT, task=task)
     settings = Settings(trust_remote_code=trust_remote_code)
     network, tokenizer = load_encoder(auto_class(task), plan, config, LoadContext(settings=settings))
     output = "last_hidden_state" if task == "embedding" else "logits"

@@ -13,8 +13,7 @@ from itertools import count
 from typing import Any
 
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded, libraries
-from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
-from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_mem
 from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, faults, libraries, load_encoder
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.tasks.base import Tokens
+from lfx_local_runtimes.runtimes.tasks.text.reading import Tokens
 
 _AUTO = {"embedding": "AutoModel", "ner": "AutoModelForTokenClassification"}
 

@@ -7,7 +7,9 @@ from typing import Any
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
-from lfx_local_runtimes.runtimes.config import Grammar, ModelConfig
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import choose_template, warm
+from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, hf_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch, paged_batch
@@ -15,11 +17,9 @@ from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded, faults
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.transformers.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
-from lfx_local_runtimes.runtimes.formats.memory import estimate_memory
-from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Request
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt evaluated at once by a model that is not batched: a cancel lands between two chunks."""
@@ -97,7 +97,7 @@ class TransformersRuntime(BatchingRuntime):
         loaded, plan = self._loaded, self._plan
         assert loaded is not None
         assert plan is not None
-        tokenizer, config, length = loaded.tokenizer, request.config, plan.context_length
+        tokenizer, config, length = loaded.tokenizer, request.ask, plan.context_length
         answer = Answer(request, self._template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
         answer.check_size(plan.context_length)
         prompt = answer.fit(_tokenize(tokenizer, answer), length)

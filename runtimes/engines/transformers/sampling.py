@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure
-from lfx_local_runtimes.runtimes.config import GenerationConfig, TokenLogprob
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TokenLogprob
 
 _FIRST_GUESS = 1024
 """Candidates looked at first when nothing but their probabilities limits them; sorting 262,144 takes 50 ms."""

@@ -9,13 +9,13 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.batching import QueuedScheduler
-from lfx_local_runtimes.runtimes.config import FinishReason
+from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, logprob
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 from lfx_local_runtimes.runtimes.requests import Failed, Request
-from lfx_local_runtimes.runtimes.text.answer import Answer
+from lfx_local_runtimes.runtimes.tasks.generation import FinishReason
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Job:
             return 0
 
     def _choose(self, scores: Any) -> int:
-        config = self.request.config
+        config = self.request.ask
         before = scores.clone() if config.logprobs else None
         token = self.forced.popleft() if self.forced else self.sampler.sample(scores)
         self.tokens.append(token)

@@ -1,0 +1,1 @@
+"""Routes that are made from the tasks' rows."""

@@ -1,0 +1,77 @@
+"""What clients may ask of a task, in either API: the fields of its `Ask`, with a limit on the inputs of one request."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, Union
+
+from pydantic import BaseModel, PlainValidator, ValidationInfo, field_validator
+
+from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskRow
+
+MAX_INPUTS = 2048
+"""Inputs of one request, as OpenAI has it."""
+
+AskT = TypeVar("AskT", bound=Ask[Any])
+
+
+class Limited(BaseModel):
+    """Put before an `Ask`: at most `MAX_INPUTS` inputs, counted before anything else is looked at.
+
+    A zero-shot classifier may read every text with every label, so their product counts.
+    """
+
+    @field_validator("texts", "documents", mode="before", check_fields=False)
+    @classmethod
+    def _few(cls, value: object) -> object:
+        if isinstance(value, list) and len(value) > MAX_INPUTS:
+            raise ValueError(f"{len(value):,} inputs; the limit of one request is {MAX_INPUTS:,}")
+        return value
+
+    @field_validator("labels", check_fields=False)
+    @classmethod
+    def _few_pairs(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        pairs = len(value) * len(info.data.get("texts", ()))
+        if pairs > MAX_INPUTS:
+            raise ValueError(f"{pairs:,} text–label pairs; the limit of one request is {MAX_INPUTS:,}")
+        return value
+
+
+def body_of(row: TaskRow, head: type[BaseModel], prefix: str = "") -> type[BaseModel]:
+    """The body of a task's route: the fields of `head` (which say what model is meant), then those of its ask."""
+    name = f"{prefix}{row.ask.__name__.removesuffix('Ask')}Body"
+    return type(name, (head, Limited, row.ask), {"__doc__": row.ask.__doc__, "__module__": __name__})
+
+
+def ask_of(body: BaseModel, ask: type[AskT]) -> AskT:
+    """The part of a validated body that is the engine room's."""
+    return ask.model_construct(**{name: getattr(body, name) for name in ask.model_fields})
+
+
+def one_of(rows: Sequence[TaskRow], bodies: Sequence[type[BaseModel]]) -> Any:
+    """The type of a body that is meant for one of several tasks with the same path.
+
+    A task with a `needed` field is meant if the body brings that field. The errors are those of one body, not of all.
+    """
+    if len(bodies) == 1:
+        return bodies[0]
+
+    def read(value: Any) -> BaseModel:
+        given = value if isinstance(value, dict) else {}
+        choice = next((i for i, row in enumerate(rows) if row.needed and given.get(row.needed) is not None), None)
+        if choice is None:
+            choice = next(i for i, row in enumerate(rows) if row.needed is None)
+        return bodies[choice].model_validate(value)
+
+    either: Any = Union[tuple(bodies)]  # noqa: UP007 - the types are known at run time only
+    reader: Callable[[Any], Any] = read
+    return PlainValidator(reader, json_schema_input_type=either)
+
+
+def by_path() -> dict[str, list[TaskRow]]:
+    """The tasks whose routes are made from their rows, by path."""
+    from lfx_local_runtimes.runtimes.tasks import task_rows
+
+    found: dict[str, list[TaskRow]] = {}
+    for row in task_rows().values():
+        if row.path:
+            found.setdefault(row.path, []).append(row)
+    return found

@@ -1,0 +1,259 @@
+"""One answer in the making, the same for every engine: prompt text, events, times, the result.
+
+The engine's text passes through, in this order: the end of the turn, the split of thought and answer, the parser of tool
+calls, and the caller's stop strings, which count in the answer's text only.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
+from lfx_local_runtimes.runtimes.chat.filters import StopFilter
+from lfx_local_runtimes.runtimes.chat.reasoning import NoThought, Splitter, make_splitter
+from lfx_local_runtimes.runtimes.chat.templates import Template, render, strip_bos
+from lfx_local_runtimes.runtimes.chat.tool_choice import forced_grammar, is_forced, offered_tools
+from lfx_local_runtimes.runtimes.chat.tool_formats import choose_format
+from lfx_local_runtimes.runtimes.chat.tool_parsers import ForcedParser, Parsed, Parser
+from lfx_local_runtimes.runtimes.requests import Finished, Request
+from lfx_local_runtimes.runtimes.tasks.generation import (
+    FinishReason,
+    GenerationConfig,
+    GenerationResult,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
+
+_LONGEST_TOKEN = 512
+"""Characters."""
+
+
+class Answer:
+    """Follows one request from its prompt to its result. Times run from `begin`, or else from the moment it is made.
+
+    Args:
+        request: what was asked, a `GenerationConfig`.
+        template: how the model writes conversations down.
+        bos: the text of the begin-of-sequence token, empty where there is none.
+        eos: likewise of the end.
+    """
+
+    def __init__(self, request: Request[GenerationConfig], template: Template, *, bos: str = "", eos: str = "") -> None:
+        self._request = request
+        self._started = time.perf_counter()
+        self._first: float | None = None
+        config = request.ask
+        self.seed = secrets.randbelow(2**32 - 1) if config.seed is None else config.seed
+        self.template = "raw" if config.raw else template.name
+        self.grammar = config.grammar or forced_grammar(config)
+        """What the engine has to hold the answer to."""
+        self.marks: tuple[str, ...] = ()
+        """Control tokens whose text has to be pushed, though engines otherwise leave such tokens out."""
+        self._parser = self._make_parser(config, template)
+        self._splitter, text = self._write_prompt(config, template, bos, eos)
+        self.prompt, self.had_bos = strip_bos(text, bos)
+        continues = config.messages is not None and config.messages[-1].role == "assistant"
+        self._trim = not config.raw and template.name == "dialogue" and not continues and self.grammar is None
+        self._stop = StopFilter(config.stop)
+        self._pieces: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[ToolCallDelta] = []
+        self._thought_tokens = 0
+        self._closing = False
+        """The end of the thought has been demanded and has not come yet."""
+        self._logprobs: list[TokenLogprob] = []
+        self._told = 0
+        self.prompt_tokens = 0
+        self.tokens = 0
+        """Generated so far, an end token not counted."""
+        self._cut = 0
+
+    def _make_parser(self, config: GenerationConfig, template: Template) -> Parser | None:
+        """What finds tool calls. Also sets what ends the turn: for some families a mark after a call; nothing where a
+        grammar rules, because a text that it allows may hold such a mark."""
+        stops = () if config.raw or self.grammar is not None else template.stop
+        tools = offered_tools(config)
+        parser: Parser | None = None
+        if is_forced(config):
+            parser = ForcedParser(tools)
+        elif tools and config.grammar is None:
+            form = choose_format(template.name, template.source)
+            parser = form.parser(tools, parallel=config.parallel_tool_calls)
+            self.marks, stops = form.control, (*stops, *form.stops)
+        self._turn = StopFilter(stops)
+        return parser
+
+    def _write_prompt(self, config: GenerationConfig, template: Template, bos: str, eos: str) -> tuple[Splitter, str]:
+        """The prompt, and what splits the answer to it. A grammar rules all of the answer: nothing is thought then."""
+        if config.raw:
+            return NoThought(), config.prompt or ""
+        thinking = self.grammar is None and config.reasoning_budget != 0
+        prompt = render(
+            template, config.turns, bos_token=bos, eos_token=eos, tools=offered_tools(config),
+            continue_final=config.continue_final_message, thinking=thinking,
+        )  # fmt: skip
+        last = config.turns[-1]
+        splitter = make_splitter(template.source or "", prompt, last.content if last.role == "assistant" else "")
+        if not thinking:
+            prompt += splitter.skip()
+        if self.grammar is not None:
+            return NoThought(), prompt
+        self.marks += splitter.marks
+        return splitter, prompt
+
+    def begin(self) -> None:
+        """The computation starts now."""
+        self._started = time.perf_counter()
+
+    def given_tokens(self, vocabulary: int) -> list[int] | None:
+        """The prompt's tokens where the caller gave them; None where they have to be made from its text.
+
+        Raises:
+            InvalidInput: an id is not in the vocabulary.
+        """
+        ids = self._request.ask.prompt_ids
+        if ids is None:
+            return None
+        wrong = next((one for one in ids if one >= vocabulary), None)
+        if wrong is not None:
+            raise InvalidInput(
+                f"Token id {wrong} is not in the model's vocabulary of {vocabulary:,}.",
+                model_name=self._request.model_name, hint="Send the text, or ids of this model's tokenizer.",
+            )  # fmt: skip
+        return list(ids)
+
+    def check_size(self, context_length: int) -> None:
+        """Refuse a prompt that cannot fit before time is spent on its tokens.
+
+        Raises:
+            ContextOverflow: it has more characters than the longest tokens would hold.
+        """
+        if len(self.prompt) > context_length * _LONGEST_TOKEN and not self._request.ask.truncate:
+            raise ContextOverflow(
+                f"The prompt has {len(self.prompt):,} characters; the context holds {context_length:,} tokens.",
+                model_name=self._request.model_name, hint="Shorten it, or set truncate.",
+            )  # fmt: skip
+
+    def fit(self, prompt: list[int], context_length: int) -> list[int]:
+        """The prompt's tokens, the oldest cut off if the request allows it and the context is too short.
+
+        The first token stays (it may begin the sequence). Room is left for `max_tokens`, but for no more than half of
+        the context.
+        """
+        config = self._request.ask
+        room = context_length - min(config.max_tokens, context_length // 2)
+        if not config.truncate or len(prompt) <= room:
+            return prompt
+        self._cut = len(prompt) - room
+        return [prompt[0], *prompt[len(prompt) - room + 1 :]]
+
+    def admit(self, prompt_tokens: int, context_length: int) -> int:
+        """Note the prompt's length. Returns how many tokens may follow.
+
+        Raises:
+            ContextOverflow: the prompt leaves no room for an answer.
+        """
+        self.prompt_tokens = prompt_tokens
+        room = context_length - prompt_tokens
+        if room < 1:
+            raise ContextOverflow(
+                f"The prompt has {prompt_tokens:,} tokens; the context holds {context_length:,}, the answer included.",
+                model_name=self._request.model_name,
+                hint="Shorten it, set truncate, or load the model with a larger context_length.",
+            )  # fmt: skip
+        return min(room, self._request.ask.max_tokens)
+
+    def push(self, text: str, logprob: TokenLogprob | None = None) -> bool:
+        """A token was generated and `text` became final with it (perhaps none). False once the answer is over.
+
+        `logprob` is told with the next text that is delivered.
+        """
+        self.tokens += 1
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if self._first is None:
+            self._first = time.perf_counter()
+        was_inside = self._splitter.inside
+        self._take(self._turn.push(text))
+        self._thought_tokens += was_inside and self._splitter.inside
+        self._closing = self._closing and self._splitter.inside
+        return not self._stopped
+
+    def take_forced(self) -> str:
+        """Text that has to come next, whatever the model would say; told once, after `push`. Empty most of the time.
+
+        It ends a thought that has used up its budget. The engine evaluates its tokens as if they had been drawn, and
+        pushes them.
+        """
+        budget = self._request.ask.reasoning_budget
+        if budget is None or self._closing or not self._splitter.inside or self._thought_tokens < budget:
+            return ""
+        self._closing = True
+        return self._splitter.closing
+
+    @property
+    def _stopped(self) -> bool:
+        return self._turn.stopped or self._stop.stopped or (self._parser is not None and self._parser.done)
+
+    def _take(self, text: str) -> None:
+        if self._trim:  # space after "Answer:" belongs to the form, and is no stop string of the caller's
+            text = text.lstrip()
+            self._trim = not text
+        self._split(*self._splitter.push(text))
+
+    def _split(self, thought: str, text: str) -> None:
+        parsed = self._parser.push(text) if self._parser is not None else Parsed(text)
+        self._deliver(thought, self._stop.push(parsed.text), parsed.calls)
+
+    def _deliver(self, thought: str, text: str, calls: tuple[ToolCallDelta, ...] = ()) -> None:
+        if not (thought or text or calls):
+            return
+        self._thoughts.append(thought)
+        self._pieces.append(text)
+        self._calls += calls
+        told, self._told = self._logprobs[self._told :], len(self._logprobs)
+        self._request.emit(TextDelta(text, self.tokens, thought, calls, tuple(told)))
+
+    def finish(self, reason: FinishReason, rest: str, metadata: Mapping[str, Any]) -> None:
+        """Emit the result. `rest` is text still in the decoder; `metadata` is the engine's share."""
+        if not self._stopped:
+            self._take(self._turn.push(rest))
+        if not self._stop.stopped:
+            self._take(self._turn.flush())
+            self._split(*self._splitter.flush())
+            parsed = self._parser.flush() if self._parser is not None else Parsed()
+            self._deliver("", self._stop.push(parsed.text) + self._stop.flush(), parsed.calls)
+        calls = self._made_calls()
+        reason = "stop" if self._stopped else reason
+        now = time.perf_counter()
+        result = GenerationResult(
+            text="".join(self._pieces), model_name=self._request.model_name, tokens_generated=self.tokens,
+            prompt_tokens=self.prompt_tokens, finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            reasoning="".join(self._thoughts) or None, tool_calls=calls,
+            logprobs=tuple(self._logprobs) if self._request.ask.logprobs else None,
+            execution_time=now - self._started,
+            time_to_first_token=None if self._first is None else self._first - self._started,
+            metadata={**metadata, **self._about()},
+        )  # fmt: skip
+        self._request.emit(Finished(result))
+
+    def _made_calls(self) -> tuple[ToolCall, ...]:
+        """The calls, put together from their pieces."""
+        made: dict[int, dict[str, str]] = {}
+        pieces: dict[int, list[str]] = {}
+        for delta in self._calls:
+            if delta.id is not None and delta.name is not None:
+                made[delta.index] = {"id": delta.id, "name": delta.name}
+            pieces.setdefault(delta.index, []).append(delta.arguments)
+        return tuple(ToolCall(**call, arguments="".join(pieces[index])) for index, call in made.items())
+
+    def _about(self) -> dict[str, Any]:
+        about = {"seed": self.seed, "template": self.template, "request_id": self._request.id}
+        if self._cut:
+            about["truncated_tokens"] = self._cut
+        if self._request.ask.return_prompt:
+            about["prompt"] = self._request.ask.prompt_ids or self.prompt
+        return about

@@ -1,0 +1,159 @@
+"""The child's half: it gives up what the policy does not allow, makes the engine's own runtime, and serves frames."""
+
+import logging
+import pkgutil
+import threading
+from typing import Any
+
+from lfx_local_runtimes.errors import InvalidInput, LoadFailed, RuntimeFault, as_fault
+from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.chat.template_sandbox import use_renderer
+from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.engines.isolated import codec
+from lfx_local_runtimes.runtimes.engines.isolated.rendering import RemoteRenderer
+from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.processes.confinement import Policy, confine
+from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox
+from lfx_local_runtimes.runtimes.processes.inside import Link
+from lfx_local_runtimes.runtimes.requests import Event, Failed, Request
+from lfx_local_runtimes.runtimes.tasks import task_row
+from lfx_local_runtimes.settings import Settings
+
+_FLUSH_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+def main(link: Link) -> int:
+    """Serve one model until the parent says stop, or ends."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # standard error, which the parent keeps
+    first = link.receive()
+    if first is None:
+        return 0
+    head = first.header
+    if head["policy"] is not None:  # before any library is imported and before any other thread starts
+        link.send(Frame({"t": "confined", "confinement": confine(Policy.from_json(head["policy"])).to_json()}))
+    return Server(link, head).run()
+
+
+class WireRequest(Request[Any]):
+    """A request whose events go to the parent."""
+
+    def __init__(self, server: "Server", model_name: str, ask: Any, request_id: str) -> None:
+        super().__init__(model_name, ask, request_id)
+        self.channel = _WireChannel(server, request_id)  # type: ignore[assignment]
+        self._server = server
+
+    def start(self) -> bool:
+        """As elsewhere; the parent hears of it."""
+        started = super().start()
+        if started:
+            self._server.put(Frame({"t": "started", "id": self.id}))
+        return started
+
+
+class _WireChannel:
+    def __init__(self, server: "Server", request_id: str) -> None:
+        self._server, self._id = server, request_id
+
+    def put(self, event: Event) -> None:
+        self._server.put(codec.event_frame(self._id, event))
+
+
+class Server:
+    """One model and its requests.
+
+    Args:
+        link: to the parent.
+        head: of the `load` frame.
+    """
+
+    def __init__(self, link: Link, head: dict[str, Any]) -> None:
+        self._link = link
+        self._outbox = Outbox(link.writer)
+        self._renderer = RemoteRenderer(self.put)
+        use_renderer(self._renderer)
+        self._config: ModelConfig = codec.read(head["config"], ModelConfig)
+        self._plan: LoadPlan = codec.read(head["plan"], LoadPlan)
+        self._settings = Settings.model_validate(head["settings"])
+        self._factory: str = head["factory"]
+        self._runtime: ModelRuntime | None = None
+        self._requests: dict[str, WireRequest] = {}
+
+    def put(self, frame: Frame) -> None:
+        """Send a frame; does not wait."""
+        self._outbox.put(frame)
+
+    def run(self) -> int:
+        """Load, then take frames until the end. Returns the exit status."""
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+        while (frame := self._link.receive()) is not None and frame.header["t"] != "stop":
+            self._take(frame)
+        if frame is None:
+            return 0
+        self._stop()
+        return 0
+
+    def _load(self) -> None:
+        context = LoadContext(self._progress, self._settings)
+        try:
+            runtime = self._runtime = pkgutil.resolve_name(self._factory)(self._config, self._plan)
+            runtime.on_death(self._died)
+            runtime.start(context).result()
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises ends as one of ours
+            fault = as_fault(error, LoadFailed, f"{self._factory} failed", self._config.model_name)
+            self.put(Frame({"t": "refused", "fault": codec.write_fault(fault)}))
+            return
+        self.put(Frame({
+            "t": "loaded", "plan": codec.write(runtime.plan, []), "warnings": runtime.warnings,
+            "tasks": sorted(runtime.tasks), "memory": runtime.get_memory_usage()["devices"],
+        }))  # fmt: skip
+
+    def _progress(self, progress: Any) -> None:
+        self.put(Frame({"t": "progress", "progress": codec.write(progress, [])}))
+
+    def _died(self) -> None:
+        """The loop of the model has ended by itself."""
+        assert self._runtime is not None
+        fault = self._runtime.death
+        assert fault is not None
+        self.put(Frame({"t": "died", "fault": codec.write_fault(fault)}))
+
+    def _take(self, frame: Frame) -> None:
+        head = frame.header
+        kind = head["t"]
+        if kind == "start":
+            self._start(frame)
+        elif kind == "cancel":
+            if (request := self._requests.get(head["id"])) is not None:
+                request.cancel()
+        elif kind == "feed":
+            if (request := self._requests.get(head["id"])) is not None:
+                request.feed(codec.read(head["chunk"], task_row(request.task).chunk, frame.attachments))
+        elif kind == "ping":
+            age = self._runtime.step_age if self._runtime is not None else 0.0
+            self.put(Frame({"t": "pong", "step_s": age}))
+        elif kind == "rendered":
+            self._renderer.take(head)
+
+    def _start(self, frame: Frame) -> None:
+        name = frame.header["id"]
+        try:
+            request = WireRequest(self, self._config.model_name, codec.read_ask(frame), name)
+        except Exception as error:  # noqa: BLE001 - the model goes on serving others
+            fault: RuntimeFault = as_fault(
+                error, InvalidInput, "The request was not understood", self._config.model_name
+            )
+            self.put(codec.event_frame(name, Failed(fault)))
+            return
+        self._requests[name] = request
+        request.on_end(lambda: self._requests.pop(name, None))
+        assert self._runtime is not None  # requests come after the load
+        self._runtime.submit(request)
+
+    def _stop(self) -> None:
+        """End what is in hand, close the model, and let the last events out."""
+        thread = self._runtime.stop() if self._runtime is not None else None
+        if thread is not None:
+            thread.join()
+        self._outbox.close(_FLUSH_S)

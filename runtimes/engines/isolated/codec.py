@@ -1,0 +1,171 @@
+"""What the two halves of an isolated engine say to each other, as frames.
+
+Every frame has a type `t`. Asks, deltas and results are written and read by pydantic, by the types that the task's row
+names; arrays and bytes travel as attachments. Nothing is ever unpickled, and what the child sends is checked as a
+stranger's input is: a model file may have taken it over.
+
+To the child: `load`, `start`, `cancel`, `feed`, `ping`, `rendered`, `stop`.
+From the child: `confined`, `progress`, `loaded`, `refused`, `started`, `delta`, `finished`, `failed`, `died`, `pong`,
+`render`.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lfx_local_runtimes import errors
+from lfx_local_runtimes.errors import EngineFailure, RuntimeFault
+from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.processes.frames import Attachment, Frame, ProtocolError
+from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Progress
+from lfx_local_runtimes.runtimes.tasks import task_row
+from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta
+from lfx_local_runtimes.settings import Settings
+
+_SECRETS = {"hf_token", "api_key"}
+_MAX_MESSAGE = 10_000
+"""Characters of a fault's text that comes from the child."""
+
+
+@lru_cache(maxsize=256)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def write(value: Any, attachments: list[Attachment], kind: Any = None) -> Any:
+    """A value as JSON has it. Its binary parts are added to the attachments."""
+    return _adapter(kind or type(value)).dump_python(value, mode="json", context=attachments)
+
+
+def read(data: Any, kind: Any, attachments: tuple[Attachment, ...] = ()) -> Any:
+    """Back from `write`.
+
+    Raises:
+        ProtocolError: the data are not of this kind.
+    """
+    try:
+        return _adapter(kind).validate_python(data, context=attachments)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(
+            f"What was sent is no {getattr(kind, '__name__', kind)}: {place}: {first['msg']}."
+        ) from error
+
+
+def text(header: dict[str, Any], name: str) -> str:
+    """A field of a frame that must be a text.
+
+    Raises:
+        ProtocolError: it is not.
+    """
+    value = header.get(name)
+    if not isinstance(value, str):
+        raise ProtocolError(f"A frame has no text in {name}.")
+    return value
+
+
+# -- to the child ----------------------------------------------------------------------------------------------------
+
+
+def load_frame(factory: str, config: ModelConfig, plan: LoadPlan, settings: Settings, policy: Any) -> Frame:
+    """Load a model: what makes its runtime (`"module:attribute"`), how, and what it may use. No secret goes along."""
+    return Frame({
+        "t": "load", "factory": factory, "config": write(config, []), "plan": write(plan, []),
+        "settings": settings.model_dump(mode="json", exclude=_SECRETS), "policy": policy,
+    })  # fmt: skip
+
+
+def start_frame(request_id: str, ask: Ask[Any]) -> Frame:
+    """Serve a request."""
+    attachments: list[Attachment] = []
+    asked = ask.model_dump(mode="json", exclude_defaults=True, context=attachments)
+    return Frame({"t": "start", "id": request_id, "task": ask.task, "ask": asked}, tuple(attachments))
+
+
+def read_ask(frame: Frame) -> Ask[Any]:
+    """The ask of a `start` frame."""
+    row = task_row(text(frame.header, "task"))
+    ask: Ask[Any] = read(frame.header.get("ask"), row.ask, frame.attachments)
+    return ask
+
+
+def feed_frame(request_id: str, task: str, chunk: Any) -> Frame:
+    """More input for a running request."""
+    attachments: list[Attachment] = []
+    return Frame(
+        {"t": "feed", "id": request_id, "chunk": write(chunk, attachments, task_row(task).chunk)}, tuple(attachments)
+    )
+
+
+# -- from the child --------------------------------------------------------------------------------------------------
+
+
+def event_frame(request_id: str, event: Event) -> Frame:
+    """An event of a request."""
+    attachments: list[Attachment] = []
+    head: dict[str, Any] = {"id": request_id}
+    if isinstance(event, Delta):
+        head |= {"t": "delta", "delta": write(event, attachments)}
+    elif isinstance(event, Finished):
+        head |= {"t": "finished", "result": write(event.result, attachments)}
+    elif isinstance(event, Failed):
+        head |= {"t": "failed", "fault": write_fault(event.error)}
+    else:
+        head |= {"t": "progress", "progress": write(event, attachments)}
+    return Frame(head, tuple(attachments))
+
+
+def read_event(frame: Frame, task: str) -> Event:
+    """The event of a frame, of the kinds that the task has.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    head, row = frame.header, task_row(task)
+    kind = head.get("t")
+    if kind == "delta" and row.delta is not None:
+        delta: Delta = read(head.get("delta"), row.delta, frame.attachments)
+        return delta
+    if kind == "finished":
+        return Finished(read(head.get("result"), row.result, frame.attachments))
+    if kind == "failed":
+        return Failed(read_fault(head.get("fault")))
+    if kind == "progress":
+        progress: Progress = read(head.get("progress"), Progress)
+        return progress
+    raise ProtocolError(f"A request of the task {task} has no event {kind!r}.")
+
+
+def write_fault(fault: RuntimeFault) -> dict[str, Any]:
+    """A fault without its cause."""
+    return {"code": fault.code, "message": fault.message, "model_name": fault.model_name, "hint": fault.hint}
+
+
+@lru_cache(maxsize=1)
+def _faults() -> dict[str, type[RuntimeFault]]:
+    def tree(kind: type[RuntimeFault]) -> Iterator[type[RuntimeFault]]:
+        yield kind
+        for below in kind.__subclasses__():
+            yield from tree(below)
+
+    return {kind.code: kind for kind in tree(RuntimeFault) if kind.__module__ == errors.__name__}
+
+
+def read_fault(data: Any) -> RuntimeFault:
+    """Back from `write_fault`. A code that is not known here becomes `EngineFailure`.
+
+    Raises:
+        ProtocolError: the data are no fault.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("message"), str):
+        raise ProtocolError("A frame has no fault.")
+    name, hint = data.get("model_name"), data.get("hint")
+    return _faults().get(str(data.get("code")), EngineFailure)(
+        data["message"][:_MAX_MESSAGE],
+        model_name=name if isinstance(name, str) else None,
+        hint=hint[:_MAX_MESSAGE] if isinstance(hint, str) else None,
+    )

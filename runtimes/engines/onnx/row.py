@@ -1,0 +1,13 @@
+"""The engine `onnx`."""
+
+from lfx_local_runtimes.runtimes.config import DeviceType
+from lfx_local_runtimes.runtimes.engines.registry import EngineRow
+
+_HERE = "lfx_local_runtimes.runtimes.engines.onnx"
+
+ROWS = (
+    EngineRow(
+        "onnx", f"{_HERE}.encoder:OnnxEncoder", f"{_HERE}.offer:offer", extra="onnx",
+        prepare=f"{_HERE}.export:with_export", overhead=320 * 2**20, accelerators=frozenset({DeviceType.CUDA}),
+    ),
+)  # fmt: skip

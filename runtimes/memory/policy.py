@@ -1,0 +1,48 @@
+"""Eviction as a pure function: which models have to leave so that another one fits."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Amounts = Mapping[str, int]
+"""Resources by name: bytes per device, and `models`, the number of loaded models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may leave: what it holds, and when it was last used (monotonic seconds)."""
+
+    name: str
+    holds: Amounts
+    last_used: float
+
+
+def choose_victims(shortage: Amounts, candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
+    """The models to evict, least recently used first. None if all of them together are not enough.
+
+    Takes candidates in the order of their last use until every shortage is covered. Then goes through them again, most
+    recently used first, and keeps each model that turned out not to be needed. So one large model leaves, and not the
+    large one and three small ones.
+
+    Args:
+        shortage: how much of each resource is missing.
+        candidates: models that may leave; the caller has left out those in use or pinned.
+    """
+    missing = {resource: amount for resource, amount in shortage.items() if amount > 0}
+    helpful = [c for c in candidates if any(c.holds.get(resource, 0) > 0 for resource in missing)]
+    chosen: list[Candidate] = []
+    for candidate in sorted(helpful, key=lambda c: (c.last_used, c.name)):
+        if _covered(missing, chosen):
+            break
+        chosen.append(candidate)
+    if not _covered(missing, chosen):
+        return None
+    for candidate in reversed(chosen.copy()):
+        without = [c for c in chosen if c is not candidate]
+        if _covered(missing, without):
+            chosen = without
+    return tuple(candidate.name for candidate in chosen)
+
+
+def _covered(missing: Amounts, chosen: Iterable[Candidate]) -> bool:
+    chosen = list(chosen)
+    return all(sum(c.holds.get(resource, 0) for c in chosen) >= amount for resource, amount in missing.items())

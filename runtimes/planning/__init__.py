@@ -1,0 +1,28 @@
+"""From a configuration and a model's files to the loads worth trying. It knows no engine by name.
+
+`rules` name the engines for the files. Each engine makes an `Offer`. `plans` puts the offers in order. `estimates` are the
+formulas that offers count memory with.
+"""
+
+from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT, MemoryEstimate, estimate_memory
+from lfx_local_runtimes.runtimes.planning.inspection import Inspection, inspect_model
+from lfx_local_runtimes.runtimes.planning.offers import MakeOffer, Offer, Terms, default_offer
+from lfx_local_runtimes.runtimes.planning.plans import LoadPlan, plan_for_engine, plan_loads, task_of_model
+from lfx_local_runtimes.runtimes.planning.rules import Rules
+
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "Inspection",
+    "LoadPlan",
+    "MakeOffer",
+    "MemoryEstimate",
+    "Offer",
+    "Rules",
+    "Terms",
+    "default_offer",
+    "estimate_memory",
+    "inspect_model",
+    "plan_for_engine",
+    "plan_loads",
+    "task_of_model",
+]

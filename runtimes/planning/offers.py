@@ -1,0 +1,149 @@
+"""What an engine says about a load before it tries it: the files, the type, the memory."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe, default_dtype
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.planning.estimates import estimate_memory
+from lfx_local_runtimes.runtimes.tasks import family_of
+
+TENSOR_TYPES = frozenset({"fp32", "fp16", "bf16", "int8", "int4"})
+"""The types that an engine can turn weights into."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What planning has settled before it asks an engine for an offer."""
+
+    engine: str
+    """The engine's name."""
+    task: str
+    """What the model does."""
+    context_length: int
+    """Tokens."""
+    budget: int
+    """Bytes that all models together may take on the device."""
+    probe: DeviceProbe
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One way in which an engine can load a model on a device."""
+
+    files: ModelInfo
+    """The model with the files that the engine loads."""
+    dtype: str
+    """fp32, fp16, bf16, int8, int4, or the type the file is stored in."""
+    memory: Mapping[str, int]
+    """Estimated bytes by device key. What the engine's own libraries take does not count."""
+    sequences: int = 1
+    """Requests computed at once, each with its own context."""
+    state_bytes: int = 0
+    """Host memory for the states of prompts that had to leave the context. It is a part of `memory`."""
+    speed: int = 0
+    """Of two offers with one type on one device, the offer with the higher speed is tried first. 0 is the usual speed."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know about this load."""
+
+
+class MakeOffer(Protocol):
+    """An engine's offer for a model on a device. It reads no weights and imports no engine library."""
+
+    def __call__(self, config: ModelConfig, info: ModelInfo, device: Device, terms: Terms, /) -> Offer:
+        """Say how the engine would load the model.
+
+        Raises:
+            InvalidInput: the engine cannot load it as the configuration asks, with the reason.
+        """
+
+
+def default_offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) -> Offer:
+    """For an engine that brings no offer. GGUF and ONNX files keep their type; other weights get a tensor type."""
+    if info.format in (ModelFormat.GGUF, ModelFormat.ONNX):
+        return sized_offer(config, info, device, terms, stored_type(config, info))
+    dtype = tensor_type(config, info, device, terms)
+    return sized_offer(config, info, device, terms, dtype, loaded=dtype)
+
+
+# -- what engines make their offers of -------------------------------------------------------------------------------
+
+
+def stored_type(config: ModelConfig, info: ModelInfo) -> str:
+    """The type of a file that is loaded as it is stored.
+
+    Raises:
+        InvalidInput: the configuration asks for another type.
+    """
+    stored, wanted = info.quantization or info.format.value, config.quantization
+    if wanted is not None and wanted.lower() != stored.lower():
+        raise InvalidInput(
+            f"quantization {wanted} does not apply: {info.path.name} is stored as {stored}.",
+            model_name=config.model_name, hint="Leave quantization unset, or use the Transformers engine.",
+        )  # fmt: skip
+    return stored
+
+
+def tensor_type(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) -> str:
+    """The type that weights are turned into: the one asked for, else the device's usual one.
+
+    Rerankers get fp32: in bf16, scores in a narrow range become equal for documents that differ.
+
+    Raises:
+        InvalidInput: the configuration asks for a type that only GGUF files have.
+    """
+    wanted = config.quantization
+    if wanted is None:
+        return "fp32" if terms.task == "rerank" else default_dtype(device, terms.probe)
+    if wanted in TENSOR_TYPES:
+        return wanted
+    if info.format is ModelFormat.GGUF and wanted.lower() == (info.quantization or "").lower():
+        return default_dtype(device, terms.probe)  # it chose the file; the engine computes in floating point
+    raise InvalidInput(
+        f"quantization {wanted} is a GGUF type, and {terms.engine} does not load {info.path.name} in it.",
+        model_name=config.model_name, hint=f"Use one of {', '.join(sorted(TENSOR_TYPES))}.",
+    )  # fmt: skip
+
+
+def sized_offer(
+    config: ModelConfig, info: ModelInfo, device: Device, terms: Terms, dtype: str, *, loaded: str | None = None,
+    state_limit: int = 0, warnings: tuple[str, ...] = (),
+) -> Offer:  # fmt: skip
+    """An offer with the usual memory: weights alone for an encoder, weights and caches for text.
+
+    Args:
+        config: the model's.
+        info: the files to load.
+        device: where to.
+        terms: as planning set them.
+        dtype: the type to report.
+        loaded: the type the weights are turned into; unset, they stay as they are stored.
+        state_limit: bytes of host memory for the states of prompts that had to leave; they take no more than the cache.
+        warnings: for the user.
+    """
+    context = terms.context_length
+    if family_of(terms.task) == "reading":
+        total = estimate_memory(info, context, dtype=loaded, sequences=0, outputs=0).total
+        return Offer(info, dtype, {device.key: total}, warnings=warnings)
+    sequences = config.parallel or _sequences(info, context, loaded, terms.budget)
+    estimate = estimate_memory(info, context, dtype=loaded, sequences=sequences, outputs=sequences)
+    states = min(state_limit, estimate.kv_cache)
+    memory = Counter({device.key: estimate.total}) + Counter({CPU.key: states})
+    return Offer(info, dtype, memory, sequences, states, warnings=warnings)
+
+
+def _sequences(info: ModelInfo, context: int, dtype: str | None, budget: int) -> int:
+    """How many requests are computed at once if the configuration does not say.
+
+    Up to 8, as long as two things hold: their caches take no more memory than the weights, or than a GiB; and all of it
+    takes no more than half of the budget.
+    """
+    for count in (8, 4, 2):
+        estimate = estimate_memory(info, context, dtype=dtype, sequences=count)
+        if estimate.kv_cache <= max(estimate.weights, 2**30) and estimate.total <= budget // 2:
+            return count
+    return 1

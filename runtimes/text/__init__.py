@@ -1,1 +1,0 @@
-"""Conversation to prompt, tokens to answer: the same for every engine."""
