@@ -13,6 +13,7 @@ from lfx_local_runtimes.errors import NotAllowed, PickleRefused, RemoteCodeRefus
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.trust import gate, scan
 from lfx_local_runtimes.runtimes.trust.review import CodeChanged, CodeUnchecked, Reviewer
@@ -262,3 +263,19 @@ def test_nothing_of_a_hostile_pickle_is_called(tmp_path: Path) -> None:
     case.approve()
     case.check()
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("isolation", "confine", "level"),
+    [
+        ("process", "auto", "partial"),
+        ("process", "require", "partial"),
+        ("process", "off", "none"),
+        ("inline", "auto", "none"),
+    ],
+)
+def test_the_confinement_is_that_of_the_process_to_come(
+    monkeypatch: pytest.MonkeyPatch, isolation: str, confine: Any, level: str
+) -> None:
+    monkeypatch.setattr(gate, "available", lambda: Confinement("partial"))
+    assert gate.level_of(isolation, Settings(confine=confine)) == level
