@@ -60,6 +60,10 @@ class Settings(BaseSettings):
         description="Let a model that asks for it run the Python code it brings.",
     )
     allow_pickle: bool = Field(default=False, description="Load pickle weights, which can run code.")
+    allow_unconfined_code: bool = Field(
+        default=False,
+        description="Run approved code of a model where its process cannot be fully confined.",
+    )
     isolation: Literal["process", "inline"] = Field(
         default="process", description="Run each model in a process of its own, or inside this one."
     )

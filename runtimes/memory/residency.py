@@ -35,6 +35,7 @@ from lfx_local_runtimes.runtimes.memory.policy import Candidate, choose_victims
 from lfx_local_runtimes.runtimes.memory.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.trust.gate import check, level_of
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -260,6 +261,8 @@ class Residency:
                 continue
             runtime = make_runtime(prepared.config, plan, self._settings, self._spares)
             try:
+                level = level_of(runtime.isolation, self._settings)
+                check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
                 self._load_one(slot, runtime, plan, context)
             except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
                 if context.cancelled:

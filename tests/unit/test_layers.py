@@ -22,7 +22,7 @@ ADAPTERS = {
         "variants",
     )
 }  # fmt: skip
-APPS = {f"{PACKAGE}.{name}" for name in ("cli", "server")}
+APPS = {f"{PACKAGE}.{name}" for name in ("cli", "server", "trusting")}
 
 MAY_IMPORT = {
     "base": {"base"},
