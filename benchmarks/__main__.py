@@ -5,7 +5,17 @@ import importlib
 
 from benchmarks.report import machine
 
-TOPICS = ("startup", "memory", "text", "batching", "structured", "transformers_batching", "encoders", "retrieval")
+TOPICS = (
+    "startup",
+    "memory",
+    "processes",
+    "text",
+    "batching",
+    "structured",
+    "transformers_batching",
+    "encoders",
+    "retrieval",
+)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager,
 from lfx_local_runtimes.runtimes import manager as shared
 from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
-from tests.langflow_server import run_langflow
+from tests.langflow_server import LangflowServer, run_langflow
 
 ROUNDS = 7
 CONTEXT = 2048
@@ -247,6 +247,15 @@ def through_chat(tokens: int) -> Side:
 @contextmanager
 def langflow(folder: Path, config: ModelConfig) -> Iterator[Callable[[str, int], Iterator[str]]]:
     """A running Langflow with the model; yields what streams an answer over REST."""
+    with langflow_server(folder, config) as (_, stream):
+        yield stream
+
+
+@contextmanager
+def langflow_server(
+    folder: Path, config: ModelConfig
+) -> Iterator[tuple[LangflowServer, Callable[[str, int], Iterator[str]]]]:
+    """The same, with the server."""
     with (
         run_langflow(folder, LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE)) as server,
         httpx.Client(base_url=server.runtime_url, headers=server.headers, timeout=120) as client,
@@ -267,7 +276,7 @@ def langflow(folder: Path, config: ModelConfig) -> Iterator[Callable[[str, int],
                     elif field == "data" and event == "error":
                         raise RuntimeError(value)
 
-        yield stream
+        yield server, stream
 
 
 def main() -> None:
