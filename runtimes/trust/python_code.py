@@ -51,7 +51,7 @@ def read_python(source: bytes) -> Reading:
         raise Unreadable(f"it is not valid Python{line}: {error.msg}") from error
     except (ValueError, LookupError) as error:  # null bytes, an encoding that does not exist
         raise Unreadable(f"it is not valid Python: {error}") from error
-    except (RecursionError, MemoryError) as error:
+    except (RecursionError, MemoryError, SystemError) as error:  # the parser has bugs of its own with deep trees
         raise Unreadable("it is nested too deeply") from error
     reader = _Reader()
     if encoding not in _PLAIN_ENCODINGS:  # an editor may show other text than Python runs
