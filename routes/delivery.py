@@ -230,7 +230,7 @@ class Delivery(Feed):
                     yield "progress", {"request_id": self.request.id, "phase": news[0], "percent": news[1]}
             elif isinstance(event, Finished):
                 yield "done", self._done(event.result)
-            else:
+            elif isinstance(event, Failed):
                 yield "error", {"request_id": self.request.id, **envelope(event.error)}
 
     def write(self, events: list[Tagged]) -> str:

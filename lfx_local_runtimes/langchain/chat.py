@@ -223,7 +223,7 @@ class ChatLocalRuntime(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
         stream = self._start(variant(model, overrides), config)
-        with _deadline(stream, timeout), contextlib.closing(stream.deltas()) as deltas:  # type: ignore[type-var]
+        with _deadline(stream, timeout), contextlib.closing(stream.deltas()) as deltas:
             for delta in deltas:
                 yield ChatGenerationChunk(message=to_chunk(delta))
         yield self._last_chunk(stream)

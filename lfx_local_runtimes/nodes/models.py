@@ -121,7 +121,8 @@ async def model_rows(*, loaded_only: bool) -> list[dict[str, Any]]:
     models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
     columns = (
         "model_name", "state", "format", "engine", "device", "quantization", "context_length", "size_mb",
-        "memory_estimate_mb", "memory_used_mb", "leases", "pinned", "idle_s", "source",
+        "memory_estimate_mb", "memory_used_mb", "leases", "pinned", "idle_s", "isolation", "pid", "uptime_s", "restarts",
+        "last_exit", "confined", "confined_why", "source",
     )  # fmt: skip
     return [
         {column: getattr(model, column) for column in columns}

@@ -22,7 +22,7 @@ from lfx_local_runtimes.routes.openai.wire import (
     frame,
     logprob_rows,
 )
-from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress
+from lfx_local_runtimes.runtimes.requests import Failed, Finished, GenerationStream, Progress
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextDelta, TokenLogprob, ToolCallDelta
 
 
@@ -267,8 +267,7 @@ class ResponseEvents(Feed):
                 frames.append(self._told.comment(event))
             elif isinstance(event, Failed):
                 frames.append(failure(event.error))
-            elif event.result.finish_reason == "cancelled":
-                frames.append(failure(RequestCancelled.of(self.requests[0].id)))
-            else:
-                frames.append(self._output.close(event.result))
+            elif isinstance(event, Finished):
+                cancelled = RequestCancelled.of(self.requests[0].id) if event.cancelled else None
+                frames.append(failure(cancelled) if cancelled else self._output.close(event.result))
         return "".join(frames)
