@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lfx_local_runtimes import trusting
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, TextDelta
@@ -144,6 +145,9 @@ def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
     if failed:
         raise failed[0]
     return done[0]
+
+
+app.command()(trusting.trust)
 
 
 # -- talking -------------------------------------------------------------------------------------------------------------

@@ -15,12 +15,18 @@ from starlette.status import WS_1008_POLICY_VIOLATION
 from lfx_local_runtimes import __version__
 from lfx_local_runtimes.errors import SettingsFault
 from lfx_local_runtimes.routes import build_openai_router, build_router
+from lfx_local_runtimes.routes.access import Caller, set_caller
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11540
 _GRACE_S = 2
 """Seconds that requests have to end after Ctrl-C; they are told at once."""
+
+_HAS_KEY = Caller("API key")
+_HAS_NONE = Caller(
+    "this machine", "This server has no API key, so every program here could. Use the command line, or --api-key."
+)
 
 Guard = Callable[[HTTPConnection], str | None]
 """Says why a caller may not, or None."""
@@ -39,6 +45,7 @@ def create_app(manager: RuntimeManager, api_key: str | None = None) -> FastAPI:
     async def http_guard(connection: HTTPConnection) -> None:
         if (reason := guard(connection)) is not None:
             raise HTTPException(401 if api_key is not None else 403, reason)
+        set_caller(connection, _HAS_KEY if api_key is not None else _HAS_NONE)
 
     async def socket_guard(connection: HTTPConnection) -> None:
         if (reason := guard(connection)) is not None:

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
         description="Let a model that asks for it run the Python code it brings.",
     )
     allow_pickle: bool = Field(default=False, description="Load pickle weights, which can run code.")
+    allow_unconfined_code: bool = Field(
+        default=False,
+        description="Run approved code of a model where its process cannot be fully confined.",
+    )
     isolation: Literal["process", "inline"] = Field(
         default="process", description="Run each model in a process of its own, or inside this one."
     )
@@ -67,6 +71,9 @@ class Settings(BaseSettings):
         default="auto",
         description="Take network, files and programs away from a model's process: as far as the system can, only load "
         "if it can do all of it, or never.",
+    )
+    spare_processes: int = Field(
+        default=1, ge=0, le=16, description="Processes that wait for the next model, for each engine that was used."
     )
     step_limit_s: float = Field(
         default=600.0, gt=0, description="Seconds that one step of a model may take before its process is killed."

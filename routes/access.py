@@ -1,6 +1,7 @@
 """What every endpoint is handed: the manager and a model's name."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
@@ -33,6 +34,28 @@ async def _provided(connection: HTTPConnection) -> RuntimeManager:
     return manager
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request. `denied` says why they may not approve a model's code; empty if they may."""
+
+    name: str
+    denied: str = ""
+
+
+_UNKNOWN = Caller("unknown", "The application that serves these routes does not say who may.")
+
+
+def set_caller(connection: HTTPConnection, caller: Caller) -> None:
+    """Say who sent a request; an authentication calls it. Nobody else may approve a model's code."""
+    connection.state.local_runtimes_caller = caller
+
+
+async def _caller(connection: HTTPConnection) -> Caller:
+    caller: Caller = getattr(connection.state, "local_runtimes_caller", _UNKNOWN)
+    return caller
+
+
+KnownCaller = Annotated[Caller, Depends(_caller)]
 Manager = Annotated[RuntimeManager, Depends(_provided)]
 
 

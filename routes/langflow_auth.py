@@ -15,12 +15,16 @@ from langflow.services.auth.utils import (
     oauth2_login,
 )
 from langflow.services.deps import session_scope
+from starlette.requests import HTTPConnection
 from starlette.status import WS_1008_POLICY_VIOLATION
+
+from lfx_local_runtimes.routes.access import Caller, set_caller
 
 _API_KEY_PREFIX = "sk-"
 
 
 async def http_user(
+    connection: HTTPConnection,
     token: Annotated[str | None, Security(oauth2_login)],
     query_key: Annotated[str | None, Security(api_key_query)],
     header_key: Annotated[str | None, Security(api_key_header)],
@@ -34,7 +38,9 @@ async def http_user(
     """
     if token is not None and token.startswith(_API_KEY_PREFIX) and not (query_key or header_key):
         token, header_key = None, token
-    await get_current_user_for_workflow(token, query_key, header_key)
+    user = await get_current_user_for_workflow(token, query_key, header_key)
+    denied = "" if user.is_superuser else "In Langflow only superusers may."
+    set_caller(connection, Caller(f"{user.username} ({user.id})", denied))
 
 
 async def websocket_user(websocket: WebSocket) -> None:

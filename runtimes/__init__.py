@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.engines.gemma import GemmaLocalRuntime, GemmaStreamingRuntime
     from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
     from lfx_local_runtimes.runtimes.engines.registry import register_engine
-    from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime
     from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
     from lfx_local_runtimes.runtimes.manager import RuntimeManager, get_runtime_manager
     from lfx_local_runtimes.runtimes.planning import inspect_model
     from lfx_local_runtimes.runtimes.requests import GenerationStream
     from lfx_local_runtimes.runtimes.status import ModelStatus
     from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, GenerationResult
+    from lfx_local_runtimes.runtimes.testing import ScriptedRuntime
 
 _WHERE = {
     "ChatMessage": "tasks.generation",
@@ -35,7 +35,7 @@ _WHERE = {
     "ModelStatus": "status",
     "RuntimeManager": "manager",
     "RuntimeType": "config",
-    "ScriptedRuntime": "engines.scripted",
+    "ScriptedRuntime": "testing",
     "TransformersRuntime": "engines.transformers.runtime",
     "device_capabilities": "devices",
     "get_runtime_manager": "manager",

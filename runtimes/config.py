@@ -2,15 +2,15 @@
 
 import re
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
     StringConstraints,
-    field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -76,6 +76,67 @@ Name = Annotated[
 KeepAlive = Annotated[float, Field(ge=FOREVER, allow_inf_nan=False)]
 
 
+def _known_quantization(value: str | None) -> str | None:
+    for form in (value, value.lower(), value.upper()) if value is not None else ():
+        if _QUANTIZATION.fullmatch(form):
+            return form
+    if value is not None:
+        raise ValueError("must be one of fp32, fp16, bf16, int8, int4, or a GGUF type such as Q4_K_M")
+    return None
+
+
+ContextLength = Annotated[int, Field(ge=16, le=16_777_216)]
+"""Tokens."""
+
+Quantization = Annotated[str | None, AfterValidator(_known_quantization)]
+
+
+class LoadOptions(Strict):
+    """Options of a caller that make another copy of a model. None: as the model's configuration says."""
+
+    runtime_type: RuntimeType | None = None
+    device_type: DeviceType | None = None
+    quantization: Quantization = None
+    context_length: ContextLength | None = None
+
+    def applied_to(self, config: "ModelConfig") -> "ModelConfig":
+        """The configuration with these options. It is the same object if they change nothing.
+
+        A shorter context than the model's own changes nothing: nobody loads a second copy for it.
+
+        Raises:
+            ValueError: the options do not go together with the configuration, or are out of range.
+        """
+        wanted = self.model_dump(exclude_none=True)
+        context = self.context_length
+        if context is not None and config.context_length is not None and context <= config.context_length:
+            del wanted["context_length"]
+        made = ModelConfig.model_validate({**config.model_dump(), **wanted})
+        return config if made == config else made
+
+    def __str__(self) -> str:
+        chosen = self.model_dump(mode="json", exclude_none=True)
+        return ", ".join(f"{_SHORT[name]} {value}" for name, value in chosen.items())
+
+
+_SHORT = {"runtime_type": "on", "device_type": "device", "quantization": "as", "context_length": "context"}
+
+
+class ModelKey(NamedTuple):
+    """One copy of a model: its name, and the options that differ from its own configuration."""
+
+    name: str
+    options: LoadOptions = LoadOptions()
+
+    @property
+    def plain(self) -> bool:
+        """The model as it is configured."""
+        return self.options == LoadOptions()
+
+    def __str__(self) -> str:
+        return self.name if self.plain else f"{self.name} ({self.options})"
+
+
 class ModelConfig(Strict):
     """How one model is to be loaded. Frozen: two equal configurations are the same model.
 
@@ -91,12 +152,12 @@ class ModelConfig(Strict):
     )
     runtime_type: RuntimeType = Field(default=RuntimeType.AUTO, description="The engine; auto chooses by the files.")
     device_type: DeviceType = DeviceType.AUTO
-    quantization: str | None = Field(
+    quantization: Quantization = Field(
         default=None,
         description="fp32, fp16, bf16, int8 or int4 (Transformers, ONNX), or the GGUF file to take from a hub repository (Q4_K_M …).",
     )
-    context_length: int | None = Field(
-        default=None, ge=16, le=16_777_216, description="Tokens. Unset: the model's own, at most 4,096."
+    context_length: ContextLength | None = Field(
+        default=None, description="Tokens. Unset: the model's own, at most 4,096."
     )
     revision: Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z0-9_./-]+$")] | None = Field(
         default=None, description="Branch, tag or commit on the hub."
@@ -128,13 +189,3 @@ class ModelConfig(Strict):
     max_queued: int = Field(
         default=256, ge=1, le=100_000, description="Requests in hand and waiting; more are refused."
     )
-
-    @field_validator("quantization")
-    @classmethod
-    def _known_quantization(cls, value: str | None) -> str | None:
-        if value is None or _QUANTIZATION.fullmatch(value):
-            return value
-        for normalised in (value.lower(), value.upper()):
-            if _QUANTIZATION.fullmatch(normalised):
-                return normalised
-        raise ValueError("must be one of fp32, fp16, bf16, int8, int4, or a GGUF type such as Q4_K_M")

@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterable
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
-from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
-from lfx_local_runtimes.runtimes.ledger import MODELS
+from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
+from lfx_local_runtimes.runtimes.memory.ledger import MODELS
+from lfx_local_runtimes.runtimes.memory.residency import Residency
+from lfx_local_runtimes.runtimes.memory.slots import Slot
 from lfx_local_runtimes.runtimes.planning import Inspection, Rules, inspect_model, task_of_model
-from lfx_local_runtimes.runtimes.residency import Residency
-from lfx_local_runtimes.runtimes.slots import Slot
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 
@@ -38,9 +38,8 @@ class Inventory:
         Raises:
             ModelNotFound: no such model.
         """
-        with self._residency.slots() as slots:
-            slot = slots.get(model_name)
-            known = (slot.config, slot.source) if slot is not None and slot.config is not None else None
+        slot = self._residency.find(model_name)
+        known = (slot.config, slot.source) if slot is not None and slot.config is not None else None
         if known is None:
             resolved = self._catalog.resolve(model_name)
             if resolved.source == "request" and self._catalog.locate(resolved.config) is None:
@@ -82,14 +81,14 @@ class Inventory:
 
     def _status(self, config: ModelConfig, source: str) -> ModelStatus:
         info = self._info(config)
-        with self._residency.slots() as slots:
-            slot = slots.get(config.model_name) or Slot(config.model_name, config, source)
+        with self._residency.slots():
+            slot = self._residency.find(config.model_name) or Slot(ModelKey(config.model_name), config, source)
             return _row(config, source, info, slot, self._residency)
 
 
 def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, residency: Residency) -> ModelStatus:
     plan, progress = slot.plan, slot.progress
-    holds = residency.ledger.holds(slot.name) if slot.runtime else {}
+    holds = residency.ledger.holds(slot.key) if slot.runtime else {}
     estimate = plan.memory.values() if plan else [info.memory.total] if info and info.memory else []
     named_engine = None if config.runtime_type == RuntimeType.AUTO else str(config.runtime_type)
     keep_alive = next(v for v in (slot.keep_alive, config.keep_alive, residency.keep_alive) if v is not None)

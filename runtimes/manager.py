@@ -20,16 +20,16 @@ from lfx_local_runtimes.errors import (
     RequestNotFound,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
 from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
 from lfx_local_runtimes.runtimes.engines.registry import engine_names
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.inventory import Inventory
-from lfx_local_runtimes.runtimes.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
+from lfx_local_runtimes.runtimes.memory.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.planning import Inspection, Rules, plan_loads
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
-from lfx_local_runtimes.runtimes.residency import ADMISSION_WAIT_S, Prepared, Residency
-from lfx_local_runtimes.runtimes.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
@@ -101,7 +101,7 @@ class RuntimeManager:
         if restrict_paths:
             self.catalog.check_source(config)
         with self._residency.slots() as slots:
-            slot = slots.get(config.model_name)
+            slot = slots.get(ModelKey(config.model_name))
             if slot is not None and slot.config not in (None, config) and slot.state in _IN_MEMORY:
                 raise ModelConflict(
                     f"{config.model_name} is loaded with another configuration.", model_name=config.model_name,
@@ -109,9 +109,9 @@ class RuntimeManager:
                 )  # fmt: skip
         created = self.catalog.add(config)  # writes a file: not under the lock
         with self._residency.slots() as slots:
-            slot = slots.get(config.model_name)
+            slot = slots.get(ModelKey(config.model_name))
             if created and slot is not None and slot.state not in _IN_MEMORY:
-                del slots[config.model_name]  # what it knew of the name is out of date
+                del slots[slot.key]  # what it knew of the name is out of date
         return created
 
     def unregister_model(self, model_name: str) -> None:
@@ -122,68 +122,48 @@ class RuntimeManager:
             ModelBusy: it is in memory.
         """
         with self._residency.slots() as slots:
-            slot = slots.get(model_name)
+            slot = slots.get(ModelKey(model_name))
             if slot is not None and slot.state in _IN_MEMORY:
                 raise ModelBusy(f"{model_name} is {slot.state.value}.", model_name=model_name, hint="Unload it first.")
-            slots.pop(model_name, None)
-        known = self.catalog.remove(model_name) or (slot is not None and slot.source == "variant")
-        if not known:
+            slots.pop(ModelKey(model_name), None)
+        if not self.catalog.remove(model_name):
             raise ModelNotFound(f"{model_name} is not registered.", model_name=model_name)
 
-    def ensure_variant(self, model_name: str, **overrides: Any) -> str:
-        """The name to use for a model with other load options (engine, device, quantization, context …).
+    def _key(self, model: str | ModelKey) -> ModelKey:
+        """The copy that is meant. A text is a model's name, or a copy's in memory as lists show it."""
+        if isinstance(model, ModelKey):
+            return model
+        slot = self._residency.find(model)
+        return ModelKey(model) if slot is None else slot.key
 
-        Options that are None are not set. Where they change nothing, or ask for no more context than the model has, the
-        name itself comes back: nobody loads a second copy for a shorter context. A variant lives until the process ends.
-
-        Raises:
-            ModelNotFound: no such model.
-            InvalidInput: an option is out of range.
-        """
-        wanted = {key: value for key, value in overrides.items() if value is not None}
-        if not wanted:
-            return model_name
-        base = self._config(model_name)
-        context = wanted.get("context_length")
-        if context is not None and base.context_length is not None and context <= base.context_length:
-            del wanted["context_length"]
-        try:
-            config = ModelConfig.model_validate({**base.model_dump(), **wanted})
-        except ValueError as error:
-            raise InvalidInput(f"These options do not go together: {error}", model_name=model_name) from error
-        changed = {key: value for key, value in config if value != getattr(base, key)}
-        if not changed:
-            return base.model_name
-        label = ", ".join(f"{_SHORT.get(key, key)} {getattr(value, 'value', value)}" for key, value in changed.items())
-        variant = config.model_copy(update={"model_name": f"{base.model_name} ({label})"})
+    def _config(self, key: ModelKey) -> ModelConfig:
+        """Raises ModelNotFound if there is no such model."""
         with self._residency.slots() as slots:
-            slots.setdefault(variant.model_name, Slot(variant.model_name, variant, "variant"))
-        return variant.model_name
-
-    def _config(self, model_name: str) -> ModelConfig:
-        with self._residency.slots() as slots:
-            slot = slots.get(model_name)
+            slot = slots.get(key)
             if slot is not None and slot.config is not None:
                 return slot.config
-        return self.catalog.resolve(model_name).config
+        return self.catalog.resolve(key.name).config
 
     def _prepare(self, slot: Slot, context: LoadContext) -> Prepared:
-        if slot.source == "variant" and slot.config is not None:
-            config, source = slot.config, slot.source
-        else:
-            resolved = self.catalog.resolve(slot.name)
-            config, source = resolved.config, resolved.source
-            if config.model_name != slot.name:
-                return Prepared(config, source, ())
-            slot.config, slot.source = config, source
+        resolved = self.catalog.resolve(slot.key.name)
+        base = resolved.config
+        try:
+            config = slot.key.options.applied_to(base)
+        except ValueError as error:
+            raise InvalidInput(f"These options do not go together: {error}", model_name=slot.name) from error
+        key = ModelKey(base.model_name) if config is base else ModelKey(base.model_name, slot.key.options)
+        if key != slot.key:
+            return Prepared(key, config, resolved.source, ())
+        source = resolved.source if key.plain else "variant"
+        slot.config, slot.source = config.model_copy(update={"model_name": slot.name}), source
         path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
         info = read_model(path, thorough=True)
         plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
-        return Prepared(config, source, plans)
+        return Prepared(key, slot.config, source, plans)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
-    async def load_model(self, model_name: str, progress: ProgressCallback | None = None) -> bool:
+    async def load_model(self, model_name: str | ModelKey, progress: ProgressCallback | None = None) -> bool:
         """Bring a model into memory and wait for it. Returns True when it was not there before.
 
         A caller that is cancelled leaves; the load goes on for the others.
@@ -191,31 +171,34 @@ class RuntimeManager:
         Raises:
             RuntimeFault: it cannot be loaded, with the reason.
         """
+        key = self._key(model_name)
         with self._residency.slots() as slots:
-            slot = slots.get(model_name)
+            slot = slots.get(key)
             there = slot is not None and slot.state is SlotState.READY
-        async with self.lease(model_name, progress):
+        async with self.lease(key, progress):
             return not there
 
-    async def unload_model(self, model_name: str, *, force: bool = False) -> bool:
+    async def unload_model(self, model_name: str | ModelKey, *, force: bool = False) -> bool:
         """Take a model out of memory and wait until it is. Returns False when it was not there.
 
         Raises:
             ModelBusy: it is in use, and `force` (which cancels its requests) is not set.
             ModelNotFound: no such model.
         """
-        future = self._residency.unload(model_name, force=force)
-        if await asyncio.wrap_future(future):
+        key = self._key(model_name)
+        if await asyncio.wrap_future(self._residency.unload(key, force=force)):
             return True
-        await asyncio.to_thread(self._config, model_name)  # an unknown name is an error, not "was not there"
+        await asyncio.to_thread(self._config, key)  # an unknown name is an error, not "was not there"
         return False
 
     async def unload_all(self, *, force: bool = False) -> list[str]:
         """Take every model out of memory; those in use stay unless `force` is set. Returns the names unloaded."""
+        with self._residency.slots() as slots:
+            keys = [slot.key for slot in slots.values() if slot.state in _IN_MEMORY]
         futures: dict[str, Future[bool]] = {}
-        for name in self.loaded_models():
+        for key in keys:
             with contextlib.suppress(ModelBusy):
-                futures[name] = self._residency.unload(name, force=force)
+                futures[str(key)] = self._residency.unload(key, force=force)
         for future in futures.values():
             await asyncio.wrap_future(future)
         return list(futures)
@@ -226,7 +209,9 @@ class RuntimeManager:
             return [slot.name for slot in slots.values() if slot.state in _IN_MEMORY]
 
     @contextlib.asynccontextmanager
-    async def lease(self, model_name: str, progress: ProgressCallback | None = None) -> AsyncIterator[ModelRuntime]:
+    async def lease(
+        self, model_name: str | ModelKey, progress: ProgressCallback | None = None
+    ) -> AsyncIterator[ModelRuntime]:
         """The loaded runtime, which stays loaded until the block ends. `progress` is called on this event loop.
 
         Raises:
@@ -240,7 +225,7 @@ class RuntimeManager:
                     loop.call_soon_threadsafe(progress, event)
 
         waiter = LeaseWaiter(report)
-        self._residency.join(model_name, waiter)
+        self._residency.join(self._key(model_name), waiter)
         try:
             runtime = await asyncio.wrap_future(waiter.future)
         except asyncio.CancelledError:
@@ -262,33 +247,37 @@ class RuntimeManager:
         Raises:
             ModelNotFound: no such model.
         """
-        config = self._config(model_name)
+        key = self._key(model_name)
+        config = self._config(key)
+        key = ModelKey(config.model_name) if key.plain else key
         with self._residency.slots() as slots:
-            slots.setdefault(config.model_name, Slot(config.model_name, config, "registered")).pinned = pinned
+            slots.setdefault(key, Slot(key, config, "registered")).pinned = pinned
         self._residency.wake()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def start(
-        self, model_name: str, ask: Ask[ResultT], *, request_id: str | None = None,
+        self, model_name: str | ModelKey, ask: Ask[ResultT], *, request_id: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> Run[Any, ResultT]:  # fmt: skip
         """Start a request, whatever the task, and return at once; the model loads if it must. From any thread.
 
-        Faults arrive when the run is iterated or waited for.
+        A `ModelKey` asks for a copy of the model with other load options. Faults arrive when the run is iterated or
+        waited for.
 
         Raises:
             InvalidInput: a running request has this id.
         """
-        request = Request(model_name, ask, request_id)
+        key = self._key(model_name)
+        request = Request(str(key), ask, request_id)
         with self._requests_lock:
             if request.id in self._requests:
                 raise InvalidInput(
-                    f"request_id {request.id} is running already.", model_name=model_name, hint="Choose another."
+                    f"request_id {request.id} is running already.", model_name=str(key), hint="Choose another."
                 )
             self._requests[request.id] = request
         request.on_end(lambda: self._ended(request))
-        self._residency.join(model_name, RequestWaiter(request, self._residency.release))
+        self._residency.join(key, RequestWaiter(request, self._residency.release))
         return Run(request, progress)
 
     def _ended(self, request: Request[Any]) -> None:
@@ -296,7 +285,7 @@ class RuntimeManager:
             self._requests.pop(request.id, None)
         self._residency.counters[f"requests_{request.state.value}"] += 1
 
-    async def run(self, model_name: str, ask: Ask[ResultT]) -> ResultT:
+    async def run(self, model_name: str | ModelKey, ask: Ask[ResultT]) -> ResultT:
         """The result of a request. Cancelling the caller cancels the computation.
 
         Raises:
@@ -306,7 +295,7 @@ class RuntimeManager:
         return await self.start(model_name, ask)
 
     def stream(
-        self, model_name: str, config: GenerationConfig, *, request_id: str | None = None,
+        self, model_name: str | ModelKey, config: GenerationConfig, *, request_id: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> GenerationStream:  # fmt: skip
         """`start` for text: iterating it gives the text.
@@ -316,7 +305,7 @@ class RuntimeManager:
         """
         return GenerationStream(self.start(model_name, config, request_id=request_id, progress=progress))
 
-    async def generate(self, model_name: str, config: GenerationConfig) -> GenerationResult:
+    async def generate(self, model_name: str | ModelKey, config: GenerationConfig) -> GenerationResult:
         """`run` for text: the whole answer.
 
         Raises:
@@ -324,7 +313,7 @@ class RuntimeManager:
         """
         return await self.run(model_name, config)
 
-    async def generate_streaming(self, model_name: str, config: GenerationConfig) -> AsyncIterator[str]:
+    async def generate_streaming(self, model_name: str | ModelKey, config: GenerationConfig) -> AsyncIterator[str]:
         """The answer piece by piece; leaving early cancels the computation.
 
         Raises:
@@ -366,7 +355,7 @@ class RuntimeManager:
         Raises:
             ModelNotFound: no such model, or its files are not on this machine.
         """
-        return self._inventory.validate(self._config(model_name))
+        return self._inventory.validate(self._config(self._key(model_name)))
 
     def stats(self) -> dict[str, Any]:
         """The ledger per device, counters since the start, uptime in seconds and the process id."""
@@ -414,7 +403,6 @@ class RuntimeManager:
 
 
 _IN_MEMORY = (SlotState.LOADING, SlotState.READY, SlotState.UNLOADING)
-_SHORT = {"runtime_type": "on", "device_type": "device", "context_length": "context", "quantization": "as"}
 
 
 # -- one manager per process ---------------------------------------------------------------------------------------------

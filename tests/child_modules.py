@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox
@@ -69,10 +70,12 @@ def about(link: Link) -> None:
                 "session": os.getsid(0),
                 "path": sys.path,
                 "environment": dict(os.environ),
-                "folder": os.getcwd(),
+                "folder": str(Path.cwd()),
                 "isolated": sys.flags.isolated,
-                "oom": open("/proc/self/oom_score_adj").read() if sys.platform == "linux" else None,
-                "descriptors": sorted(os.listdir("/proc/self/fd"), key=int) if sys.platform == "linux" else None,
+                "oom": Path("/proc/self/oom_score_adj").read_text() if sys.platform == "linux" else None,
+                "descriptors": [path.name for path in Path("/proc/self/fd").iterdir()]
+                if sys.platform == "linux"
+                else None,
                 "modules": sorted(sys.modules),
             }
         )

@@ -41,6 +41,7 @@ def isolated_settings(tmp_path: Path, packaged_models: Path, monkeypatch: pytest
     home.mkdir()
     (home / "packages").symlink_to(packaged_models, target_is_directory=True)
     monkeypatch.setenv(f"{PREFIX}HOME", str(home))
+    monkeypatch.setenv(f"{PREFIX}SPARE_PROCESSES", "0")
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()

@@ -19,12 +19,12 @@ from starlette.types import Message
 from lfx_local_runtimes.routes import PREFIX, build_router
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
-from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime, Step
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Event
 from lfx_local_runtimes.runtimes.requests import Request as EngineRequest
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult, TokenLogprob
+from lfx_local_runtimes.runtimes.testing import ScriptedRuntime, Step
 from lfx_local_runtimes.settings import Settings
 
 KEY = {"x-api-key": "let me in"}

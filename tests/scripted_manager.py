@@ -4,12 +4,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager, ScriptedRuntime, register_engine
-from lfx_local_runtimes.runtimes.engines.scripted import Step
 from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.testing import Step
 from lfx_local_runtimes.settings import Settings
 from tests.routes_app import write_model
 
@@ -29,9 +30,11 @@ class Theatre:
         register_engine("scripted", self._make)
         self.manager = RuntimeManager(Settings(home=folder / "home", model_dirs=(self.models,), offline=True))
         for name in ("parrot", "owl"):
-            self.manager.register_model(
-                ModelConfig(model_id=str(self.models / name), model_name=name, runtime_type="scripted")
-            )
+            self.manager.register_model(self.config(name))
+
+    def config(self, name: str, **options: Any) -> ModelConfig:
+        """The registration of a model."""
+        return ModelConfig(model_id=str(self.models / name), model_name=name, runtime_type="scripted", **options)
 
     def _make(self, config: ModelConfig, plan: LoadPlan | None) -> ScriptedRuntime:
         runtime = self.runtimes[config.model_name] = ScriptedRuntime(config, plan, script=self._play)

@@ -29,11 +29,12 @@ from lfx_local_runtimes.langchain.messages import (
     to_tool_choice,
     to_tools,
 )
-from lfx_local_runtimes.langchain.variants import LOADING, avariant, variant
+from lfx_local_runtimes.langchain.variants import LOADING, variant
 from lfx_local_runtimes.runtimes import get_runtime_manager
+from lfx_local_runtimes.runtimes.chat.tool_choice import close_objects
+from lfx_local_runtimes.runtimes.config import ModelKey
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
-from lfx_local_runtimes.runtimes.text.tool_choice import close_objects
 
 Observer = Callable[[Progress | GenerationResult], object]
 
@@ -212,7 +213,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(await avariant(model, overrides), config)
+        stream = self._start(variant(model, overrides), config)
         with _deadline(stream, timeout):
             result = await stream.wait_async()
         return ChatResult(generations=[ChatGeneration(message=to_message(result, self._response_metadata(result)))])
@@ -233,14 +234,14 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(await avariant(model, overrides), config)
+        stream = self._start(variant(model, overrides), config)
         with _deadline(stream, timeout):
             async with contextlib.aclosing(stream.adeltas()) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
                     yield ChatGenerationChunk(message=to_chunk(delta))
         yield self._last_chunk(stream)
 
-    def _start(self, model: str, config: GenerationConfig) -> GenerationStream:
+    def _start(self, model: ModelKey, config: GenerationConfig) -> GenerationStream:
         return get_runtime_manager().stream(model, config, progress=self.observer)
 
     def _request(

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.langchain.messages import first_problem
-from lfx_local_runtimes.langchain.variants import LOADING, avariant, variant
+from lfx_local_runtimes.langchain.variants import LOADING, variant
 from lfx_local_runtimes.runtimes import get_runtime_manager
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT, TaskResult
@@ -52,7 +52,7 @@ class TaskModel(BaseModel):
     async def aask(self, kind: type[Ask[ResultT]], **options: Any) -> ResultT:
         """As `ask`, on this event loop; cancelling the caller cancels the computation."""
         asked = self._asked(kind, options)
-        run = get_runtime_manager().start(await avariant(self.model, self._loading()), asked, progress=self.observer)
+        run = get_runtime_manager().start(variant(self.model, self._loading()), asked, progress=self.observer)
         return self._heard(await run.wait_async())
 
     def _loading(self) -> dict[str, Any]:

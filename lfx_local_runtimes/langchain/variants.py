@@ -1,22 +1,25 @@
-"""A model with load options of one's own: the name to ask the manager by."""
+"""A model with load options of one's own: the key to ask the manager by."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from lfx_local_runtimes.runtimes import get_runtime_manager
+from pydantic import ValidationError
 
-LOADING = ("runtime_type", "device_type", "quantization", "context_length")
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.langchain.messages import first_problem
+from lfx_local_runtimes.runtimes.config import LoadOptions, ModelKey
+
+LOADING = tuple(LoadOptions.model_fields)
 """The options that make another copy of a model."""
 
 
-def variant(model: str, overrides: Mapping[str, Any]) -> str:
-    """The name of the model with these options; those that are None are the model's own."""
-    return get_runtime_manager().ensure_variant(model, **overrides)
+def variant(model: str, overrides: Mapping[str, Any]) -> ModelKey:
+    """The model with these options; those that are None are the model's own.
 
-
-async def avariant(model: str, overrides: Mapping[str, Any]) -> str:
-    """As `variant`, off the event loop."""
-    if all(value is None for value in overrides.values()):
-        return model
-    return await asyncio.to_thread(variant, model, overrides)  # it may look for the model on disk
+    Raises:
+        InvalidInput: an option is out of range.
+    """
+    try:
+        return ModelKey(model, LoadOptions.model_validate(dict(overrides)))
+    except ValidationError as error:
+        raise InvalidInput(first_problem(error), model_name=model) from error

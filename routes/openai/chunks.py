@@ -137,10 +137,10 @@ class Chunks(Feed):
                 frames.append(self._told.comment(event))
             elif isinstance(event, Failed):
                 return "".join([*frames, failure(event.error)])
+            elif isinstance(event, Finished) and event.cancelled:
+                self.ended = True
+                return "".join([*frames, failure(RequestCancelled.of(self.requests[index].id))])
             elif isinstance(event, Finished):
-                if event.cancelled:
-                    self.ended = True
-                    return "".join([*frames, failure(RequestCancelled.of(self.requests[index].id))])
                 self._results[index] = event.result
                 frames.append(self._last(index, event))
         if self.ended:

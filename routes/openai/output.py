@@ -267,7 +267,8 @@ class ResponseEvents(Feed):
                 frames.append(self._told.comment(event))
             elif isinstance(event, Failed):
                 frames.append(failure(event.error))
+            elif isinstance(event, Finished) and event.cancelled:
+                frames.append(failure(RequestCancelled.of(self.requests[0].id)))
             elif isinstance(event, Finished):
-                cancelled = RequestCancelled.of(self.requests[0].id) if event.cancelled else None
-                frames.append(failure(cancelled) if cancelled else self._output.close(event.result))
+                frames.append(self._output.close(event.result))
         return "".join(frames)

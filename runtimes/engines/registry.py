@@ -62,6 +62,8 @@ class EngineRow:
     """
     overhead: int = 0
     """Bytes that the engine's libraries take in a process of their own, on top of the model."""
+    warm: str | None = None
+    """`"module:function"`, which imports what a first load would import. It must start no thread."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the engine's library reads, for a process of its own."""
     accelerators: frozenset[DeviceType] = frozenset({DeviceType.CUDA, DeviceType.MPS})

@@ -3,6 +3,7 @@
 Each plan is one attempt. If it fails, the next one is tried.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from lfx_local_runtimes.errors import (
     DeviceUnavailable,
     InvalidInput,
     InvalidModelFile,
+    LoadFailed,
     ModelNotFound,
     PickleRefused,
     RemoteCodeRefused,
@@ -21,11 +23,13 @@ from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProb
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow, engine_row
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
-from lfx_local_runtimes.runtimes.ledger import device_budget
+from lfx_local_runtimes.runtimes.memory.ledger import device_budget
 from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT
 from lfx_local_runtimes.runtimes.planning.offers import Terms
 from lfx_local_runtimes.runtimes.planning.rules import Rules
 from lfx_local_runtimes.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def plan_loads(
         NotAllowed: pickle weights or remote code without permission.
         DeviceUnavailable: the device is forced, or required, and this machine or the engine does not have it.
         InvalidInput: no engine takes these files, or not with these options.
+        LoadFailed: the engine of an installed package cannot be imported.
     """
     _refuse(config, info, settings)
     named = config.runtime_type != RuntimeType.AUTO
@@ -82,14 +87,20 @@ def plan_loads(
     task, context = task_of_model(config, info), _context_length(config, info)
     found: list[tuple[LoadPlan, int]] = []
     refusals: list[RuntimeFault] = []
-    for row in map(engine_row, engines):
+    for engine in engines:
+        try:
+            row = engine_row(engine)
+        except (InvalidInput, LoadFailed) as refusal:
+            logger.warning("%s is left out: %s", engine, refusal)
+            refusals.append(refusal)
+            continue
         for device, told in _devices_of(row, devices):
             terms = Terms(row.name, task, context, device_budget(device, settings, probe), probe)
             try:
                 _check_device(row, device, config)
                 offer = row.make_offer(config, info, device, terms)
                 _check_files(offer.files, config, settings)
-            except (InvalidInput, DeviceUnavailable, PickleRefused) as refusal:
+            except (InvalidInput, DeviceUnavailable, PickleRefused, LoadFailed) as refusal:
                 refusals.append(refusal)
                 continue
             plan = LoadPlan(
@@ -99,6 +110,7 @@ def plan_loads(
             found.append((plan, offer.speed))
     if not found:
         _check_files(info, config, settings)
+        refusals[0].model_name = config.model_name
         raise refusals[0]
     return _ordered(found)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lfx_local_runtimes.runtimes.processes import bootstrap, spawner
 from lfx_local_runtimes.runtimes.processes.endings import ExitReport, LastLines, OomCount, describe
+from lfx_local_runtimes.runtimes.processes.environment import child_environment
 from lfx_local_runtimes.runtimes.processes.frames import (
     MAX_ATTACHMENTS,
     MAX_HEADER,
@@ -44,16 +45,6 @@ _REAP_S = 10.0
 _PIPE_BYTES = 2**20
 _F_SETPIPE_SZ = 1031
 _DEATH_SIGNAL = sys.platform == "linux"
-
-_HANDED_ON = {
-    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH",
-    "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "PROGRAMDATA",
-    "NUMBER_OF_PROCESSORS",
-    "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES",
-    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
-}  # fmt: skip
 
 
 class ChildFailure(Exception):
@@ -81,15 +72,6 @@ class ChildOverdue(ChildFailure):
     """The process did not answer in time, so it was killed."""
 
 
-def default_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: a short list of this process's variables, and `extra`.
-
-    No key, token or password of the user gets into a child.
-    """
-    kept = {name: value for name, value in os.environ.items() if name.upper() in _HANDED_ON or name[:3] == "LC_"}
-    return {**kept, **(extra or {})}
-
-
 class Child:
     """A process that runs `main(link)` of a module; see `inside.Link`. It is started at once.
 
@@ -98,7 +80,7 @@ class Child:
     Args:
         module: the full name of the module.
         name: for people, in messages and in the log.
-        environment: all variables of the process. Unset: `default_environment()`.
+        environment: all variables of the process. Unset: `child_environment()`.
         folder: its working directory. Unset: that of this process.
         max_header: bytes of the longest header of a frame, in both directions.
         max_attachments: bytes of all attachments of a frame together.
@@ -128,7 +110,7 @@ class Child:
         self._report: ExitReport | None = None
         self._job: Job | None = None
         self._kills_before = OomCount.now()
-        self._process = _start(module, default_environment() if environment is None else environment, folder, self.name)
+        self._process = _start(module, child_environment() if environment is None else environment, folder, self.name)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None

@@ -52,12 +52,13 @@ def child_environment(
     chosen.update(_ALWAYS)
     if site.ENABLE_USER_SITE:  # packages of `pip install --user` are found by HOME, which changes
         chosen.setdefault("PYTHONUSERBASE", site.getuserbase())
-    home = NO_HOME if scratch is None else str(scratch)
-    chosen["HOME"] = chosen["USERPROFILE"] = home
-    if scratch is not None:
-        chosen.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), home))
-    chosen.update(extra or {})
-    return chosen
+    chosen["HOME"] = chosen["USERPROFILE"] = NO_HOME
+    return {**chosen, **scratch_environment(scratch), **(extra or {})}
+
+
+def scratch_environment(scratch: Path | None) -> dict[str, str]:
+    """The variables that name the folder a process may write; empty if there is none."""
+    return {} if scratch is None else dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), str(scratch))
 
 
 def _is_needed(name: str) -> bool:

@@ -33,7 +33,8 @@ def restrict(memory: int | None, file_size: int) -> None:
     """
     import resource
 
-    _lower(resource.RLIMIT_CORE, _CORE_BYTES)
+    core = _smaller(resource.getrlimit(resource.RLIMIT_CORE)[1], _CORE_BYTES)
+    resource.setrlimit(resource.RLIMIT_CORE, (core, core))
     _lower(resource.RLIMIT_FSIZE, file_size)
     _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     _lower(resource.RLIMIT_NPROC, _threads_of_all() + SPARE_THREADS)
@@ -45,10 +46,14 @@ def restrict(memory: int | None, file_size: int) -> None:
 def _lower(limit: int, value: int) -> None:
     import resource
 
-    highest = resource.getrlimit(limit)[1]
-    if highest != resource.RLIM_INFINITY:
-        value = min(value, highest)
-    resource.setrlimit(limit, (value, value))
+    now, highest = resource.getrlimit(limit)
+    resource.setrlimit(limit, (_smaller(now, value), _smaller(highest, value)))
+
+
+def _smaller(limit: int, value: int) -> int:
+    import resource
+
+    return value if limit == resource.RLIM_INFINITY else min(limit, value)
 
 
 def _threads_of_all() -> int:

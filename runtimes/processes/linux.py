@@ -90,6 +90,8 @@ def drop_capabilities() -> None:
     header = _CAPABILITY_VERSION.to_bytes(4, sys.byteorder) + bytes(4)
     buffer = ctypes.create_string_buffer(24)
     syscall("capget", _CAPGET[name], ctypes.create_string_buffer(header), buffer)
+    if not any(buffer.raw):
+        return  # an ordinary user has none
     effective, permitted = (int.from_bytes(buffer.raw[at : at + 4], sys.byteorder) for at in (0, 4))
     kept_effective = (effective & _CAP_DAC_READ_SEARCH).to_bytes(4, sys.byteorder)
     kept_permitted = (permitted & _CAP_DAC_READ_SEARCH).to_bytes(4, sys.byteorder)

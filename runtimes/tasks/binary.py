@@ -22,7 +22,7 @@ def _write_array(value: "np.ndarray[Any, Any]", info: SerializationInfo) -> Any:
         return value.tolist()
     import numpy as np
 
-    attachments.append(memoryview(np.ascontiguousarray(value)).cast("B"))
+    attachments.append(np.ascontiguousarray(value).data.cast("B"))
     return {"attachment": len(attachments) - 1, "dtype": str(value.dtype), "shape": value.shape}
 
 

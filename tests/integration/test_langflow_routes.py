@@ -16,12 +16,13 @@ from websockets.asyncio.client import connect
 
 from tests.langflow_server import LangflowServer
 from tests.routes_app import parse_event
+from tests.trusted_models import write_code
 
 pytestmark = pytest.mark.integration
 
 GEMMA = "gemma-3-270m"
 PATIENCE_S = 60.0
-ROUTES = 26
+PATHS, ROUTES = 28, 29
 # Far longer than any test waits: only a cancel ends it in time.
 LONG: dict[str, Any] = {"model_name": GEMMA, "prompt": "Once upon a time", "raw": True, "max_tokens": 2000}
 
@@ -68,7 +69,7 @@ print(json.dumps({
 def test_register_starts_nothing_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=120, check=True)
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["paths"] == ROUTES
+    assert seen["paths"] == PATHS
     assert not seen["made_a_manager"]
     assert not {"torch", "transformers", "llama_cpp", "accelerate", "gguf", "tokenizers"} & set(seen["imported"])
     assert seen["seconds"] < 0.5
@@ -256,3 +257,35 @@ def test_the_server_had_nothing_to_complain_about(langflow_server: LangflowServe
         line for line in log.splitlines() if "Traceback" in line or "ERROR" in line
     )
     assert "Exception in ASGI application" not in log
+
+
+@pytest.fixture
+def ordinary_user(langflow_server: LangflowServer) -> Iterator[httpx.Client]:
+    """Somebody who may log in and is no superuser."""
+    account = {"username": "bob", "password": "only for this test run"}
+    with httpx.Client(base_url=langflow_server.base_url, timeout=60) as langflow:
+        made = langflow.post("/api/v1/users/", json=account, headers=langflow_server.headers).raise_for_status().json()
+        user = f"/api/v1/users/{made['id']}"
+        langflow.patch(user, json={"is_active": True}, headers=langflow_server.headers).raise_for_status()
+        token = langflow.post("/api/v1/login", data=account).raise_for_status().json()["access_token"]
+    with httpx.Client(
+        base_url=langflow_server.runtime_url, headers={"Authorization": f"Bearer {token}"}, timeout=60
+    ) as client:
+        yield client
+
+
+def test_only_a_superuser_approves_the_code_of_a_model(
+    langflow_server: LangflowServer, api: httpx.Client, ordinary_user: httpx.Client
+) -> None:
+    write_code(langflow_server.home / "models" / "strange")
+    (code,) = ordinary_user.get("/models/strange/code").raise_for_status().json()["code"]
+    body = {"sha256": code["sha256"]}
+    refused = ordinary_user.post("/models/strange/trust", json=body)
+    assert (refused.status_code, refused.json()["error"]["hint"]) == (403, "In Langflow only superusers may.")
+    assert api.post("/models/strange/trust", json=body).json()["code"][0]["approved"]
+    assert ordinary_user.delete("/models/strange/trust").status_code == 403
+    assert api.delete("/models/strange/trust").json()["revoked"] == 1
+    log = [json.loads(line) for line in (langflow_server.home / "audit.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["who"].partition(" ")[0]) for line in log] == [
+        ("refused", "bob"), ("approved", "langflow"), ("refused", "bob"), ("revoked", "langflow"),
+    ]  # fmt: skip

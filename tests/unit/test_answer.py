@@ -3,6 +3,8 @@
 import pytest
 
 from lfx_local_runtimes.errors import ContextOverflow
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN, Template
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, Run
 from lfx_local_runtimes.runtimes.tasks.generation import (
     GenerationConfig,
@@ -12,8 +14,6 @@ from lfx_local_runtimes.runtimes.tasks.generation import (
     TokenLogprob,
     Tool,
 )
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import BUILT_IN, Template
 
 
 def answer(

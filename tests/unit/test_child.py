@@ -17,16 +17,17 @@ from typing import Any
 import psutil
 import pytest
 
-from lfx_local_runtimes.runtimes.processes import bootstrap, child, endings, spawner, windows
+from lfx_local_runtimes.runtimes.processes import bootstrap, endings, spawner, windows
+from lfx_local_runtimes.runtimes.processes import child as room
 from lfx_local_runtimes.runtimes.processes.child import (
     Child,
     ChildDied,
     ChildNotStarted,
     ChildOverdue,
-    default_environment,
     import_path,
 )
 from lfx_local_runtimes.runtimes.processes.endings import ExitReport, LastLines, OomCount, describe
+from lfx_local_runtimes.runtimes.processes.environment import child_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 
 MODULE = "tests.child_modules"
@@ -72,7 +73,7 @@ def gone(pid: int) -> bool:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 # -- talking ---------------------------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ def test_a_child_starts_isolated(start: Start, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_environment_can_be_given(start: Start) -> None:
-    wanted = default_environment({"MINE": "1"})
+    wanted = child_environment({"MINE": "1"})
     there = start("about", options={"environment": wanted}).receive().header["environment"]
     assert there.items() >= wanted.items()
     assert set(there) - set(wanted) <= {"LC_CTYPE"}, "Python sets it in a C locale"
@@ -325,6 +326,19 @@ def test_a_kill_of_ours_is_on_purpose(start: Start) -> None:
     assert report is not None
     assert report.on_purpose
     assert report.how == "was killed by this program"
+
+
+@posix
+def test_a_kill_that_comes_too_late_is_not_the_reason(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    noticed, await_end = threading.Event(), room._await_end
+    monkeypatch.setattr(room, "_await_end", lambda process: noticed.wait(DEADLINE_S) and await_end(process))
+    child = start("ends", how="return")
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    child.kill()
+    noticed.set()
+    report = child.wait(DEADLINE_S)
+    assert report is not None
+    assert (report.how, report.on_purpose) == ("ended with exit status 3", False)
 
 
 @pytest.mark.parametrize(
@@ -725,7 +739,7 @@ def test_only_where_the_kernel_does_not_do_it_a_thread_looks_for_the_parent(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert start("threads").receive().header["threads"] == ["MainThread"]
-    monkeypatch.setattr(child, "_DEATH_SIGNAL", False)
+    monkeypatch.setattr(room, "_DEATH_SIGNAL", False)
     assert start("threads").receive().header["threads"] == ["MainThread", "parent watch"]
 
 
@@ -812,6 +826,44 @@ def test_a_forked_process_leaves_the_children_to_its_parent() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+FORK_WHILE_STARTING = """
+import os, subprocess, sys, threading, time
+from lfx_local_runtimes.runtimes.processes import spawner
+
+entered, forking, done = threading.Event(), threading.Event(), threading.Event()
+
+def begin():
+    entered.set()
+    forking.wait()
+    time.sleep(0.2)  # a fork that did not wait would be over by now
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    done.set()
+    return process
+
+def fork():
+    entered.wait()
+    forking.set()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if done.is_set() else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+thread = threading.Thread(target=fork)
+thread.start()
+spawner.start_process(begin).wait()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_fork_waits_for_a_start_that_is_under_way() -> None:
+    """It would keep the new pipes open."""
+    done = run(
+        "import warnings; warnings.filterwarnings('ignore', '.*fork', DeprecationWarning)\n" + FORK_WHILE_STARTING
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
 def test_at_the_interpreter_s_exit_no_child_is_started() -> None:
     code = f"""
 import atexit
@@ -879,3 +931,50 @@ def test_a_job_that_windows_refuses_leaves_no_handle(refuses: str) -> None:
     with pytest.raises(OSError, match="Windows did not"):
         windows.Job(5, kernel32)
     assert (("close", 77) in kernel32.calls) is (refuses != "create")
+
+
+def test_on_windows_a_job_holds_the_child_before_it_does_anything(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    class FakeJob:
+        def __init__(self, process: int) -> None:
+            calls.append(process)
+
+        def kill(self) -> None:
+            calls.append("kill")
+
+        def close(self) -> None:
+            calls.append("close")
+
+    hand_over = Child._hand_over
+    monkeypatch.setattr(Child, "_hand_over", lambda child: (calls.append("hand over"), hand_over(child)))
+    monkeypatch.setattr(room, "Job", FakeJob)
+    monkeypatch.setattr(subprocess.Popen, "_handle", 5, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    child = start("deaf")
+    child.receive()
+    child.close(0)
+    monkeypatch.undo()
+    assert calls[:3] == [5, "hand over", "kill"]
+    assert calls[-1] == "close"
+    assert child.report is not None
+    assert child.report.on_purpose
+
+
+def test_a_job_that_windows_refuses_is_said(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(process: int) -> None:
+        raise OSError("Windows did not create a job object.")
+
+    monkeypatch.setattr(room, "Job", refuse)
+    monkeypatch.setattr(subprocess.Popen, "_handle", 5, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    child = start("deaf")
+    child.receive()
+    child.close(0)
+    monkeypatch.undo()
+    assert "may outlive this process: Windows did not create a job object." in caplog.text
+    assert not child.alive

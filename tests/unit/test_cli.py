@@ -20,11 +20,11 @@ from lfx_local_runtimes import cli, server
 from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, SettingsFault
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
-from lfx_local_runtimes.runtimes.engines.scripted import ScriptedRuntime, Step
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
+from lfx_local_runtimes.runtimes.testing import ScriptedRuntime, Step
 from lfx_local_runtimes.settings import PREFIX, get_settings, load_settings
 from tests.routes_app import write_model
 

@@ -230,7 +230,8 @@ def test_a_factory_alone_gets_the_default_offer() -> None:
 def test_a_broken_package_is_named() -> None:
     with pytest.raises(LoadFailed, match="toy_engine:gone of the engine broken_toy cannot be imported"):
         plans(gguf(), runtime_type="broken_toy")
-    assert plans(gguf())[0] == ("llama_cpp", "Q4_K_M"), "it harms no other engine"
+    rules = Rules.model_validate({"rules": [{"format": "gguf", "engines": ["broken_toy", "not_there", "llama_cpp"]}]})
+    assert plans(gguf(), rules) == [("llama_cpp", "Q4_K_M")], "it harms no other engine"
 
 
 @pytest.mark.usefixtures("installed")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfx_local_runtimes.runtimes.text.filters import StopFilter, Utf8Decoder
+from lfx_local_runtimes.runtimes.chat.filters import StopFilter, Utf8Decoder
 
 LETTERS = st.text(alphabet="ab\n", max_size=40)
 STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=5), max_size=3)

@@ -25,12 +25,6 @@ MODULES = (
         f"lfx_local_runtimes.nodes.{name}"
         for name in ("inputs", "models", "provider", "reading", "reports", "text", "tools")
     ),
-    "lfx_local_runtimes.runtimes.engines.registry",
-    *(
-        f"lfx_local_runtimes.runtimes.engines.{engine}.offer"
-        for engine in ("gemma", "llama_cpp", "onnx", "transformers")
-    ),
-    *(f"lfx_local_runtimes.runtimes.engines.{engine}.row" for engine in ("gemma", "llama_cpp", "onnx", "transformers")),
 )
 IMPORT_EACH = """
 import importlib, json, sys
@@ -43,6 +37,19 @@ for module in sys.argv[1:]:
         if name.partition(".")[0] == "lfx_local_runtimes":
             del sys.modules[name]
 print(json.dumps(seen))
+"""
+
+
+MAKE_OFFERS = """
+import json, sys
+from lfx_local_runtimes.runtimes.engines.registry import engine_names, engine_row
+
+for name in engine_names():
+    row = engine_row(name)
+    for reference in (row.offer, row.prepare):
+        if reference is not None:
+            assert callable(row._resolved(reference))
+print(json.dumps(sorted(sys.modules)))
 """
 
 
@@ -62,6 +69,13 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
 @pytest.mark.parametrize("module", MODULES)
 def test_no_engine_is_imported(imported: dict[str, set[str]], module: str) -> None:
     assert imported[module].isdisjoint(ENGINES)
+
+
+def test_neither_rows_nor_offers_import_an_engine(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE_OFFERS], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert set(json.loads(done.stdout)).isdisjoint(ENGINES)
 
 
 def test_the_engine_room_knows_no_host(imported: dict[str, set[str]]) -> None:

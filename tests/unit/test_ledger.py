@@ -4,7 +4,7 @@ import pytest
 
 from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
-from lfx_local_runtimes.runtimes.ledger import MODELS, MemoryLedger
+from lfx_local_runtimes.runtimes.memory.ledger import MODELS, MemoryLedger
 from lfx_local_runtimes.settings import Settings
 
 GIB = 2**30

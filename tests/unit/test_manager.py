@@ -6,8 +6,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import (
     DeviceUnavailable,
@@ -22,6 +24,7 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager, ScriptedRuntime
 from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import LoadOptions, ModelKey
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, RequestState
 from lfx_local_runtimes.settings import Settings, get_settings
@@ -127,20 +130,37 @@ async def test_a_loaded_model_keeps_its_registration(stage: Theatre) -> None:
         stage.manager.unregister_model("parrot")
 
 
-def test_variants(stage: Theatre) -> None:
+def test_a_key_asks_for_another_copy(stage: Theatre) -> None:
     manager = stage.manager
-    assert manager.ensure_variant("parrot") == "parrot"
-    assert manager.ensure_variant("parrot", runtime_type="scripted", quantization=None) == "parrot"
-    variant = manager.ensure_variant("parrot", context_length=32)
-    assert variant == "parrot (context 32)"
-    assert manager.ensure_variant("parrot", context_length=32) == variant
-    assert manager.model_status(variant).source == "variant"
-    assert manager.ensure_variant(variant, context_length=16) == variant, "no second copy for a shorter context"
-    assert manager.stream(variant, ask()).wait().text == "Hello"
-    with pytest.raises(InvalidInput, match="context_length"):
-        manager.ensure_variant("parrot", context_length=-1)
+
+    def answer(**options: Any) -> str:
+        result = manager.stream(ModelKey("parrot", LoadOptions(**options)), ask()).wait()
+        return result.model_name
+
+    assert answer() == "parrot"
+    answer(runtime_type="scripted")
+    assert manager.loaded_models() == ["parrot"], "options that change nothing make no copy"
+    assert answer(context_length=32) == "parrot (context 32)"
+    assert answer(context_length=32) == "parrot (context 32)"
+    assert manager.loaded_models() == ["parrot", "parrot (context 32)"]
+    assert manager.model_status("parrot (context 32)").source == "variant"
+    manager.unregister_model("owl")
+    manager.register_model(stage.config("owl", context_length=64))
+    manager.stream(ModelKey("owl", LoadOptions(context_length=32)), ask()).wait()
+    assert "owl" in manager.loaded_models(), "no second copy for a shorter context"
     with pytest.raises(ModelNotFound):
-        manager.ensure_variant("dodo", context_length=32)
+        manager.stream(ModelKey("dodo", LoadOptions(context_length=32)), ask()).wait()
+    with pytest.raises(ValidationError, match="context_length"):
+        LoadOptions(context_length=-1)
+    with pytest.raises(InvalidInput, match="no engine"):
+        manager.stream(ModelKey("owl", LoadOptions(runtime_type="steam")), ask()).wait()
+
+
+async def test_a_copy_is_unloaded_by_the_name_that_lists_show(stage: Theatre) -> None:
+    key = ModelKey("parrot", LoadOptions(context_length=32))
+    assert await stage.manager.load_model(key) is True
+    assert await stage.manager.unload_model("parrot (context 32)") is True
+    assert await stage.manager.unload_model(key) is False
 
 
 async def test_an_unknown_model_is_named(stage: Theatre) -> None:
@@ -216,7 +236,9 @@ async def test_pinned_models_stay(stage: Theatre) -> None:
     await stage.manager.generate("owl", ask())
     assert stage.manager.model_status("parrot").state == "ready"
     stage.manager.pin("parrot", False)
-    gone = stage.manager._residency.wait_for(lambda slots: slots["parrot"].state.value == "registered", PATIENCE)
+    gone = stage.manager._residency.wait_for(
+        lambda slots: slots[ModelKey("parrot")].state.value == "registered", PATIENCE
+    )
     assert gone, "its idle time had passed"
 
 

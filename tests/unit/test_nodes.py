@@ -42,8 +42,8 @@ from lfx_local_runtimes.nodes.inputs import (
 from lfx_local_runtimes.nodes.provider import live_models
 from lfx_local_runtimes.nodes.reports import Reporter
 from lfx_local_runtimes.runtimes import GenerationConfig
-from lfx_local_runtimes.runtimes.engines.scripted import Step
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 

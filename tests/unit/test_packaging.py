@@ -38,6 +38,8 @@ NOT_IMPORTED = {
 PART_OF = {"starlette": "fastapi", "pydantic-core": "pydantic", "langflow-base": "langflow"}
 """Pinned exactly by the distribution that is declared in their place."""
 
+_REQUIRES = {"require", "require_installed"}
+
 
 def folder(package: str) -> Path:
     """Where a package of ours lies in the checkout."""
@@ -76,6 +78,7 @@ def imported_distributions() -> set[str]:
                 top_level.add((node.module or "").partition(".")[0])
             elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {
                 "require",
+                "require_installed",
                 "import_module",
             }:
                 names = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
@@ -129,7 +132,7 @@ def test_the_extras_named_to_users_exist() -> None:
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 constants |= {ast.unparse(target): node.value.value for target in node.targets}
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "require" and len(node.args) == 2:
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in _REQUIRES and len(node.args) == 2:
                 extra = node.args[1]
                 named.add(extra.value if isinstance(extra, ast.Constant) else constants[ast.unparse(extra)])
     assert {"llamacpp", "transformers", "demo"} <= named <= set(PROJECT["optional-dependencies"])

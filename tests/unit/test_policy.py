@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfx_local_runtimes.runtimes.policy import Candidate, choose_victims
+from lfx_local_runtimes.runtimes.memory.policy import Candidate, choose_victims
 
 
 def test_least_recently_used_leaves_first() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfx_local_runtimes.runtimes.text.reasoning import (
+from lfx_local_runtimes.runtimes.chat.reasoning import (
     FAMILIES,
     GEMMA,
     MAGISTRAL,

@@ -18,15 +18,15 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
 from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
+from lfx_local_runtimes.runtimes.memory.residency import Prepared, Residency
+from lfx_local_runtimes.runtimes.memory.slots import DEATHS, LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Finished, GenerationStream, Request, RequestState, Run
-from lfx_local_runtimes.runtimes.residency import Prepared, Residency
-from lfx_local_runtimes.runtimes.slots import DEATHS, LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from lfx_local_runtimes.settings import Settings
 
@@ -130,7 +130,9 @@ def make(stage: Stage) -> Iterator[MakeResidency]:
         config = ModelConfig(model_id=name, model_name=name)
         info = ModelInfo(Path(name), ModelFormat.GGUF, (), 1)
         needs = {"cpu": stage.sizes.get(name, GIB)}
-        return Prepared(config, "test", tuple(LoadPlan(info, e, CPU, "x", 8, needs) for e in ("doll", "doll_too")))
+        return Prepared(
+            ModelKey(name), config, "test", tuple(LoadPlan(info, e, CPU, "x", 8, needs) for e in ("doll", "doll_too"))
+        )
 
     def make(budget: float = 8, keep_alive: float = -1, wait: float = PATIENCE, places: int | None = None) -> Residency:
         ledger = MemoryLedger(Settings(memory_budget_gb=budget, max_loaded_models=places), Machine())
@@ -146,25 +148,25 @@ def make(stage: Stage) -> Iterator[MakeResidency]:
 
 def ask(residency: Residency, name: str, keep_alive: float | None = None, prompt: str = "x") -> GenerationStream:
     request = Request(name, GenerationConfig(prompt=prompt, keep_alive=keep_alive))
-    residency.join(name, RequestWaiter(request, residency.release))
+    residency.join(ModelKey(name), RequestWaiter(request, residency.release))
     return GenerationStream(Run(request))
 
 
 def lease(residency: Residency, name: str) -> LeaseWaiter:
     waiter = LeaseWaiter()
-    residency.join(name, waiter)
+    residency.join(ModelKey(name), waiter)
     return waiter
 
 
 def give_back(residency: Residency, name: str) -> None:
     with residency.slots() as slots:
-        runtime = slots[name].runtime
+        runtime = slots[ModelKey(name)].runtime
     assert runtime is not None
     residency.release(runtime)
 
 
 def reaches(residency: Residency, name: str, state: SlotState) -> bool:
-    return residency.wait_for(lambda slots: name in slots and slots[name].state is state, PATIENCE)
+    return residency.wait_for(lambda slots: ModelKey(name) in slots and slots[ModelKey(name)].state is state, PATIENCE)
 
 
 def test_one_load_however_many_ask(make: MakeResidency, stage: Stage) -> None:
@@ -196,8 +198,8 @@ def test_a_failed_load_tells_everybody_why_and_the_next_request_tries_again(make
         with pytest.raises(LoadFailed, match="bad disk"):
             stream.wait()
     with residency.slots() as slots:
-        assert slots["a"].state is SlotState.FAILED
-        assert "bad disk" in str(slots["a"].error)
+        assert slots[ModelKey("a")].state is SlotState.FAILED
+        assert "bad disk" in str(slots[ModelKey("a")].error)
         assert residency.ledger.accounted("cpu") == 0
     assert ask(residency, "a").wait().text == "done"
 
@@ -239,11 +241,11 @@ def test_a_lease_keeps_the_model(make: MakeResidency) -> None:
     residency = make()
     lease(residency, "a").future.result(PATIENCE)
     with pytest.raises(ModelBusy, match="in use by 1 request"):
-        residency.unload("a")
+        residency.unload(ModelKey("a"))
     give_back(residency, "a")
-    assert residency.unload("a").result(PATIENCE) is True
-    assert residency.unload("a").result(PATIENCE) is False
-    assert residency.unload("never heard of").result(PATIENCE) is False
+    assert residency.unload(ModelKey("a")).result(PATIENCE) is True
+    assert residency.unload(ModelKey("a")).result(PATIENCE) is False
+    assert residency.unload(ModelKey("never heard of")).result(PATIENCE) is False
 
 
 def test_force_cancels_what_runs_and_what_waits(make: MakeResidency, stage: Stage) -> None:
@@ -251,7 +253,7 @@ def test_force_cancels_what_runs_and_what_waits(make: MakeResidency, stage: Stag
     stage.open_steps.clear()
     streams = [ask(residency, "a") for _ in range(3)]
     assert stage.serving.acquire(timeout=PATIENCE)
-    assert residency.unload("a", force=True).result(PATIENCE) is True
+    assert residency.unload(ModelKey("a"), force=True).result(PATIENCE) is True
     assert [stream.wait().finish_reason for stream in streams] == ["cancelled"] * 3
     with residency.slots():
         assert residency.ledger.accounted("cpu") == 0
@@ -263,8 +265,8 @@ def test_force_during_the_load_calls_it_off(make: MakeResidency, stage: Stage) -
     stream, waiter = ask(residency, "a"), lease(residency, "a")
     assert reaches(residency, "a", SlotState.LOADING)
     with pytest.raises(ModelBusy):
-        residency.unload("a")
-    assert residency.unload("a", force=True).result(PATIENCE) is True
+        residency.unload(ModelKey("a"))
+    assert residency.unload(ModelKey("a"), force=True).result(PATIENCE) is True
     assert stream.wait().finish_reason == "cancelled"
     with pytest.raises(LoadFailed, match="cancelled"):
         waiter.future.result(PATIENCE)
@@ -278,7 +280,7 @@ def test_idle_models_leave_the_longest_unused_first(make: MakeResidency) -> None
     for name in ("a", "b", "a", "c"):
         ask(residency, name).wait()
     with residency.slots() as slots:
-        assert {n for n, s in slots.items() if s.state is SlotState.READY} == {"a", "c"}
+        assert {s.name for s in slots.values() if s.state is SlotState.READY} == {"a", "c"}
     assert residency.counters["evictions"] == 1
 
 
@@ -293,7 +295,7 @@ def test_a_pinned_model_stays(make: MakeResidency) -> None:
     residency = make(budget=1, wait=0.05)
     ask(residency, "a").wait()
     with residency.slots() as slots:
-        slots["a"].pinned = True
+        slots[ModelKey("a")].pinned = True
     with pytest.raises(DoesNotFit):
         ask(residency, "b").wait()
 
@@ -315,7 +317,7 @@ def test_a_busy_model_is_waited_for_and_the_refusal_names_it(make: MakeResidency
     second = make(budget=1)
     lease(second, "a").future.result(PATIENCE)
     stream = ask(second, "b")
-    assert second.wait_for(lambda slots: bool(slots["a"].wanted_by), PATIENCE)
+    assert second.wait_for(lambda slots: bool(slots[ModelKey("a")].wanted_by), PATIENCE)
     give_back(second, "a")
     assert stream.wait().text == "done"
 
@@ -327,7 +329,7 @@ def test_newcomers_queue_behind_a_load_that_waits(make: MakeResidency, stage: St
     here = ask(residency, "a")
     assert stage.serving.acquire(timeout=PATIENCE)
     other = ask(residency, "b")
-    assert residency.wait_for(lambda slots: bool(slots["a"].wanted_by), PATIENCE)
+    assert residency.wait_for(lambda slots: bool(slots[ModelKey("a")].wanted_by), PATIENCE)
     newcomer = ask(residency, "a")
     stage.open_steps.set()
     assert [s.wait().text for s in (here, other, newcomer)] == ["done"] * 3
@@ -340,9 +342,9 @@ def test_a_load_that_gives_up_lets_the_newcomers_in(make: MakeResidency, stage: 
     here = ask(residency, "a")
     assert stage.serving.acquire(timeout=PATIENCE)
     ask(residency, "b")
-    assert residency.wait_for(lambda slots: bool(slots["a"].wanted_by), PATIENCE)
+    assert residency.wait_for(lambda slots: bool(slots[ModelKey("a")].wanted_by), PATIENCE)
     newcomer = ask(residency, "a")
-    assert residency.unload("b", force=True).result(PATIENCE) is True
+    assert residency.unload(ModelKey("b"), force=True).result(PATIENCE) is True
     stage.open_steps.set()
     assert [s.wait().text for s in (here, newcomer)] == ["done", "done"]
     assert stage.loads == ["a"]
@@ -365,7 +367,7 @@ def test_out_of_memory_at_load_frees_what_is_idle_and_tries_again(make: MakeResi
     stage.failures = [DoesNotFit("the device ran out")]
     assert ask(residency, "b").wait().text == "done"
     with residency.slots() as slots:
-        assert slots["a"].state is SlotState.REGISTERED
+        assert slots[ModelKey("a")].state is SlotState.REGISTERED
 
 
 def test_idle_time_ends_the_stay(make: MakeResidency, stage: Stage) -> None:
@@ -382,16 +384,16 @@ def test_a_request_may_ask_for_another_idle_time(make: MakeResidency) -> None:
     residency = make(keep_alive=0)
     ask(residency, "b", keep_alive=-1).wait()
     with residency.slots() as slots:
-        assert slots["b"].expires(0) is None
+        assert slots[ModelKey("b")].expires(0) is None
 
 
 def test_an_idle_time_of_ages_does_not_stop_the_timer(make: MakeResidency) -> None:
     residency = make(keep_alive=-1)
     ask(residency, "a", keep_alive=1e300).wait()
     ask(residency, "b", keep_alive=0.02).wait()
-    assert residency.wait_for(lambda slots: slots["b"].state is SlotState.REGISTERED, PATIENCE)
+    assert residency.wait_for(lambda slots: slots[ModelKey("b")].state is SlotState.REGISTERED, PATIENCE)
     with residency.slots() as slots:
-        assert slots["a"].state is SlotState.READY
+        assert slots[ModelKey("a")].state is SlotState.READY
 
 
 def test_the_idle_timer_spares_models_in_use(make: MakeResidency) -> None:
@@ -400,7 +402,7 @@ def test_the_idle_timer_spares_models_in_use(make: MakeResidency) -> None:
     ask(residency, "b").wait()
     assert reaches(residency, "b", SlotState.REGISTERED)
     with residency.slots() as slots:
-        assert slots["a"].state is SlotState.READY
+        assert slots[ModelKey("a")].state is SlotState.READY
     give_back(residency, "a")
     assert reaches(residency, "a", SlotState.REGISTERED)
 
@@ -430,7 +432,7 @@ def kill(residency: Residency, name: str) -> RuntimeFault:
     with pytest.raises(EngineFailure, match="the loop broke") as caught:
         ask(residency, name, prompt="die").wait()
     with residency.slots() as slots:
-        assert slots[name].state is not SlotState.READY
+        assert slots[ModelKey(name)].state is not SlotState.READY
     return caught.value
 
 
@@ -441,17 +443,17 @@ def test_a_model_that_dies_fails_what_is_in_hand_and_is_loaded_afresh(make: Make
     runtime = waiting.future.result(PATIENCE)
     kill(residency, "a")
     with residency.slots() as slots:
-        slot = slots["a"]
+        slot = slots[ModelKey("a")]
         assert (slot.runtime, slot.leases, slot.last_exit) == (None, 0, "doll failed: the loop broke")
         assert "the loop broke" in str(slot.error)
-        assert residency.ledger.holds("a") == {}
+        assert residency.ledger.holds(ModelKey("a")) == {}
     assert stage.closes == ["a"]
     assert residency.counters["deaths"] == 1
     residency.release(runtime)  # the lease of a model that is gone
     stage.open_steps.set()
     assert ask(residency, "a").wait().text == "done"
     with residency.slots() as slots:
-        assert slots["a"].leases == 0
+        assert slots[ModelKey("a")].leases == 0
     assert stage.loads == ["a", "a"]
 
 
@@ -470,7 +472,7 @@ def test_those_who_wait_behind_a_model_that_dies_get_a_fresh_one(make: MakeResid
     stage.open_loads.set()
     held = lease(residency, "a").future.result(PATIENCE)
     wanting = lease(residency, "b")  # wants the room of a, so that newcomers of a queue
-    assert residency.wait_for(lambda slots: slots["a"].wanted_by == {"b"}, PATIENCE)
+    assert residency.wait_for(lambda slots: slots[ModelKey("a")].wanted_by == {ModelKey("b")}, PATIENCE)
     newcomer = ask(residency, "a")
     request = Request("a", GenerationConfig(prompt="die"))
     held.submit(request)
@@ -491,7 +493,7 @@ def test_a_model_that_keeps_dying_rests(make: MakeResidency, stage: Stage, monke
         ask(residency, "a").wait()
     assert caught.value.model_name == "a"
     assert ask(residency, "b").wait().text == "done"
-    monkeypatch.setattr("lfx_local_runtimes.runtimes.slots.BACK_OFF_S", 0)
+    monkeypatch.setattr("lfx_local_runtimes.runtimes.memory.slots.BACK_OFF_S", 0)
     assert ask(residency, "a").wait().text == "done"
 
 
@@ -508,4 +510,4 @@ def test_a_death_right_after_the_load_is_a_failed_load(make: MakeResidency, stag
         ask(residency, "a").wait()
     assert reaches(residency, "a", SlotState.FAILED)
     with residency.slots() as slots:
-        assert "never lived" in str(slots["a"].error)
+        assert "never lived" in str(slots[ModelKey("a")].error)

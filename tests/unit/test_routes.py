@@ -359,6 +359,7 @@ CONTRACT = {
     ("GET", "/models/{model_name}"), ("GET", "/models/{model_name}/validate"), ("POST", "/generate"),
     ("POST", "/generate/stream"), ("POST", "/requests/{request_id}/cancel"), ("GET", "/health"), ("GET", "/stats"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
+    ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
 }  # fmt: skip
 
 

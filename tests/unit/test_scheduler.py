@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.errors import EngineFailure
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN
 from lfx_local_runtimes.runtimes.engines.llama_cpp import scheduler as module
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import BLOCK, SequenceTable, StateStore
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import BUILT_IN
 
 PIECE = 4 * BLOCK
 END = 0

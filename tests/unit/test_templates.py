@@ -11,10 +11,10 @@ import pytest
 from jinja2 import TemplateError
 
 from lfx_local_runtimes.errors import InvalidInput, TemplateFault
+from lfx_local_runtimes.runtimes.chat.template_sandbox import TemplateRefusal, TemplateSandbox
+from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN, Template, choose_template, render, strip_bos
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool, ToolCall
-from lfx_local_runtimes.runtimes.text.template_sandbox import TemplateRefusal, TemplateSandbox
-from lfx_local_runtimes.runtimes.text.templates import BUILT_IN, Template, choose_template, render, strip_bos
 
 CHATML = """{%- if tools %}
     {{- '<|im_start|>system\\n' }}{{ tools | tojson }}{{- '<|im_end|>\\n' }}
@@ -526,7 +526,7 @@ def test_warm_compiles_ahead(sandbox):
 
 
 EXIT = """
-from lfx_local_runtimes.runtimes.text.template_sandbox import get_sandbox
+from lfx_local_runtimes.runtimes.chat.template_sandbox import get_sandbox
 import sys, threading, time
 sandbox = get_sandbox()
 sandbox.render("warm", {})
@@ -568,7 +568,7 @@ def _ends(pid: int) -> bool:
 def test_a_forked_child_starts_its_own():
     code = """
 import os
-from lfx_local_runtimes.runtimes.text.template_sandbox import get_sandbox
+from lfx_local_runtimes.runtimes.chat.template_sandbox import get_sandbox
 sandbox = get_sandbox()
 sandbox.render("warm", {})
 mine = sandbox._idle[0].child.pid

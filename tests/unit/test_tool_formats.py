@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.chat.tool_choice import arguments_schema, close_objects, forced_grammar, offered_tools
+from lfx_local_runtimes.runtimes.chat.tool_formats import FORMATS, PLAIN, ToolFormat, choose_format
+from lfx_local_runtimes.runtimes.chat.tool_notations import MAX_DEPTH, read_gemma, read_python, write_gemma
+from lfx_local_runtimes.runtimes.chat.tool_parsers import ForcedParser, Parser
 from lfx_local_runtimes.runtimes.engines.constraints import compile_constraint
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar, Tool, ToolCallDelta
-from lfx_local_runtimes.runtimes.text.tool_choice import arguments_schema, close_objects, forced_grammar, offered_tools
-from lfx_local_runtimes.runtimes.text.tool_formats import FORMATS, PLAIN, ToolFormat, choose_format
-from lfx_local_runtimes.runtimes.text.tool_notations import MAX_DEPTH, read_gemma, read_python, write_gemma
-from lfx_local_runtimes.runtimes.text.tool_parsers import ForcedParser, Parser
 
 ADD = Tool(
     name="add",

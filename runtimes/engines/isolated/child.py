@@ -1,12 +1,14 @@
 """The child's half: it gives up what the policy does not allow, makes the engine's own runtime, and serves frames."""
 
 import logging
+import os
 import pkgutil
 import threading
 from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput, LoadFailed, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.chat.template_sandbox import use_renderer
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.isolated import codec
 from lfx_local_runtimes.runtimes.engines.isolated.rendering import RemoteRenderer
@@ -16,7 +18,6 @@ from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox
 from lfx_local_runtimes.runtimes.processes.inside import Link
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Request
 from lfx_local_runtimes.runtimes.tasks import task_row
-from lfx_local_runtimes.runtimes.text.template_sandbox import use_renderer
 from lfx_local_runtimes.settings import Settings
 
 _FLUSH_S = 5.0
@@ -25,14 +26,24 @@ logger = logging.getLogger(__name__)
 
 
 def main(link: Link) -> int:
-    """Serve one model until the parent says stop, or ends."""
+    """Import ahead if the parent asks for it, then serve one model until the parent says stop, or ends."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # standard error, which the parent keeps
-    first = link.receive()
-    if first is None:
+    while (frame := link.receive()) is not None and frame.header["t"] == "warm":
+        os.environ.update(frame.header["environment"])
+        if (reference := frame.header["reference"]) is not None:
+            pkgutil.resolve_name(reference)()
+        link.send(Frame({"t": "warmed"}))
+    if frame is None:
         return 0
-    head = first.header
-    if head["policy"] is not None:  # before any library is imported and before any other thread starts
-        link.send(Frame({"t": "confined", "confinement": confine(Policy.from_json(head["policy"])).to_json()}))
+    head = frame.header
+    os.environ.update(head["environment"])
+    if head["policy"] is not None:  # before a model is read and before any other thread starts
+        try:
+            confinement = confine(Policy.from_json(head["policy"]))
+        except RuntimeError as error:  # a library that was imported ahead has started a thread
+            link.send(Frame({"t": "unfit", "why": str(error)}))
+            return 0
+        link.send(Frame({"t": "confined", "confinement": confinement.to_json()}))
     return Server(link, head).run()
 
 
@@ -147,9 +158,12 @@ class Server:
             self.put(codec.event_frame(name, Failed(fault)))
             return
         self._requests[name] = request
-        request.on_end(lambda: self._requests.pop(name, None))
+        request.on_end(lambda: self._end(name))
         assert self._runtime is not None  # requests come after the load
         self._runtime.submit(request)
+
+    def _end(self, name: str) -> None:
+        self._requests.pop(name, None)
 
     def _stop(self) -> None:
         """End what is in hand, close the model, and let the last events out."""

@@ -9,7 +9,7 @@ From the child: `confined`, `progress`, `loaded`, `refused`, `started`, `delta`,
 `render`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +37,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def write(value: Any, attachments: list[Attachment], kind: Any = None) -> Any:
     """A value as JSON has it. Its binary parts are added to the attachments."""
-    return _adapter(kind or type(value)).dump_python(value, mode="json", context=attachments)
+    chosen: Any = kind or type(value)
+    return _adapter(chosen).dump_python(value, mode="json", context=attachments)
 
 
 def read(data: Any, kind: Any, attachments: tuple[Attachment, ...] = ()) -> Any:
@@ -71,9 +72,18 @@ def text(header: dict[str, Any], name: str) -> str:
 # -- to the child ----------------------------------------------------------------------------------------------------
 
 
-def load_frame(factory: str, config: ModelConfig, plan: LoadPlan, settings: Settings, policy: Any) -> Frame:
+def load_frame(
+    factory: str,
+    config: ModelConfig,
+    plan: LoadPlan,
+    settings: Settings,
+    *,
+    policy: Any,
+    environment: Mapping[str, str],
+) -> Frame:
     """Load a model: what makes its runtime (`"module:attribute"`), how, and what it may use. No secret goes along."""
     return Frame({
+        "environment": dict(environment),
         "t": "load", "factory": factory, "config": write(config, []), "plan": write(plan, []),
         "settings": settings.model_dump(mode="json", exclude=_SECRETS), "policy": policy,
     })  # fmt: skip

@@ -9,14 +9,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from lfx_local_runtimes.errors import TemplateFault
-from lfx_local_runtimes.runtimes.engines.isolated import codec
-from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox
-from lfx_local_runtimes.runtimes.text.template_sandbox import (
+from lfx_local_runtimes.runtimes.chat.template_sandbox import (
     MAX_OUTPUT_CHARS,
     TemplateOverrun,
     TemplateRefusal,
     get_sandbox,
 )
+from lfx_local_runtimes.runtimes.engines.isolated import codec
+from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox
 
 MAX_WAITING = 64
 """Renders of one model that may wait. A model's process prepares one prompt at a time, so more is an attack."""

@@ -23,19 +23,19 @@ from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import gpu_memory_of
 from lfx_local_runtimes.runtimes.engines.isolated import codec
 from lfx_local_runtimes.runtimes.engines.isolated.rendering import Rendering
+from lfx_local_runtimes.runtimes.engines.isolated.spares import Spares, start_child
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow, engine_row
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildFailure
 from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy, available
-from lfx_local_runtimes.runtimes.processes.environment import child_environment
+from lfx_local_runtimes.runtimes.processes.environment import scratch_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 from lfx_local_runtimes.runtimes.processes.paths import model_paths
-from lfx_local_runtimes.runtimes.requests import Progress, Request
+from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request
 from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_CHILD = "lfx_local_runtimes.runtimes.engines.isolated.child"
 UNLOAD_S = 10.0
 """How long a process may take to end what it has in hand and close the model, before it is killed."""
 _MARGIN = 2 * 2**30
@@ -46,8 +46,14 @@ _OFF = Confinement("none", missing=("LOCAL_RUNTIMES_CONFINE is off",))
 _HINT = "The next request loads it again. If that ends in the same way, fetch its files again, or use another engine."
 
 
-def make_runtime(config: ModelConfig, plan: LoadPlan, settings: Settings) -> ModelRuntime:
+def make_runtime(config: ModelConfig, plan: LoadPlan, settings: Settings, spares: Spares | None = None) -> ModelRuntime:
     """The runtime for a plan: in a process of its own, unless the settings or the engine say otherwise.
+
+    Args:
+        config: the model.
+        plan: the manager's decision.
+        settings: the operator's.
+        spares: processes that wait; without them one is started at the load.
 
     Raises:
         InvalidInput: there is no such engine.
@@ -56,7 +62,7 @@ def make_runtime(config: ModelConfig, plan: LoadPlan, settings: Settings) -> Mod
     row = engine_row(plan.engine)
     if settings.isolation == "inline" or not row.isolated:
         return row.make_runtime(config, plan)
-    return IsolatedRuntime(row, config, plan, settings)
+    return IsolatedRuntime(row, config, plan, settings, spares)
 
 
 class IsolatedRuntime(ModelRuntime):
@@ -67,15 +73,19 @@ class IsolatedRuntime(ModelRuntime):
         config: the model.
         plan: the manager's decision.
         settings: the operator's.
+        spares: processes that wait; without them one is started at the load.
     """
 
     engine = "isolated"
 
-    def __init__(self, row: EngineRow, config: ModelConfig, plan: LoadPlan, settings: Settings) -> None:
+    def __init__(
+        self, row: EngineRow, config: ModelConfig, plan: LoadPlan, settings: Settings, spares: Spares | None = None
+    ) -> None:
         super().__init__(config, plan)
         self.engine = row.name  # type: ignore[misc]  # the engine is the one in the process
         self._row = row
         self._settings = settings
+        self._spares = spares
         self._child: Child | None = None
         self._outbox: Outbox | None = None
         self._scratch: Path | None = None
@@ -117,33 +127,51 @@ class IsolatedRuntime(ModelRuntime):
         reference = self._row.factory_reference
         assert reference is not None  # else the row would not be isolated
         self._killed, self._sent, self._pinged = None, {}, None
-        child = self._start_process(plan)
-        context.on_cancel(child.kill)
+        self._check_can_confine()
+        if self.config.trust_remote_code:  # Transformers copies such code before it imports it
+            self._scratch = Path(tempfile.mkdtemp(prefix="lfx-local-runtimes-"))
+        policy = self._policy(plan)
+        environment = {**self._row.environment, **scratch_environment(self._scratch)}
+        frame = codec.load_frame(
+            reference, self.config, plan, context.settings, policy=policy and policy.to_json(), environment=environment
+        )
         try:
-            policy = self._policy(plan)
-            child.send(codec.load_frame(reference, self.config, plan, context.settings, policy and policy.to_json()))
-            while not self._loaded(frame := child.receive(), context):
-                if frame.header.get("t") == "render":
-                    self._rendering.answer(frame)
+            if not self._load_in(self._take_process(context), frame, context):
+                self._close_process()  # a spare that cannot be confined: begin again with a new process
+                self._spares = None
+                self._load_in(self._take_process(context), frame, context)
         except (ChildDied, ProtocolError) as error:
             if context.cancelled:
                 raise LoadFailed("The load was cancelled.") from error
             raise self._death(error) from error
+        if self._spares is not None:
+            self._spares.refill(self._row)
 
-    def _start_process(self, plan: LoadPlan) -> Child:
+    def _load_in(self, child: Child, frame: Frame, context: LoadContext) -> bool:
+        """Have a process load the model. False if it is not fit for that."""
+        child.send(frame)
+        while not self._loaded(answer := child.receive(), context):
+            if answer.header.get("t") == "unfit":
+                logger.debug("%s: %s", child.name, answer.header.get("why"))
+                return False
+            if answer.header.get("t") == "render":
+                self._rendering.answer(answer)
+        return True
+
+    def _check_can_confine(self) -> None:
         if self._settings.confine == "require" and (can := available()).level != "full":
             raise LoadFailed(
                 f"LOCAL_RUNTIMES_CONFINE is require, and this machine confines {can.level}ly: {'; '.join(can.missing)}.",
                 hint="Set it to auto, or use a Linux kernel with Landlock and seccomp.",
             )
-        if self.config.trust_remote_code:  # Transformers copies such code before it imports it
-            self._scratch = Path(tempfile.mkdtemp(prefix="lfx-local-runtimes-"))
-        environment = child_environment(self._row.environment, scratch=self._scratch)
-        name = f"The process of {self.config.model_name}"
+
+    def _take_process(self, context: LoadContext) -> Child:
         try:
-            child = self._child = Child(_CHILD, name=name, environment=environment)
+            child = self._child = start_child() if self._spares is None else self._spares.take(self._row)
         except ChildFailure as error:
             raise EngineFailure(str(error), hint="The machine may be out of processes or of memory.") from error
+        child.name = f"The process of {self.config.model_name}"
+        context.on_cancel(child.kill)
         self._outbox = Outbox(child.writer)
         self._rendering = Rendering(self._outbox, self._kill)
         return child
@@ -177,7 +205,7 @@ class IsolatedRuntime(ModelRuntime):
             self._tasks = frozenset(codec.read(head.get("tasks"), list[str]))
             self._measured = codec.read(head.get("memory"), dict[str, int])
             return True
-        elif kind != "render":
+        elif kind not in ("render", "unfit"):
             raise ProtocolError(f"A model that loads says nothing of {kind!r}.")
         return False
 
@@ -233,7 +261,15 @@ class IsolatedRuntime(ModelRuntime):
             if kind == "started":
                 request.start()
             else:
-                request.emit(codec.read_event(frame, request.task))
+                event = codec.read_event(frame, request.task)
+                if isinstance(event, Finished):
+                    self._add_warnings(event.result.metadata)
+                request.emit(event)
+
+    def _add_warnings(self, metadata: Any) -> None:
+        """The manager's warnings, such as a fallback to another device, which the process does not know."""
+        own = metadata.get("warnings") or ()
+        metadata["warnings"] = [*self.warnings, *(one for one in own if one not in self.warnings)]
 
     def _send_all(self, inbox: Inbox) -> None:
         """Send requests as they come; look after the child in between. None is the end."""
@@ -261,10 +297,13 @@ class IsolatedRuntime(ModelRuntime):
             return
         name = request.id
         self._sent[name] = request
-        request.on_end(lambda: self._sent.pop(name, None))
+        request.on_end(partial(self._forget_sent, name))
         self._put(codec.start_frame(name, request.ask))
         request.on_cancel(partial(self._cancel, request))
         request.on_feed(partial(self._feed, request))
+
+    def _forget_sent(self, name: str) -> None:
+        self._sent.pop(name, None)
 
     def _cancel(self, request: Request[Any]) -> None:
         """Tell the child, and kill it if the request has not ended in time."""
@@ -322,13 +361,16 @@ class IsolatedRuntime(ModelRuntime):
             f"The process of {name} ({self.engine}, {child.pid}) {how}.{said}", model_name=name, hint=_HINT
         )
 
-    def _close(self) -> None:
+    def _close_process(self) -> None:
         child, self._child = self._child, None
         if child is not None:
             child.close(0)
         if self._outbox is not None:
             self._outbox.close(0)
             self._outbox = None
+
+    def _close(self) -> None:
+        self._close_process()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None

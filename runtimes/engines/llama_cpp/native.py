@@ -43,6 +43,11 @@ def library() -> Any:
     return llama
 
 
+def warm() -> None:
+    """Import ahead what a load imports."""
+    library()
+
+
 def _on_log(level: int, text: bytes, _: object) -> None:
     lines: list[tuple[int, str]] | None = getattr(_caught, "lines", None)
     line = text.decode("utf-8", "replace").rstrip()

@@ -5,5 +5,12 @@ from lfx_local_runtimes.runtimes.engines.registry import EngineRow
 _HERE = "lfx_local_runtimes.runtimes.engines.llama_cpp"
 
 ROWS = (
-    EngineRow("llama_cpp", f"{_HERE}.factory:llama_cpp", f"{_HERE}.offer:offer", extra="llamacpp", overhead=70 * 2**20),
+    EngineRow(
+        "llama_cpp",
+        f"{_HERE}.factory:llama_cpp",
+        f"{_HERE}.offer:offer",
+        extra="llamacpp",
+        warm=f"{_HERE}.native:warm",
+        overhead=70 * 2**20,
+    ),
 )

@@ -6,6 +6,8 @@ from typing import Any
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import choose_template, warm
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, llama_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
@@ -14,9 +16,7 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Schedul
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import SequenceTable, StateStore
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, Request
-from lfx_local_runtimes.runtimes.tasks.generation import Grammar
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
 
 PIECE = 256
 """Tokens of a prompt evaluated in one call: a cancel lands between two of them."""
@@ -90,7 +90,7 @@ class LlamaCppRuntime(BatchingRuntime):
             return plan.sequences
         return _ALIKE if plan.device.type is DeviceType.CPU and re.search("Q[5-8]_|Q4_K", plan.dtype) else 1
 
-    def _prepare(self, request: Request) -> Job:
+    def _prepare(self, request: Request[GenerationConfig]) -> Job:
         """The request's tokens.
 
         Raises:

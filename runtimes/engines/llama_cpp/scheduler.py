@@ -17,14 +17,14 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.batching import QueuedScheduler
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.filters import Utf8Decoder
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import Cached, Placement, SequenceTable, next_piece
 from lfx_local_runtimes.runtimes.requests import Failed, Request
-from lfx_local_runtimes.runtimes.tasks.generation import FinishReason
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
+from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def _sequence_id(job: "Job") -> int:
 class Job:
     """A request whose prompt is ready to be evaluated, and how far it has come."""
 
-    request: Request
+    request: Request[GenerationConfig]
     answer: Answer
     prompt: list[int]
     limit: int

@@ -4,28 +4,24 @@ It is made in a process of its own: torch's exporter changes the state of the pr
 model's memory, and cannot be interrupted.
 """
 
-import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed
-from lfx_local_runtimes.optional import require
+from lfx_local_runtimes.optional import require_installed
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.onnx.offer import with_file
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.onnx import read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildNotStarted
+from lfx_local_runtimes.runtimes.processes.environment import child_environment
+from lfx_local_runtimes.runtimes.processes.frames import Frame, ProtocolError
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
 
@@ -61,8 +57,8 @@ def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
     target = folder / f"model_{plan.dtype}.onnx"
     if target.is_file():
         return target
-    require("torch", "transformers")
-    require("onnxscript", "onnx")
+    require_installed("torch", "transformers")
+    require_installed("onnxscript", "onnx")
     if 4 * (plan.info.parameters or 0) > _LARGEST:
         raise LoadFailed(
             f"{plan.info.path.name} has {plan.info.parameters:,} parameters, too many for one ONNX file.",
@@ -95,51 +91,45 @@ def _key(plan: LoadPlan) -> str:
     return f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
 
 
-def _make(request: Mapping[str, object], target: Path, plan: LoadPlan, context: LoadContext) -> None:
+def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: LoadContext) -> None:
     """Have the worker write a file. It works in a folder of its own, of which nothing else stays."""
     work = target.with_name(".work")
     shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
     work.mkdir()
-    command = [sys.executable, "-m", _WORKER, json.dumps({**request, "target": os.fspath(work / target.name)})]
     context.report(Progress(str(request["do"]), 0, plan.info.size_bytes))
     try:
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8") as said,
-            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise,
-        ):
-            worker = subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL, stdout=said, stderr=noise)
-            try:
-                _wait(worker, said, noise, context)
-            finally:
-                worker.kill()
-                worker.wait()
+        child = Child(_WORKER, name="The export", environment=_environment(), folder=work)
+        try:
+            child.send(Frame({**request, "target": os.fspath(work / target.name)}))
+            _wait(child, context)
+        finally:
+            child.close(0)
         (work / target.name).replace(target)
+    except ChildNotStarted as error:
+        raise LoadFailed(str(error)) from error
+    except (ChildDied, ProtocolError) as error:
+        hint = "It may have run out of memory. Use the Transformers engine."
+        raise LoadFailed(str(error), hint=hint) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _wait(worker: subprocess.Popen[bytes], said: IO[str], noise: IO[str], context: LoadContext) -> None:
+def _environment() -> dict[str, str]:
+    """Where the libraries keep their caches; no token."""
+    caches = ("HF_HOME", "HF_HUB_CACHE", "HF_MODULES_CACHE", "XDG_CACHE_HOME")
+    return child_environment({name: os.environ[name] for name in caches if name in os.environ})
+
+
+def _wait(child: Child, context: LoadContext) -> None:
     """Until the worker has ended well.
 
     Raises:
         LoadFailed: it failed, or the load was cancelled.
+        ChildDied: it ended without a word.
     """
-    while worker.poll() is None:
+    while child.wait(_POLL_S) is None:
         if context.cancelled:
             raise LoadFailed("The export was cancelled.")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(_POLL_S)
-    if worker.returncode == 0:
-        return
-    for file in (said, noise):
-        file.seek(0)
-    told = said.read()
-    if told:
-        fault = json.loads(told)
-        raise LoadFailed(fault["message"], hint=fault["hint"])
-    reason = f"signal {-worker.returncode}" if worker.returncode < 0 else f"status {worker.returncode}"
-    last = noise.read().strip().rpartition("\n")[2][:300]
-    raise LoadFailed(
-        f"The export ended with {reason}{f' ({last})' if last else ''}.",
-        hint="It may have run out of memory. Use the Transformers engine.",
-    )
+    answer = child.receive().header  # it ends after its one frame
+    if "message" in answer:
+        raise LoadFailed(answer["message"], hint=answer["hint"])

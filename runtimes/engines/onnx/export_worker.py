@@ -1,12 +1,10 @@
-"""The process that writes an ONNX file for `export`. Why it failed it tells on stdout, as JSON.
+"""The process that writes an ONNX file for `export`. It gets one frame and answers with one.
 
 torch's exporter by `torch.export` writes the graph; the older one, which follows a trace, gets the attention masks of
 Transformers 5 wrong. int8 is ONNX Runtime's dynamic quantization, with a scale for each output channel.
 """
 
-import json
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,8 @@ from lfx_local_runtimes.runtimes.engines.transformers.encoder import auto_class
 from lfx_local_runtimes.runtimes.engines.transformers.load import libraries, load_encoder
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
+from lfx_local_runtimes.runtimes.processes.frames import Frame
+from lfx_local_runtimes.runtimes.processes.inside import Link
 from lfx_local_runtimes.settings import Settings
 
 _TOLERANCE = 1e-3
@@ -127,11 +127,11 @@ def _sensitive(graph: Any) -> list[str]:
     return leading_back[: -(-len(leading_back) // 3)]
 
 
-def main(request: dict[str, Any]) -> dict[str, object] | None:
+def make(request: dict[str, Any]) -> dict[str, Any]:
     """Write the file `target`: `export` the `model` for its `task`, or `quantize` the file `source`.
 
     Returns:
-        Why that failed: `message` and `hint`.
+        Why that failed: `message` and `hint`. Nothing if it did not fail.
     """
     target = Path(request["target"])
     try:
@@ -149,14 +149,14 @@ def main(request: dict[str, Any]) -> dict[str, object] | None:
         }
     except Exception as error:  # noqa: BLE001 - the libraries' faults have no common base
         return {"message": f"The ONNX file could not be made: {error or type(error).__name__}", "hint": _OTHERWISE}
-    return None
+    return {}
 
 
-if __name__ == "__main__":
-    out, sys.stdout = sys.stdout, sys.stderr  # the libraries print
+def main(link: Link) -> int:
+    """Do what the one request says; the answer says whether that failed, and why."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    failure = main(json.loads(sys.argv[1]))
-    if failure is not None:
-        print(json.dumps(failure), file=out)
-    sys.exit(failure is not None)
+    request = link.receive()
+    failure = make(request.header) if request is not None else {}
+    link.send(Frame(failure))
+    return int(bool(failure))

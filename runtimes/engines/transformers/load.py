@@ -76,6 +76,13 @@ def libraries() -> tuple[Any, Any]:
     return torch, transformers
 
 
+def warm() -> None:
+    """Import ahead what a load imports: Transformers imports its parts when they are first named."""
+    _, transformers = libraries()
+    for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM", "AutoModel", "GenerationConfig"):
+        getattr(transformers, name)
+
+
 def load(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Loaded:
     """Bring a model into memory as planned.
 

@@ -7,6 +7,8 @@ from typing import Any
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import choose_template, warm
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, hf_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
@@ -17,9 +19,7 @@ from lfx_local_runtimes.runtimes.engines.transformers.scheduler import Job, Sche
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Request
-from lfx_local_runtimes.runtimes.tasks.generation import Grammar
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import choose_template, warm
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt evaluated at once by a model that is not batched: a cancel lands between two chunks."""
@@ -36,7 +36,7 @@ class TransformersRuntime(BatchingRuntime):
         self._batch: PagedBatch | None = None
         self._grammar_tokenizer: Any = None
         """llguidance's view of the vocabulary, made when the first request needs it."""
-        self._request: Request | None = None
+        self._request: Request[GenerationConfig] | None = None
         """The one being computed where there is no batch."""
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class TransformersRuntime(BatchingRuntime):
             return
         self._batch_work(inbox, Scheduler(self._batch, plan.sequences, self._about, lambda: faults(plan)))
 
-    def _prepare(self, request: Request) -> Job:
+    def _prepare(self, request: Request[GenerationConfig]) -> Job:
         """The request's tokens, and what chooses those of its answer.
 
         Raises:
@@ -127,7 +127,7 @@ class TransformersRuntime(BatchingRuntime):
 
     # -- one at a time -----------------------------------------------------------------------------------------------
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, request: Request[GenerationConfig]) -> None:
         assert self._loaded is not None
         assert self._plan is not None
         job = self._prepare(request)

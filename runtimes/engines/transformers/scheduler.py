@@ -9,13 +9,13 @@ from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.batching import QueuedScheduler
+from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, logprob
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 from lfx_local_runtimes.runtimes.requests import Failed, Request
-from lfx_local_runtimes.runtimes.tasks.generation import FinishReason
-from lfx_local_runtimes.runtimes.text.answer import Answer
+from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Job:
     """A request whose prompt is ready to be evaluated, and how far it has come."""
 
-    request: Request
+    request: Request[GenerationConfig]
     answer: Answer
     tokens: list[int]
     """The prompt's, then the answer's."""

@@ -26,13 +26,16 @@ from lfx_local_runtimes.errors import (
     as_fault,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
+from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import make_runtime
-from lfx_local_runtimes.runtimes.ledger import MODELS, MemoryLedger
+from lfx_local_runtimes.runtimes.engines.isolated.spares import Spares
+from lfx_local_runtimes.runtimes.memory.ledger import MODELS, MemoryLedger
+from lfx_local_runtimes.runtimes.memory.policy import Candidate, choose_victims
+from lfx_local_runtimes.runtimes.memory.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.policy import Candidate, choose_victims
 from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.runtimes.slots import DEATH_WINDOW_S, DEATHS, RequestWaiter, Slot, SlotState, Waiter
+from lfx_local_runtimes.runtimes.trust.gate import check, level_of
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,8 @@ _SETTLE_S = 2.0
 class Prepared:
     """A name made concrete: its configuration, where that came from, and the loads worth trying."""
 
+    key: ModelKey
+    """The copy of a model that is meant: another one if the name was another spelling of a known model."""
     config: ModelConfig
     source: str
     plans: tuple[LoadPlan, ...]
@@ -71,21 +76,25 @@ class Residency:
         self._settings = settings or get_settings()
         self._clock = clock
         self._admission_wait = admission_wait
-        self._slots: dict[str, Slot] = {}
-        self._queue: dict[str, frozenset[str]] = {}
+        self._slots: dict[ModelKey, Slot] = {}
+        self._owners: dict[ModelRuntime, Slot] = {}
+        self._queue: dict[ModelKey, frozenset[str]] = {}
         """Loads that wait for memory, in order of arrival, and the resources they are short of."""
         self._changed = threading.Condition(threading.RLock())
         self._threads: set[threading.Thread] = set()
         self._reaper: threading.Thread | None = None
+        self._spares = Spares(
+            0 if self._settings.isolation == "inline" else self._settings.spare_processes, self._account
+        )
         self._closed = False
 
     @contextlib.contextmanager
-    def slots(self) -> Iterator[dict[str, Slot]]:
+    def slots(self) -> Iterator[dict[ModelKey, Slot]]:
         """All slots, for reading or registering, under the lock."""
         with self._changed:
             yield self._slots
 
-    def wait_for(self, condition: Callable[[dict[str, Slot]], bool], timeout: float) -> bool:
+    def wait_for(self, condition: Callable[[dict[ModelKey, Slot]], bool], timeout: float) -> bool:
         """Block until the slots satisfy a condition; False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self._slots), timeout)
@@ -97,15 +106,20 @@ class Residency:
 
     # -- leases ------------------------------------------------------------------------------------------------------
 
-    def join(self, name: str, waiter: Waiter) -> None:
+    def find(self, name: str) -> Slot | None:
+        """The slot with this name, options included: `gemma (context 512)`."""
+        with self._changed:
+            return next((slot for slot in self._slots.values() if slot.name == name), None)
+
+    def join(self, key: ModelKey, waiter: Waiter) -> None:
         """Ask for a lease; the model is loaded if need be. Returns at once, the waiter hears of the outcome."""
         granted: list[Waiter] = []
         fault: RuntimeFault | None = None
         with self._changed:
             if self._closed:
-                fault = LoadFailed("The runtime manager is closed.", model_name=name)
+                fault = LoadFailed("The runtime manager is closed.", model_name=key.name)
             else:
-                slot = self._slots.setdefault(name, Slot(name))
+                slot = self._slots.setdefault(key, Slot(key))
                 fault = self._refused_for_now(slot)
             if fault is None:
                 slot.waiters.append(waiter)
@@ -133,8 +147,8 @@ class Residency:
     def release(self, runtime: ModelRuntime, keep_alive: float | None = None) -> None:
         """Give a lease back; `keep_alive` seconds, if given, replace the model's own from now on."""
         with self._changed:
-            slot = self._slots.get(runtime.config.model_name)
-            if slot is None or slot.runtime is not runtime:
+            slot = self._owners.get(runtime)
+            if slot is None:
                 return  # it has died meanwhile, and its leases with it
             slot.leases -= 1
             slot.last_used = self._clock()
@@ -160,10 +174,11 @@ class Residency:
     def _load(self, slot: Slot) -> None:
         assert slot.context is not None
         started = self._clock()
+        self._spares.expect()  # it starts while the files are found and checked
         try:
             prepared = self._prepare(slot, slot.context)
-            if prepared.config.model_name != slot.name:
-                self._redirect(slot, prepared.config.model_name)
+            if prepared.key != slot.key:
+                self._redirect(slot, prepared.key)
                 return
             slot.config, slot.source, slot.pinned = (
                 prepared.config,
@@ -178,15 +193,15 @@ class Residency:
                 logger.exception("loading %s", slot.name)
             self._load_failed(slot, as_fault(error, LoadFailed, f"{slot.name} could not be loaded", slot.name))
 
-    def _redirect(self, slot: Slot, name: str) -> None:
+    def _redirect(self, slot: Slot, key: ModelKey) -> None:
         """The name was another spelling of a known model: everybody who waits here waits there."""
         with self._changed:
             slot.move(SlotState.REGISTERED)
             waiters, slot.waiters = list(slot.waiters), type(slot.waiters)()
-            del self._slots[slot.name]
+            del self._slots[slot.key]
             self._changed.notify_all()
         for waiter in waiters:
-            self.join(name, waiter)
+            self.join(key, waiter)
 
     def _load_done(self, slot: Slot, runtime: ModelRuntime, seconds: float) -> None:
         """Raises the runtime's fault if it has died already."""
@@ -197,6 +212,7 @@ class Residency:
             unwanted = slot.context is not None and slot.context.cancelled  # too late for the engine to notice
             slot.move(SlotState.READY)
             slot.runtime, slot.context, slot.progress = runtime, None, None
+            self._owners[runtime] = slot
             slot.load_time, slot.last_used = seconds, self._clock()
             self.counters["loads"] += 1
             granted = [] if unwanted else slot.grant()
@@ -214,17 +230,27 @@ class Residency:
             slot.context, slot.progress, slot.error = None, None, None if cancelled else fault
             if isinstance(fault, EngineDied) and not cancelled:
                 self._note_death(slot, fault)
-            self.ledger.release(slot.name)
+            self.ledger.release(slot.key)
             self.counters["failed_loads"] += not cancelled
             waiters, slot.waiters = list(slot.waiters), type(slot.waiters)()
             unloads, slot.unloads = slot.unloads, []
             if slot.source == "request":  # only the request knew this name
-                del self._slots[slot.name]
+                del self._slots[slot.key]
             self._changed.notify_all()
         for waiter in waiters:
             waiter.failed(slot.cancelled_load() if cancelled else fault)
         for future in unloads:
             future.set_result(True)
+
+    def _account(self, engine: str, size: int) -> None:
+        """A process that waits for a model takes memory, or is gone."""
+        name = f"spare process {engine}".rstrip()
+        with self._changed:
+            if size and not self._closed:
+                self.ledger.hold(name, {CPU.key: size})
+            else:
+                self.ledger.release(name)
+            self._changed.notify_all()
 
     def _first_that_loads(self, slot: Slot, prepared: Prepared, context: LoadContext) -> ModelRuntime:
         """Try the plans in turn; what the failed ones said is told by the one that works."""
@@ -233,8 +259,10 @@ class Residency:
         for plan in prepared.plans:
             if plan.device.key in full:
                 continue
-            runtime = make_runtime(prepared.config, plan, self._settings)
+            runtime = make_runtime(prepared.config, plan, self._settings, self._spares)
             try:
+                level = level_of(runtime.isolation, self._settings)
+                check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
                 self._load_one(slot, runtime, plan, context)
             except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
                 if context.cancelled:
@@ -257,16 +285,16 @@ class Residency:
                 break
             except DoesNotFit:  # the estimate was too low: make all the room there is, once
                 with self._changed:
-                    self.ledger.release(slot.name)
+                    self.ledger.release(slot.key)
                 if last_try:
                     raise
                 self._evict_idle(context)
             except RuntimeFault:
                 with self._changed:
-                    self.ledger.release(slot.name)
+                    self.ledger.release(slot.key)
                 raise
         with self._changed:
-            self.ledger.correct(slot.name, runtime.get_memory_usage()["devices"])
+            self.ledger.correct(slot.key, runtime.get_memory_usage()["devices"])
 
     # -- admission and eviction --------------------------------------------------------------------------------------
 
@@ -281,8 +309,8 @@ class Residency:
             self._wait_for_room(slot, plan, memory, context)
         finally:
             with self._changed:
-                self._queue.pop(slot.name, None)
-                granted = self._no_longer_wants(slot.name)
+                self._queue.pop(slot.key, None)
+                granted = self._no_longer_wants(slot.key)
                 self._changed.notify_all()
             for runtime, waiter in granted:
                 waiter.ready(runtime)
@@ -292,11 +320,13 @@ class Residency:
         deadline = self._clock() + self._admission_wait
         settled = 0.0
         with self._changed:
-            while (shortage := self.ledger.shortage(needs)) or self._is_behind(slot.name, needs):
+            while (shortage := self.ledger.shortage(needs)) or self._is_behind(slot.key, needs):
                 if context.cancelled:
                     raise slot.cancelled_load()
-                self._queue[slot.name] = frozenset(shortage or needs)
-                behind = self._is_behind(slot.name, needs)
+                self._queue[slot.key] = frozenset(shortage or needs)
+                behind = self._is_behind(slot.key, needs)
+                if shortage and self._drop_spares():
+                    continue
                 if not behind and self._evict_for(slot, shortage):
                     settled = self._clock() + _SETTLE_S
                 if self._leaving():
@@ -308,57 +338,67 @@ class Residency:
                     if busy is None or self._clock() >= deadline:
                         raise self._refusal(slot, plan, needs, busy)
                     if not behind:
-                        self._ask_to_leave(busy, slot.name)
+                        self._ask_to_leave(busy, slot.key)
                     self._changed.wait(deadline - self._clock())
-            self.ledger.reserve(slot.name, needs)
+            self.ledger.reserve(slot.key, needs)
 
-    def _ask_to_leave(self, names: Iterable[str], loading: str) -> None:
-        for name in names:
-            wanted_by = self._slots[name].wanted_by
+    def _drop_spares(self) -> bool:
+        """End the processes that wait for a model: a model that is here needs the room."""
+        self._changed.release()
+        try:
+            return self._spares.drop()
+        finally:
+            self._changed.acquire()
+
+    def _ask_to_leave(self, keys: Iterable[ModelKey], loading: ModelKey) -> None:
+        for key in keys:
+            wanted_by = self._slots[key].wanted_by
             if loading not in wanted_by:
                 wanted_by.add(loading)
                 self._changed.notify_all()
 
-    def _is_behind(self, name: str, needs: Mapping[str, int]) -> bool:
+    def _is_behind(self, key: ModelKey, needs: Mapping[str, int]) -> bool:
         """An earlier load waits for something this one needs too: what becomes free is for that one."""
-        earlier = itertools.takewhile(lambda other: other != name, self._queue)
+        earlier = itertools.takewhile(lambda other: other != key, self._queue)
         return any(not self._queue[other].isdisjoint(needs) for other in earlier)
 
     def _evict_for(self, slot: Slot, shortage: Mapping[str, int]) -> bool:
         """Evict idle models if that covers the shortage."""
         victims = choose_victims(shortage, self._candidates(slot, idle=True)) or ()
-        for name in victims:
+        for key in victims:
             self.counters["evictions"] += 1
-            self._begin_unload(self._slots[name])
+            self._begin_unload(self._slots[key])
         return bool(victims)
 
-    def _candidates(self, loading: Slot, *, idle: bool) -> list[Candidate]:
+    def _candidates(self, loading: Slot, *, idle: bool) -> list[Candidate[ModelKey]]:
         """Who may leave: now (`idle`), or once they are released."""
         return [
-            Candidate(slot.name, self.ledger.holds(slot.name), slot.last_used)
+            Candidate(slot.key, self.ledger.holds(slot.key), slot.last_used)
             for slot in self._slots.values()
             if slot is not loading
             and not slot.pinned
             and (
                 slot.idle
                 if idle
-                else slot.state in (SlotState.READY, SlotState.LOADING) and self.ledger.holds(slot.name)
+                else slot.state in (SlotState.READY, SlotState.LOADING) and self.ledger.holds(slot.key)
             )
         ]
 
     def _leaving(self) -> bool:
         return any(slot.state is SlotState.UNLOADING for slot in self._slots.values())
 
-    def _no_longer_wants(self, name: str) -> list[tuple[ModelRuntime, Waiter]]:
+    def _no_longer_wants(self, key: ModelKey) -> list[tuple[ModelRuntime, Waiter]]:
         granted: list[tuple[ModelRuntime, Waiter]] = []
         for slot in self._slots.values():
-            if name in slot.wanted_by:
-                slot.wanted_by.discard(name)
+            if key in slot.wanted_by:
+                slot.wanted_by.discard(key)
                 if slot.open and slot.runtime is not None:
                     granted += [(slot.runtime, waiter) for waiter in slot.grant()]
         return granted
 
-    def _refusal(self, slot: Slot, plan: LoadPlan, needs: dict[str, int], busy: tuple[str, ...] | None) -> DoesNotFit:
+    def _refusal(
+        self, slot: Slot, plan: LoadPlan, needs: dict[str, int], busy: tuple[ModelKey, ...] | None
+    ) -> DoesNotFit:
         parts = []
         for resource, amount in needs.items():
             free, budget = self.ledger.free(resource), self.ledger.budget(resource)
@@ -371,7 +411,7 @@ class Residency:
         if not parts:
             parts.append("other models wait for the same memory")
         hint = (
-            f"In use: {', '.join(busy)}. Wait, or unload with force."
+            f"In use: {', '.join(map(str, busy))}. Wait, or unload with force."
             if busy
             else f"Try a smaller quantization, a context shorter than {plan.context_length:,} tokens, or a larger memory budget."
         )
@@ -387,7 +427,7 @@ class Residency:
 
     # -- unloading ---------------------------------------------------------------------------------------------------
 
-    def unload(self, name: str, *, force: bool = False) -> "Future[bool]":
+    def unload(self, key: ModelKey, *, force: bool = False) -> "Future[bool]":
         """Take a model out of memory. The future is True when it was there.
 
         Raises:
@@ -395,14 +435,14 @@ class Residency:
         """
         done: Future[bool] = Future()
         with self._changed:
-            slot = self._slots.get(name)
+            slot = self._slots.get(key)
             if slot is None or slot.state in (SlotState.REGISTERED, SlotState.FAILED):
                 done.set_result(False)
                 return done
             users = slot.leases + sum(not waiter.gone for waiter in slot.waiters)
             if users and not force and slot.state is not SlotState.UNLOADING:
                 raise ModelBusy(
-                    f"{name} is in use by {users} request{'s' if users > 1 else ''}.", model_name=name,
+                    f"{key} is in use by {users} request{'s' if users > 1 else ''}.", model_name=key.name,
                     hint="Wait for them, cancel them, or unload with force.",
                 )  # fmt: skip
             slot.unloads.append(done)
@@ -429,8 +469,9 @@ class Residency:
             thread.join()
         with self._changed:
             slot.move(SlotState.REGISTERED)
+            self._owners.pop(slot.runtime, None)
             slot.runtime, slot.load_time, slot.keep_alive = None, None, None
-            self.ledger.release(slot.name)
+            self.ledger.release(slot.key)
             self.counters["unloads"] += 1
             unloads, slot.unloads = slot.unloads, []
             if any(not waiter.gone for waiter in slot.waiters) and not self._closed:
@@ -451,17 +492,19 @@ class Residency:
             logger.error("%s died: %s", slot.name, fault)
             slot.move(SlotState.FAILED)
             slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
+            self._owners.pop(runtime, None)
             slot.error = fault
             self._note_death(slot, fault)
-            self.ledger.release(slot.name)
+            self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)
-            waiters = [waiter for waiter in slot.waiters if not waiter.gone]
+            refused: list[Waiter] = []
             if refusal is not None:
-                slot.waiters.clear()
-            elif waiters and not self._closed:
+                refused, slot.waiters = list(slot.waiters), type(slot.waiters)()
+            elif any(not waiter.gone for waiter in slot.waiters) and not self._closed:
                 self._begin_load(slot)
             self._changed.notify_all()
-        for waiter in waiters if refusal is not None else ():
+        for waiter in refused:
+            assert refusal is not None
             waiter.failed(refusal)
 
     def _note_death(self, slot: Slot, fault: RuntimeFault) -> None:
@@ -512,6 +555,7 @@ class Residency:
                     self._begin_unload(slot)
             threads = [*self._threads, *([self._reaper] if self._reaper else [])]
             self._changed.notify_all()
+        self._spares.close()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 

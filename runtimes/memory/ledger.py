@@ -3,7 +3,7 @@
 free = min(free bytes by the driver − bytes promised but not yet taken, budget − accounted bytes).
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe
@@ -31,8 +31,8 @@ class MemoryLedger:
     def __init__(self, settings: Settings, probe: DeviceProbe) -> None:
         self._settings = settings
         self._probe = probe
-        self._entries: dict[str, Mapping[str, int]] = {}
-        self._promised: set[str] = set()
+        self._entries: dict[Hashable, Mapping[str, int]] = {}
+        self._promised: set[Hashable] = set()
 
     def devices(self) -> list[Device]:
         """Every device with an account."""
@@ -48,7 +48,7 @@ class MemoryLedger:
         """How much of a resource models hold or were promised."""
         return sum(entry.get(resource, 0) for entry in self._entries.values())
 
-    def holds(self, name: str) -> Mapping[str, int]:
+    def holds(self, name: Hashable) -> Mapping[str, int]:
         """What one model holds or was promised."""
         return self._entries.get(name, {})
 
@@ -72,17 +72,21 @@ class MemoryLedger:
                 missing[resource] = amount - free
         return missing
 
-    def reserve(self, name: str, needs: Mapping[str, int]) -> None:
+    def reserve(self, name: Hashable, needs: Mapping[str, int]) -> None:
         """Promise memory to a load, from its estimate."""
         self._entries[name] = dict(needs)
         self._promised.add(name)
 
-    def correct(self, name: str, measured: Mapping[str, int]) -> None:
+    def correct(self, name: Hashable, measured: Mapping[str, int]) -> None:
         """Replace the estimate by what the load took."""
         self._entries[name] = {**measured, MODELS: 1}
         self._promised.discard(name)
 
-    def release(self, name: str) -> None:
+    def hold(self, name: Hashable, amounts: Mapping[str, int]) -> None:
+        """Something that is no model takes memory."""
+        self._entries[name] = dict(amounts)
+
+    def release(self, name: Hashable) -> None:
         """Remove everything that this model held or was promised."""
         self._entries.pop(name, None)
         self._promised.discard(name)
@@ -95,7 +99,7 @@ class MemoryLedger:
             rows[key] = {
                 "budget_bytes": self.budget(key), "accounted_bytes": self.accounted(key), "free_bytes": self.free(key),
                 "driver_free_bytes": self._probe.memory(device).free,
-                "models": {name: entry[key] for name, entry in self._entries.items() if entry.get(key)},
+                "models": {str(name): entry[key] for name, entry in self._entries.items() if entry.get(key)},
             }  # fmt: skip
         return rows
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from lfx_local_runtimes.runtimes.tasks.generation import Tool
-from lfx_local_runtimes.runtimes.text.tool_notations import (
+from lfx_local_runtimes.runtimes.chat.tool_notations import (
     Calls,
     Tools,
     read_gemma,
@@ -20,7 +19,8 @@ from lfx_local_runtimes.runtimes.text.tool_notations import (
     read_xml,
     write_gemma,
 )
-from lfx_local_runtimes.runtimes.text.tool_parsers import CallForm, ToolParser
+from lfx_local_runtimes.runtimes.chat.tool_parsers import CallForm, ToolParser
+from lfx_local_runtimes.runtimes.tasks.generation import Tool
 
 _JSON_STARTS = ('{"name"', '{"type"', '{"function"', '{"arguments"', '{"parameters"', '{"id"', '{"tool_calls"')
 _LIST_STARTS = tuple(f"[{start}" for start in _JSON_STARTS)

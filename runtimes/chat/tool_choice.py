@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.chat.tool_parsers import forced_opening
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar, Tool
-from lfx_local_runtimes.runtimes.text.tool_parsers import forced_opening
 
 _OPEN_ENDED = frozenset(
     {

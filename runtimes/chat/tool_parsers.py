@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lfx_local_runtimes.runtimes.chat.filters import MarkScanner
+from lfx_local_runtimes.runtimes.chat.tool_notations import Calls
 from lfx_local_runtimes.runtimes.tasks.generation import Tool, ToolCallDelta
-from lfx_local_runtimes.runtimes.text.filters import MarkScanner
-from lfx_local_runtimes.runtimes.text.tool_notations import Calls
 
 _MAX_HEAD = 512
 """A text counts as a call only if it begins like one within this many characters."""

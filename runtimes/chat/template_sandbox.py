@@ -23,7 +23,7 @@ START_LIMIT_S = 30.0
 MAX_OUTPUT_CHARS = 4 * 2**20
 """More than the conversation itself."""
 
-_WORKER = "lfx_local_runtimes.runtimes.text.template_worker"
+_WORKER = "lfx_local_runtimes.runtimes.chat.template_worker"
 _HINT = "Set chat_template in the model's configuration: Jinja text, or one of gemma, chatml, llama3, dialogue, none."
 
 

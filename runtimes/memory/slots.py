@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lfx_local_runtimes.errors import LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import FOREVER, ModelConfig
+from lfx_local_runtimes.runtimes.config import FOREVER, ModelConfig, ModelKey
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Failed, Progress, Request
 
@@ -111,8 +111,9 @@ class LeaseWaiter:
 class Slot:
     """One model the manager knows. `plan`, `runtime` and the times are there while it is loaded."""
 
-    def __init__(self, name: str, config: ModelConfig | None = None, source: str = "request") -> None:
-        self.name = name
+    def __init__(self, key: ModelKey, config: ModelConfig | None = None, source: str = "request") -> None:
+        self.key = key
+        self.name = str(key)
         self.config = config
         self.source = source
         self.state = SlotState.REGISTERED
@@ -135,7 +136,7 @@ class Slot:
         """How often that happened in all."""
         self.last_exit: str | None = None
         """How its process ended the last time."""
-        self.wanted_by: set[str] = set()
+        self.wanted_by: set[ModelKey] = set()
         """Loads that wait for this model's memory: newcomers queue behind them."""
 
     def move(self, state: SlotState) -> None:

@@ -6,14 +6,14 @@ from typing import Protocol, TypeAlias
 
 from lfx_local_runtimes.errors import LoadFailed
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
+from lfx_local_runtimes.runtimes.chat.answer import Answer
+from lfx_local_runtimes.runtimes.chat.templates import choose_template
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
-from lfx_local_runtimes.runtimes.text.answer import Answer
-from lfx_local_runtimes.runtimes.text.templates import choose_template
 
 _POLL_S = 0.005
 """How often a closed gate lets the engine look at the cancel flag."""
@@ -109,7 +109,7 @@ class ScriptedRuntime(ModelRuntime):
         assert self._plan is not None
         return {self._plan.device.key: self.memory_bytes}
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, request: Request[GenerationConfig]) -> None:
         assert self._plan is not None
         answer = Answer(request, self._template)
         limit = answer.admit(len(answer.prompt.split()), self._plan.context_length)
@@ -121,7 +121,9 @@ class ScriptedRuntime(ModelRuntime):
             "context_length": self._plan.context_length, "warnings": list(self.warnings),
         })  # fmt: skip
 
-    def _play(self, steps: Iterable[Step], request: Request, answer: Answer, limit: int) -> FinishReason:
+    def _play(
+        self, steps: Iterable[Step], request: Request[GenerationConfig], answer: Answer, limit: int
+    ) -> FinishReason:
         for step in steps:
             if request.cancelled:
                 return "cancelled"

@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
+from lfx_local_runtimes.runtimes.chat.filters import StopFilter
+from lfx_local_runtimes.runtimes.chat.reasoning import NoThought, Splitter, make_splitter
+from lfx_local_runtimes.runtimes.chat.templates import Template, render, strip_bos
+from lfx_local_runtimes.runtimes.chat.tool_choice import forced_grammar, is_forced, offered_tools
+from lfx_local_runtimes.runtimes.chat.tool_formats import choose_format
+from lfx_local_runtimes.runtimes.chat.tool_parsers import ForcedParser, Parsed, Parser
 from lfx_local_runtimes.runtimes.requests import Finished, Request
 from lfx_local_runtimes.runtimes.tasks.generation import (
     FinishReason,
@@ -20,12 +26,6 @@ from lfx_local_runtimes.runtimes.tasks.generation import (
     ToolCall,
     ToolCallDelta,
 )
-from lfx_local_runtimes.runtimes.text.filters import StopFilter
-from lfx_local_runtimes.runtimes.text.reasoning import NoThought, Splitter, make_splitter
-from lfx_local_runtimes.runtimes.text.templates import Template, render, strip_bos
-from lfx_local_runtimes.runtimes.text.tool_choice import forced_grammar, is_forced, offered_tools
-from lfx_local_runtimes.runtimes.text.tool_formats import choose_format
-from lfx_local_runtimes.runtimes.text.tool_parsers import ForcedParser, Parsed, Parser
 
 _LONGEST_TOKEN = 512
 """Characters."""

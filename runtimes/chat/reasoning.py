@@ -9,7 +9,7 @@ format). Some templates open the thought at the end of the prompt. Then the mode
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from lfx_local_runtimes.runtimes.text.filters import MarkScanner
+from lfx_local_runtimes.runtimes.chat.filters import MarkScanner
 
 
 @dataclass(frozen=True, slots=True)

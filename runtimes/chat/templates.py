@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput, TemplateFault
-from lfx_local_runtimes.runtimes.formats.info import ModelInfo
-from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool
-from lfx_local_runtimes.runtimes.text.template_sandbox import (
+from lfx_local_runtimes.runtimes.chat.template_sandbox import (
     MAX_OUTPUT_CHARS,
     TemplateOverrun,
     TemplateRefusal,
     get_renderer,
 )
-from lfx_local_runtimes.runtimes.text.tool_formats import ToolFormat, choose_format
-from lfx_local_runtimes.runtimes.text.tool_history import Support, as_data, as_text, tools_as_data
+from lfx_local_runtimes.runtimes.chat.tool_formats import ToolFormat, choose_format
+from lfx_local_runtimes.runtimes.chat.tool_history import Support, as_data, as_text, tools_as_data
+from lfx_local_runtimes.runtimes.formats.info import ModelInfo
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool
 
 _GEMMA_END = "<end_of_turn>"
 _CHATML_END = "<|im_end|>"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from lfx_local_runtimes.runtimes.chat.tool_formats import ToolFormat
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Tool, ToolCall
-from lfx_local_runtimes.runtimes.text.tool_formats import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""Processes that wait for a model, so that a load does not wait for Python and the engine's library.
+
+Two kinds. One has imported this package only: it is started when a load begins, while the model's files are still being
+found and checked. The other has imported an engine's library too: it is started when a model of that engine has been
+loaded, for the next one. Importing torch and Transformers takes seconds.
+
+A spare has not read any model. It gives up its rights when it gets one, which works as long as it has one thread.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from lfx_local_runtimes.runtimes.engines.registry import EngineRow
+from lfx_local_runtimes.runtimes.processes.child import Child, ChildFailure
+from lfx_local_runtimes.runtimes.processes.environment import child_environment
+from lfx_local_runtimes.runtimes.processes.frames import Frame, ProtocolError
+
+logger = logging.getLogger(__name__)
+
+CHILD = "lfx_local_runtimes.runtimes.engines.isolated.child"
+WARM_S = 120.0
+"""How long an import may take."""
+_PLAIN = ""
+"""The kind of a spare without an engine's library."""
+
+Account = Callable[[str, int], None]
+"""Called with the kind of a spare and the bytes it takes; 0 if it is gone."""
+
+
+def start_child() -> Child:
+    """A process for a model.
+
+    Raises:
+        ChildNotStarted: the system did not start it.
+    """
+    # One thread, because a process that has more cannot be confined.
+    return Child(CHILD, name="The process of a model", environment=child_environment({"OPENBLAS_NUM_THREADS": "1"}))
+
+
+class Spares:
+    """The processes that wait. Any thread may use it.
+
+    Args:
+        per_engine: how many with an engine's library wait, for each engine that was used. With 0 none waits at all.
+        account: hears what they take.
+    """
+
+    def __init__(self, per_engine: int, account: Account) -> None:
+        self._per_engine = per_engine
+        self._account = account
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[Child]] = {}
+        self._starting: set[str] = set()
+        self._closed = False
+
+    def expect(self) -> None:
+        """A load begins: start a process beside it, if none waits."""
+        with self._lock:
+            if any(self._waiting.values()):
+                return
+        self._start(_PLAIN, Frame({"t": "warm", "reference": None, "environment": {}}))
+
+    def refill(self, row: EngineRow) -> None:
+        """A model of this engine was loaded: have a process wait for the next one."""
+        if row.warm is not None:
+            frame = Frame({"t": "warm", "reference": row.warm, "environment": dict(row.environment)})
+            self._start(row.name, frame)
+
+    def take(self, row: EngineRow) -> Child:
+        """A process for a model of this engine: the best that waits, else a new one.
+
+        Raises:
+            ChildNotStarted: the system did not start it.
+        """
+        for kind in (row.name, _PLAIN):
+            while (child := self._pop(kind)) is not None:
+                if child.alive:
+                    return child
+                child.close(0)
+        return start_child()
+
+    def drop(self) -> bool:
+        """End all that wait: their memory is wanted. False if there was none."""
+        with self._lock:
+            children = [child for waiting in self._waiting.values() for child in waiting]
+            kinds = [kind for kind, waiting in self._waiting.items() if waiting]
+            self._waiting.clear()
+        for child in children:
+            child.close(0)
+        for kind in kinds:
+            self._account(kind, 0)
+        return bool(children)
+
+    def close(self) -> None:
+        """End all that wait, for good."""
+        self._closed = True
+        self.drop()
+
+    def _pop(self, kind: str) -> Child | None:
+        with self._lock:
+            waiting = self._waiting.get(kind)
+            child = waiting.pop() if waiting else None
+        if child is not None:
+            self._account(kind, 0)
+        return child
+
+    def _start(self, kind: str, frame: Frame) -> None:
+        with self._lock:
+            there = len(self._waiting.get(kind, ())) + (kind in self._starting)
+            if self._closed or there >= self._per_engine:
+                return
+            self._starting.add(kind)
+        threading.Thread(target=self._warm, args=(kind, frame), name="spare process", daemon=True).start()
+
+    def _warm(self, kind: str, frame: Frame) -> None:
+        child: Child | None = None
+        try:
+            child = start_child()
+            child.ask(frame, WARM_S)
+            with self._lock:
+                keep = not self._closed
+                if keep:
+                    self._waiting.setdefault(kind, []).append(child)
+            if keep:
+                self._account(kind, child.memory())
+                return
+        except (ChildFailure, ProtocolError) as error:
+            logger.debug("no spare process: %s", error)
+        finally:
+            with self._lock:
+                self._starting.discard(kind)
+        if child is not None:
+            with suppress(ChildFailure):
+                child.close(0)

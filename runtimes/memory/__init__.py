@@ -1,0 +1,1 @@
+"""Which models are in memory, who leaves, and who died."""
