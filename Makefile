@@ -58,7 +58,7 @@ clean:  ## remove the virtual environment, caches and build outputs
 typing:
 	@rm -rf .dev
 	@mkdir -p .dev/lfx_local_runtimes
-	@ln -s $(addprefix ../../,$(wildcard lfx_local_runtimes/*.py) lfx_local_runtimes/py.typed components flows routes runtimes) .dev/lfx_local_runtimes/
+	@ln -s $(addprefix ../../,$(wildcard lfx_local_runtimes/*.py) lfx_local_runtimes/langchain lfx_local_runtimes/nodes lfx_local_runtimes/py.typed components flows routes runtimes) .dev/lfx_local_runtimes/
 
 $(BIN)/python:
 	@test -n '$(PYTHON)' || { echo 'No Python 3.10 to 3.13 found. Install one, or name it: make PYTHON=/path/to/python3.11 …' >&2; exit 1; }

@@ -24,7 +24,7 @@ _IMPORTS = {
     ),
     "Langflow's model base class, then nodes, chat model, provider and API": (
         "import lfx.base.models.model, lfx.io",
-        "import lfx_local_runtimes.nodes, lfx_local_runtimes.chat, lfx_local_runtimes.provider, lfx_local_runtimes.runtimes.manager;"
+        "import lfx_local_runtimes.nodes.text, lfx_local_runtimes.nodes.reading, lfx_local_runtimes.langchain.chat, lfx_local_runtimes.nodes.provider, lfx_local_runtimes.runtimes.manager;"
         "import lfx_local_runtimes.components.local_runtimes.local_model",
     ),
 }

@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks import models
 from benchmarks.report import print_table, verdict
-from lfx_local_runtimes.chat import ChatLocalRuntime
+from lfx_local_runtimes.langchain.chat import ChatLocalRuntime
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager, RuntimeType
 from lfx_local_runtimes.runtimes import manager as shared
 from lfx_local_runtimes.runtimes.devices import CPU, default_dtype

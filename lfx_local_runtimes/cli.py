@@ -246,18 +246,44 @@ def _converse(chat: Chat) -> None:
 
 @app.command()
 def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
-    """List the models in a running server's memory."""
+    """List the models in a running server's memory, and those that failed, with their processes."""
     rows = _ask("GET", url, api_key, "status")["models"]
     _table(
-        ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "REQUESTS", "IDLE"),
+        ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE", "PID", "UPTIME", "RESTARTS", "CONFINED"),
         [
             (
                 row["model_name"], row["engine"] or "-", row["device"] or "-", _size(row["memory_used_mb"]), row["state"],
-                str(row["leases"]), "-" if row["idle_s"] is None else f"{row['idle_s']:.0f} s",
+                _use(row), _process(row), _span(row["uptime_s"]), str(row["restarts"]), row["confined"] or "-",
             )
             for row in rows
         ],
     )  # fmt: skip
+    for row in rows:
+        if row["last_exit"]:
+            typer.echo(f"{row['model_name']}, last exit: {row['last_exit']}", err=True)
+        elif row["state"] == "failed":
+            typer.echo(f"{row['model_name']}: {row['error']}", err=True)
+
+
+def _use(row: dict[str, Any]) -> str:
+    """The requests of a model, or since when it has had none."""
+    if row["leases"] or row["idle_s"] is None:
+        return str(row["leases"])
+    return f"idle {_span(row['idle_s'])}"
+
+
+def _process(row: dict[str, Any]) -> str:
+    return "-" if row["pid"] is None else "inline" if row["isolation"] == "inline" else str(row["pid"])
+
+
+def _span(seconds: float | None) -> str:
+    """A time in its largest unit."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
 
 
 @app.command()

@@ -1,46 +1,5 @@
-"""The model provider *Local Runtimes*: what Langflow's own Language Model and Agent nodes may pick."""
+"""The older place of `lfx_local_runtimes.nodes.provider`; programs written for 0.1.0 import from here."""
 
-import logging
-from typing import Any
+from lfx_local_runtimes.nodes.provider import ICON, PROVIDER, live_models
 
-from lfx.base.models.model_metadata import create_model_metadata
-
-from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.runtimes import get_runtime_manager
-
-logger = logging.getLogger(__name__)
-
-PROVIDER = "Local Runtimes"
-ICON = "Cpu"
-
-_PASSING = ("variant", "request")
-"""Where models come from that only options of a node, or a name in a request, have made."""
-
-
-def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[str, Any]]:
-    """The catalogue rows of every local model of a kind, called by Langflow whenever it lists models.
-
-    Reads names, and the headers and configurations that have changed: no weights.
-    Local models are the same for every user. Every model that writes can be offered tools, and be made to call one;
-    whether it chooses well by itself is up to the model.
-    """
-    try:
-        rows = get_runtime_manager().list_models()
-    except RuntimeFault as fault:
-        logger.warning("local models cannot be listed: %s", fault)
-        return []
-    wanted = {"llm": "llm", "embeddings": "embedding"}.get(model_type)
-    names = sorted(row.model_name for row in rows if row.model_type == wanted and row.source not in _PASSING)
-    return [
-        dict(
-            create_model_metadata(
-                provider=PROVIDER,
-                name=name,
-                icon=ICON,
-                model_type=model_type,
-                default=True,
-                tool_calling=model_type == "llm",
-            )
-        )
-        for name in names
-    ]
+__all__ = ["ICON", "PROVIDER", "live_models"]

@@ -71,19 +71,20 @@ def model_status(model_name: PathName, manager: Manager) -> ModelStatus:
 
 @router.get("/status")
 def status(manager: Manager) -> ModelList:
-    """The models in memory or on their way in or out, with engine, format and state."""
-    return ModelList(models=_in_memory(manager))
+    """The models in memory, on their way in or out, and those that failed: with engine, memory and process."""
+    failed = [model for model in manager.list_models() if model.state == "failed"]
+    return ModelList(models=[*_in_memory(manager), *failed])
 
 
 @router.get("/health")
 def health(manager: Manager) -> Health:
-    """A summary: status, counts, the preferred device, and each model in memory."""
+    """A summary: status, counts, the preferred device, and each model in memory with its process."""
     return Health.model_validate(manager.health())
 
 
 @router.get("/stats")
 def stats(manager: Manager) -> Stats:
-    """The memory ledger per model and device, counters since the start, uptime and process id."""
+    """The memory ledger per model and device, counters since the start, the server's uptime and process id."""
     return Stats.model_validate(manager.stats())
 
 

@@ -95,6 +95,9 @@ class ModelHealth(_Answer):
     status: str
     device: str | None
     memory_used_mb: float | None
+    pid: int | None = Field(description="The process in which it runs.")
+    uptime_s: float | None = Field(description="Seconds since it was loaded.")
+    restarts: int = Field(description="How often its process ended although nobody asked for that.")
 
 
 class Health(_Answer):
@@ -113,7 +116,10 @@ class Stats(_Answer):
     model_config = ConfigDict(extra="allow")
 
     memory: Any = Field(description="Budget, use and free bytes per device, and each model's share.")
-    counters: dict[str, int]
+    counters: dict[str, int] = Field(
+        description="loads, unloads, evictions, failed_loads, requests by their end; deaths: processes of models that ended "
+        "although nobody asked for that."
+    )
     running_requests: int
     uptime_s: float
     pid: int

@@ -15,7 +15,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, WrongTask, as_fault
 from lfx_local_runtimes.runtimes.config import ModelConfig
@@ -153,7 +153,7 @@ class ModelRuntime(ABC):
         return os.getpid()
 
     @property
-    def isolation(self) -> str:
+    def isolation(self) -> Literal["process", "inline"]:
         """`process` if the model has a process of its own, `inline` if it runs in this one."""
         return "inline"
 

@@ -93,6 +93,8 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
     named_engine = None if config.runtime_type == RuntimeType.AUTO else str(config.runtime_type)
     keep_alive = next(v for v in (slot.keep_alive, config.keep_alive, residency.keep_alive) if v is not None)
     problems = "; ".join(info.problems) if info else ""
+    runtime = slot.runtime
+    confinement = runtime.confinement if runtime else None
     return ModelStatus(
         model_name=config.model_name, model_id=config.model_id, model_type=task_of_model(config, info), source=source,
         format=info.format.value if info else None,
@@ -106,8 +108,13 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
         leases=slot.leases, pinned=slot.pinned, keep_alive_s=keep_alive,
         load_time_s=round(slot.load_time, 3) if slot.load_time is not None else None,
         progress={"phase": progress.phase, "done": progress.done, "total": progress.total} if progress else None,
-        warnings=tuple(slot.runtime.warnings) if slot.runtime else (),
-        error=str(slot.error) if slot.error else problems or None, pid=os.getpid(),
+        warnings=tuple(runtime.warnings) if runtime else (),
+        error=str(slot.error) if slot.error else problems or None,
+        isolation=runtime.isolation if runtime else None, pid=(runtime.pid or None) if runtime else None,
+        uptime_s=None if slot.ready_since is None else round(time.monotonic() - slot.ready_since, 1),
+        restarts=slot.restarts, last_exit=slot.last_exit,
+        confined=confinement.level if confinement else None,
+        confined_why="; ".join(confinement.missing) or None if confinement else None, server_pid=os.getpid(),
     )  # fmt: skip
 
 

@@ -361,7 +361,7 @@ class RuntimeManager:
         """The ledger per device, counters since the start, uptime in seconds and the process id."""
         with self._residency.slots():
             ledger = self._residency.ledger.report()
-            counters = dict(self._residency.counters)
+            counters = {"deaths": 0, **self._residency.counters}
         with self._requests_lock:
             running = len(self._requests)
         return {
@@ -383,6 +383,9 @@ class RuntimeManager:
                     "status": model.state,
                     "device": model.device,
                     "memory_used_mb": model.memory_used_mb,
+                    "pid": model.pid,
+                    "uptime_s": model.uptime_s,
+                    "restarts": model.restarts,
                 }
                 for model in models
             },

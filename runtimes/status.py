@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class ModelStatus(BaseModel):
@@ -33,4 +33,22 @@ class ModelStatus(BaseModel):
     progress: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
-    pid: int
+
+    isolation: Literal["process", "inline"] | None = Field(
+        default=None,
+        description="process: the loaded model has a process of its own. inline: it runs inside the server's process.",
+    )
+    pid: int | None = Field(default=None, description="The process in which the loaded model runs.")
+    uptime_s: float | None = Field(default=None, description="Seconds since it was loaded.")
+    restarts: int = Field(
+        default=0,
+        description="How often its process ended although nobody asked for that. The next request loads the model again.",
+    )
+    last_exit: str | None = Field(default=None, description="How its process ended the last time that happened.")
+    confined: Literal["full", "partial", "none"] | None = Field(
+        default=None,
+        description="Whether the system keeps the loaded model's process from files, the network, programs and other "
+        "processes.",
+    )
+    confined_why: str | None = Field(default=None, description="Why `confined` is not full.")
+    server_pid: int = Field(description="The process that answers: each worker of a server has its own models.")

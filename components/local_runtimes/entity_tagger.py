@@ -1,14 +1,14 @@
 """The Entity Tagger node."""
 
-from lfx_local_runtimes.node_inputs import (
+from lfx_local_runtimes.nodes import (
     ENCODER_ENGINES,
+    EntityTaggerBaseComponent,
     loading_inputs,
     model_input,
     overflow_input,
     score_input,
     text_input,
 )
-from lfx_local_runtimes.task_nodes import EntityTaggerBaseComponent
 
 
 class EntityTaggerComponent(EntityTaggerBaseComponent):

@@ -1,7 +1,8 @@
 """The Gemma node."""
 
-from lfx_local_runtimes.node_inputs import (
+from lfx_local_runtimes.nodes import (
     GEMMA_PRESETS,
+    GemmaBaseComponent,
     chat_inputs,
     loading_inputs,
     model_input,
@@ -9,7 +10,6 @@ from lfx_local_runtimes.node_inputs import (
     sampling_inputs,
     tool_inputs,
 )
-from lfx_local_runtimes.nodes import GemmaBaseComponent
 
 
 class GemmaComponent(GemmaBaseComponent):

@@ -2,15 +2,15 @@
 
 from lfx.io import BoolInput, IntInput, StrInput
 
-from lfx_local_runtimes.node_inputs import (
+from lfx_local_runtimes.nodes import (
     ENCODER_ENGINES,
+    LocalEmbeddingsBaseComponent,
     choice_input,
     loading_inputs,
     model_input,
     overflow_input,
     text_input,
 )
-from lfx_local_runtimes.task_nodes import LocalEmbeddingsBaseComponent
 
 
 class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):

@@ -1,7 +1,13 @@
 """The Local Model node."""
 
-from lfx_local_runtimes.node_inputs import chat_inputs, loading_inputs, model_input, sampling_inputs, tool_inputs
-from lfx_local_runtimes.nodes import LocalModelBaseComponent
+from lfx_local_runtimes.nodes import (
+    LocalModelBaseComponent,
+    chat_inputs,
+    loading_inputs,
+    model_input,
+    sampling_inputs,
+    tool_inputs,
+)
 
 
 class LocalModelComponent(LocalModelBaseComponent):

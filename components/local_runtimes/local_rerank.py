@@ -2,8 +2,13 @@
 
 from lfx.io import HandleInput, IntInput, MessageTextInput, StrInput
 
-from lfx_local_runtimes.node_inputs import ENCODER_ENGINES, loading_inputs, model_input, overflow_input
-from lfx_local_runtimes.task_nodes import LocalRerankBaseComponent
+from lfx_local_runtimes.nodes import (
+    ENCODER_ENGINES,
+    LocalRerankBaseComponent,
+    loading_inputs,
+    model_input,
+    overflow_input,
+)
 
 
 class LocalRerankComponent(LocalRerankBaseComponent):

@@ -6,8 +6,18 @@ from lfx.custom.custom_component.component import Component
 from lfx.io import BoolInput, DropdownInput, Output, StrInput
 from lfx.schema.data import Data
 
-from lfx_local_runtimes.node_inputs import ENGINES, after_input, loading_inputs, model_input, parallel_input
-from lfx_local_runtimes.nodes import ACTIONS, list_models_in, manage_model, model_choices, show_fields_of
+from lfx_local_runtimes.nodes import (
+    ACTIONS,
+    ENGINES,
+    after_input,
+    list_models_in,
+    loading_inputs,
+    manage_model,
+    model_choices,
+    model_input,
+    parallel_input,
+    show_fields_of,
+)
 
 
 class ModelManagerComponent(Component):

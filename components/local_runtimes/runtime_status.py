@@ -4,8 +4,7 @@ from lfx.custom.custom_component.component import Component
 from lfx.io import BoolInput, Output
 from lfx.schema.dataframe import DataFrame
 
-from lfx_local_runtimes.node_inputs import after_input
-from lfx_local_runtimes.nodes import memory_rows, model_rows
+from lfx_local_runtimes.nodes import after_input, memory_rows, model_rows
 
 
 class RuntimeStatusComponent(Component):

@@ -3,8 +3,15 @@
 from lfx.field_typing.range_spec import RangeSpec
 from lfx.io import BoolInput, SliderInput, StrInput
 
-from lfx_local_runtimes.node_inputs import ENCODER_ENGINES, loading_inputs, model_input, overflow_input, text_input
-from lfx_local_runtimes.task_nodes import ZeroShotBaseComponent, label_outputs
+from lfx_local_runtimes.nodes import (
+    ENCODER_ENGINES,
+    ZeroShotBaseComponent,
+    label_outputs,
+    loading_inputs,
+    model_input,
+    overflow_input,
+    text_input,
+)
 
 
 class ZeroShotClassifierComponent(ZeroShotBaseComponent):

@@ -15,6 +15,8 @@ from lfx_local_runtimes.routes.faults import FaultRoute, InvalidField, openai_en
 HEADER = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _WORTH_A_RETRY = (409, 429, 502)
+"""Not 503: a request that ends the model's process may do so again. Sent three times, it would keep the model away from
+everybody for a while."""
 
 
 class OpenAIRoute(FaultRoute):

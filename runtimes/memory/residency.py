@@ -508,8 +508,7 @@ class Residency:
             waiter.failed(refusal)
 
     def _note_death(self, slot: Slot, fault: RuntimeFault) -> None:
-        slot.deaths.append(self._clock())
-        slot.last_exit = fault.message
+        slot.note_death(self._clock(), fault.message)
         self.counters["deaths"] += 1
 
     # -- idle time ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ registered → loading → ready → unloading → registered. A load that fails
 where the next request tries again. `move` is the only writer of the state and follows the table.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -127,8 +128,12 @@ class Slot:
         self.pinned = config.pinned if config else False
         self.waiters: deque[Waiter] = deque()
         self.unloads: list[Future[bool]] = []
+        self.ready_since: float | None = None
+        """When the loaded model became ready (monotonic seconds)."""
         self.deaths: deque[float] = deque(maxlen=DEATHS)
         """When the model died without being asked to end, the last times (monotonic seconds)."""
+        self.restarts = 0
+        """How often that happened in all."""
         self.last_exit: str | None = None
         """How its process ended the last time."""
         self.wanted_by: set[ModelKey] = set()
@@ -139,6 +144,13 @@ class Slot:
         if state not in _MOVES[self.state]:
             raise RuntimeError(f"{self.name}: {self.state.value} → {state.value} is not a move")
         self.state = state
+        self.ready_since = time.monotonic() if state is SlotState.READY else None
+
+    def note_death(self, now: float, how: str) -> None:
+        """The model died without being asked to end."""
+        self.deaths.append(now)
+        self.restarts += 1
+        self.last_exit = how
 
     @property
     def open(self) -> bool:

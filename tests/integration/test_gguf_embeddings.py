@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.errors import ContextOverflow, EngineFailure, InvalidInput, LoadFailed
+from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, get_runtime_manager
 from lfx_local_runtimes.runtimes.engines.llama_cpp.encoder import LlamaCppEncoder, _ends_twice
 from lfx_local_runtimes.runtimes.planning import inspect_model

@@ -9,7 +9,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from lfx_local_runtimes.chat import ChatLocalRuntime
+from lfx_local_runtimes.langchain.chat import ChatLocalRuntime
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
 from lfx_local_runtimes.settings import Settings
 

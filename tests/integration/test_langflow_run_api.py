@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from lfx_local_runtimes.flows.build import FOLDER
-from lfx_local_runtimes.provider import PROVIDER
+from lfx_local_runtimes.nodes.provider import PROVIDER
 from tests.langflow_server import LangflowServer
 
 pytestmark = pytest.mark.integration

@@ -19,7 +19,7 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from openai import AsyncOpenAI, OpenAI
 from pydantic import SecretStr
 
-from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings
+from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.sources.packages import MINILM
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk

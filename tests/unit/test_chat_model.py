@@ -19,9 +19,9 @@ from langchain_core.messages import ChatMessage as LangChainChatMessage
 from langchain_core.messages.tool import invalid_tool_call
 from pydantic import BaseModel
 
-from lfx_local_runtimes.chat import ChatLocalRuntime
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
-from lfx_local_runtimes.messages import response_metadata, to_chat_message, to_tools
+from lfx_local_runtimes.langchain.chat import ChatLocalRuntime
+from lfx_local_runtimes.langchain.messages import response_metadata, to_chat_message, to_tools
 from lfx_local_runtimes.runtimes import GenerationConfig
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, Grammar, TokenLogprob, Tool, ToolCall
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
@@ -49,7 +49,7 @@ def test_making_one_asks_nothing_of_the_manager(monkeypatch: pytest.MonkeyPatch)
     def never() -> None:
         raise AssertionError
 
-    monkeypatch.setattr("lfx_local_runtimes.chat.get_runtime_manager", never)
+    monkeypatch.setattr("lfx_local_runtimes.langchain.chat.get_runtime_manager", never)
     parrot(temperature=0.0, runtime_type="llama_cpp", api_key="EMPTY")
 
 

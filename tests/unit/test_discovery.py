@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lfx_local_runtimes import provider
 from lfx_local_runtimes.errors import DownloadFailed
+from lfx_local_runtimes.nodes import provider
 from lfx_local_runtimes.runtimes import RuntimeManager
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.sources import discovery, packages

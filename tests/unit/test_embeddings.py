@@ -16,10 +16,10 @@ from lfx.base.models.unified_models import get_embeddings
 from lfx.extension.loader import load_extension
 from lfx.extension.manifest import ExtensionManifest
 
-from lfx_local_runtimes import embeddings
-from lfx_local_runtimes.embeddings import LocalRuntimeEmbeddings, LocalRuntimeReranker
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, WrongTask
-from lfx_local_runtimes.provider import PROVIDER, live_models
+from lfx_local_runtimes.langchain import embeddings
+from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings, LocalRuntimeReranker
+from lfx_local_runtimes.nodes.provider import PROVIDER, live_models
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
@@ -57,7 +57,7 @@ def test_making_one_asks_nothing_of_the_manager(monkeypatch: pytest.MonkeyPatch)
     def never() -> None:
         raise AssertionError
 
-    monkeypatch.setattr("lfx_local_runtimes.task_model.get_runtime_manager", never)
+    monkeypatch.setattr("lfx_local_runtimes.langchain.task_model.get_runtime_manager", never)
     made = embedder(dimensions=2, runtime_type="transformers", observer=print)
     assert pickle.loads(pickle.dumps(embedder())) == embedder()
     assert "observer" not in made.model_dump()

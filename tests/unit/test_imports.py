@@ -17,13 +17,14 @@ MODULES = (
     "lfx_local_runtimes.routes",
     "lfx_local_runtimes.server",
     "lfx_local_runtimes.cli",
-    "lfx_local_runtimes.chat",
-    "lfx_local_runtimes.provider",
+    "lfx_local_runtimes.langchain",
+    "lfx_local_runtimes.langchain.chat",
+    "lfx_local_runtimes.langchain.embeddings",
     "lfx_local_runtimes.nodes",
-    "lfx_local_runtimes.node_inputs",
-    "lfx_local_runtimes.node_tools",
-    "lfx_local_runtimes.embeddings",
-    "lfx_local_runtimes.task_nodes",
+    *(
+        f"lfx_local_runtimes.nodes.{name}"
+        for name in ("inputs", "models", "provider", "reading", "reports", "text", "tools")
+    ),
 )
 IMPORT_EACH = """
 import importlib, json, sys

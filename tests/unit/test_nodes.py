@@ -31,9 +31,16 @@ from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeS
 from lfx_local_runtimes.components.local_runtimes.text_classifier import TextClassifierComponent
 from lfx_local_runtimes.components.local_runtimes.zero_shot_classifier import ZeroShotClassifierComponent
 from lfx_local_runtimes.errors import InvalidInput, ModelBusy, ModelConflict, ModelNotFound, PathNotAllowed
-from lfx_local_runtimes.node_inputs import GEMMA_PRESETS, SAMPLING_DEFAULTS, TOOL_ROUNDS, schema_of, stop_texts, told_of
-from lfx_local_runtimes.nodes import Reporter
-from lfx_local_runtimes.provider import live_models
+from lfx_local_runtimes.nodes.inputs import (
+    GEMMA_PRESETS,
+    SAMPLING_DEFAULTS,
+    TOOL_ROUNDS,
+    schema_of,
+    stop_texts,
+    told_of,
+)
+from lfx_local_runtimes.nodes.provider import live_models
+from lfx_local_runtimes.nodes.reports import Reporter
 from lfx_local_runtimes.runtimes import GenerationConfig
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.testing import Step

@@ -18,14 +18,14 @@ from lfx_local_runtimes.components.local_runtimes.local_rerank import LocalReran
 from lfx_local_runtimes.components.local_runtimes.text_classifier import TextClassifierComponent
 from lfx_local_runtimes.components.local_runtimes.zero_shot_classifier import ZeroShotClassifierComponent
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput, ModelNotFound
-from lfx_local_runtimes.node_inputs import labels_of
-from lfx_local_runtimes.nodes import Reporter
+from lfx_local_runtimes.nodes.inputs import labels_of
+from lfx_local_runtimes.nodes.reading import mark, rows_of
+from lfx_local_runtimes.nodes.reports import Reporter
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
 from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk
 from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
 from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
-from lfx_local_runtimes.task_nodes import mark, rows_of
 from tests.scripted_tasks import ENDLESS, School, school
 
 PATIENCE_S = 20.0

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lfx_local_runtimes.errors import EngineDied, EngineFailure, LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
@@ -106,7 +106,7 @@ class IsolatedRuntime(ModelRuntime):
         return 0 if self._child is None else self._child.pid
 
     @property
-    def isolation(self) -> str:
+    def isolation(self) -> Literal["process", "inline"]:
         return "process"
 
     @property

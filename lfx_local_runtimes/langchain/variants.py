@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.messages import first_problem
+from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.runtimes.config import LoadOptions, ModelKey
 
 LOADING = tuple(LoadOptions.model_fields)

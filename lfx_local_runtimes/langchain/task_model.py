@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.messages import first_problem
+from lfx_local_runtimes.langchain.messages import first_problem
+from lfx_local_runtimes.langchain.variants import LOADING, variant
 from lfx_local_runtimes.runtimes import get_runtime_manager
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT, TaskResult
-from lfx_local_runtimes.variants import LOADING, variant
 
 
 class TaskModel(BaseModel):

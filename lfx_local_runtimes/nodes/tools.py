@@ -18,9 +18,9 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda
 from langchain_core.tools import BaseTool
 
-from lfx_local_runtimes.chat import ChatLocalRuntime
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.node_inputs import TOOL_ROUNDS
+from lfx_local_runtimes.langchain.chat import ChatLocalRuntime
+from lfx_local_runtimes.nodes.inputs import TOOL_ROUNDS
 
 Log = Callable[..., object]
 

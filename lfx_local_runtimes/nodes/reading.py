@@ -1,0 +1,300 @@
+"""The work behind the nodes whose models read text: embeddings, ranking, labels, entities."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+from lfx.base.embeddings.model import LCEmbeddingsModel
+from lfx.custom.custom_component.component import Component
+from lfx.field_typing import Embeddings
+from lfx.io import Output
+from lfx.schema.data import Data
+from lfx.schema.dataframe import DataFrame
+from lfx.schema.message import Message
+from pydantic import ValidationError
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
+from lfx_local_runtimes.langchain.messages import first_problem
+from lfx_local_runtimes.langchain.task_model import TaskModel
+from lfx_local_runtimes.nodes.inputs import CHOICES, given, labels_of, loading_options
+from lfx_local_runtimes.nodes.models import PROVIDER_ID, chosen_model, list_models_in, model_choices
+from lfx_local_runtimes.nodes.reports import Reporter, status_of
+from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskResult
+from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk, Label
+from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk
+from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
+
+ModelT = TypeVar("ModelT", bound=TaskModel)
+
+
+class TaskBaseComponent(Component):
+    """A node that asks a local model for something other than text, once per run however many outputs are wired."""
+
+    model_type: ClassVar[str]
+    """Models of this task are offered."""
+    also_by: ClassVar[tuple[str, ...]] = ()
+    """And, behind them, models of these tasks, which can do it too."""
+    _result: Any = None
+
+    def _pre_run_setup(self) -> None:
+        self._result = None
+
+    async def update_build_config(
+        self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
+    ) -> dict[str, Any]:
+        """List the models afresh when their field is opened or refreshed."""
+        if field_name != "model_name":
+            return build_config
+        names, details = await model_choices(model_type=self.model_type)
+        for kind in self.also_by:
+            more, of_them = await model_choices(model_type=kind)
+            names, details = [*names, *more], [*details, *of_them]
+        return list_models_in(build_config, names, details)
+
+    def task_model(self, kind: type[ModelT], **options: Any) -> ModelT:
+        """The model with this node's options. Loads nothing."""
+        name = chosen_model(self)
+        try:
+            return kind(model=name, observer=Reporter(self), **loading_options(self), **options)
+        except ValidationError as error:
+            raise InvalidInput(first_problem(error), model_name=name) from error
+
+    async def asked(self, kind: type[Ask[Any]], **options: Any) -> Any:
+        """The model's result, of this run."""
+        if self._result is None:
+            self._result = await self.task_model(TaskModel).aask(kind, overflow=self.overflow, **options)
+        return self._result
+
+
+# -- Local Embeddings ----------------------------------------------------------------------------------------------------
+
+
+class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
+    """A local model as LangChain embeddings, and the vector of a text."""
+
+    model_type = "embedding"
+    model_provider_id = PROVIDER_ID
+    outputs: ClassVar[list[Output]] = [
+        Output(
+            display_name="Embedding Model",
+            name="embeddings",
+            method="build_embeddings",
+            types=["Embeddings"],
+            tool_mode=False,
+        ),
+        Output(display_name="Vector", name="vector", method="vector"),
+    ]
+
+    def build_embeddings(self) -> Embeddings:
+        """The embeddings with this node's options. Loads nothing."""
+        return self._embeddings(Reporter(self))
+
+    def _embeddings(self, observer: Any) -> LocalRuntimeEmbeddings:
+        made = self.task_model(
+            LocalRuntimeEmbeddings,
+            dimensions=self.dimensions or None,
+            query_prompt=given(self.query_prompt),
+            document_prompt=given(self.document_prompt),
+            normalize=CHOICES[self.normalize],
+            overflow=self.overflow,
+        )
+        made.observer = observer
+        return made
+
+    async def vector(self) -> Data:
+        """The text and its vector."""
+        if not self.input_value and self._vertex is not None and not self._vertex.outgoing_edges:
+            return Data()  # nothing is wired to the node, so Langflow asks for every output
+        results: list[TaskResult] = []
+        report = Reporter(self)
+
+        def observe(event: Any) -> None:
+            report(event)
+            results.extend([event] if isinstance(event, TaskResult) else [])
+
+        model = self._embeddings(observe)
+        if self.is_query:
+            found = await model.aembed_query(self.input_value)
+        else:
+            (found,) = await model.aembed_documents([self.input_value])
+        self.status = status_of(f"{len(found)} dimensions", results[-1])
+        return Data(data={"text": self.input_value, "embeddings": found, "model_name": model.model})
+
+
+# -- Local Rerank --------------------------------------------------------------------------------------------------------
+
+
+class LocalRerankBaseComponent(TaskBaseComponent):
+    """The rows of a table in the order in which they answer a query."""
+
+    model_type = "rerank"
+    outputs: ClassVar[list[Output]] = [Output(display_name="Ranked", name="ranked", method="ranked")]
+
+    async def ranked(self) -> DataFrame:
+        """The rows, best first, each with its `rank` (from 1) and `relevance_score`."""
+        rows = rows_of(self.documents)
+        if not rows:
+            self.status = "nothing to rank"
+            return DataFrame([])
+        texts = tuple(_text(row, self.text_key, number) for number, row in enumerate(rows, 1))
+        result = await self.asked(RerankAsk, query=self.input_value, documents=texts, top_n=self.top_n or None)
+        self.status = status_of(f"{len(result.ranking)} of {len(rows)}", result)
+        return DataFrame(
+            [
+                {**rows[one.index], "rank": rank, "relevance_score": one.score}
+                for rank, one in enumerate(result.ranking, 1)
+            ]
+        )
+
+
+def rows_of(value: Any) -> list[dict[str, Any]]:
+    """The rows of tables and data that are wired to an input."""
+    rows: list[dict[str, Any]] = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, DataFrame):
+            rows += item.to_dict(orient="records")
+        elif isinstance(item, Data):
+            rows.append(dict(item.data))
+        elif given(item) is not None:
+            raise InvalidInput(f"{type(item).__name__} is neither a table nor data.", hint="Wire one of those.")
+    return rows
+
+
+def _text(row: dict[str, Any], column: str, number: int) -> str:
+    text = row.get(column)
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidInput(
+            f"Row {number} has no text in {column!r}.",
+            hint=f"Set the node's Text Column to one of {', '.join(map(str, row))}, or leave such rows out.",
+        )
+    return text
+
+
+# -- Text Classifier and Zero-Shot Classifier ----------------------------------------------------------------------------
+
+
+class LabelsBaseComponent(TaskBaseComponent):
+    """The labels of a text. Subclasses say what is asked."""
+
+    outputs: ClassVar[list[Output]] = [
+        Output(display_name="Scores", name="scores", method="scores"),
+        Output(display_name="Label", name="label", method="label"),
+    ]
+
+    async def found(self) -> tuple[Label, ...]:
+        """The text's labels, likeliest first."""
+        raise NotImplementedError
+
+    def _labels(self, result: Any) -> tuple[Label, ...]:
+        labels: tuple[Label, ...] = result.labels[0]
+        self.status = status_of(f"{labels[0].label} {labels[0].score:.2f}", result)
+        return labels
+
+    async def scores(self) -> DataFrame:
+        """One row per label, likeliest first."""
+        return DataFrame([{"label": one.label, "score": one.score} for one in await self.found()])
+
+    async def label(self) -> Message:
+        """The likeliest label."""
+        return Message(text=(await self.found())[0].label)
+
+
+class TextClassifierBaseComponent(LabelsBaseComponent):
+    """Which of the model's own labels a text has."""
+
+    model_type = "classification"
+
+    async def found(self) -> tuple[Label, ...]:
+        """The text's labels, likeliest first."""
+        asked = {"texts": (self.input_value,), "top_k": self.top_k or None, "multi_label": CHOICES[self.multi_label]}
+        return self._labels(await self.asked(ClassificationAsk, **asked))
+
+
+ELSE = "else"
+"""The output for texts whose likeliest label scores too low."""
+
+
+def label_outputs(labels: Iterable[str]) -> list[Output]:
+    """The outputs of a Zero-Shot Classifier: scores, the best label, a way out for every label, and one for the rest."""
+    fixed = [output.model_copy(update={"group_outputs": True}) for output in LabelsBaseComponent.outputs]
+    ways = [*((label, _route(index)) for index, label in enumerate(labels)), ("Else", ELSE)]
+    routes = [
+        Output(display_name=label, name=name, method="route", group_outputs=True, tool_mode=False)
+        for label, name in ways
+    ]
+    return [*fixed, *routes]
+
+
+def _route(index: int) -> str:
+    return f"label_{index + 1}"
+
+
+class ZeroShotBaseComponent(LabelsBaseComponent):
+    """Which of the caller's labels a text has, and a way out for each."""
+
+    model_type = "zero_shot"
+    also_by = ("embedding",)
+
+    def update_outputs(self, frontend_node: dict[str, Any], field_name: str, field_value: Any) -> dict[str, Any]:
+        """A way out for each label, whichever field has changed: Langflow comes with the outputs of a new node."""
+        labels = field_value if field_name == "labels" else frontend_node["template"]["labels"]["value"]
+        frontend_node["outputs"] = label_outputs(labels_of(labels))
+        return frontend_node
+
+    async def found(self) -> tuple[Label, ...]:
+        """The text's labels, likeliest first."""
+        asked = {
+            "texts": (self.input_value,), "labels": tuple(labels_of(self.labels)),
+            "hypothesis": given(self.hypothesis), "multi_label": bool(self.multi_label),
+        }  # fmt: skip
+        return self._labels(await self.asked(ZeroShotAsk, **asked))
+
+    async def route(self) -> Message:
+        """The text, at the output of its likeliest label, or at Else; what hangs on the others does not run."""
+        best = (await self.found())[0]
+        ways = {label: _route(index) for index, label in enumerate(labels_of(self.labels))}
+        taken = ways[best.label] if best.score >= float(self.threshold or 0) else ELSE
+        if self._vertex is not None:
+            others = [name for name in (*ways.values(), ELSE) if name != taken]
+            for name in others:
+                self.stop(name)
+            self._vertex.graph.exclude_branches_conditionally(self._id, others)  # holds beyond this pass
+        return Message(text=self.input_value if self._current_output in ("", taken) else "")
+
+
+# -- Entity Tagger -------------------------------------------------------------------------------------------------------
+
+
+class EntityTaggerBaseComponent(TaskBaseComponent):
+    """The named entities of a text."""
+
+    model_type = "ner"
+    outputs: ClassVar[list[Output]] = [
+        Output(display_name="Entities", name="entities", method="entities"),
+        Output(display_name="Marked Text", name="marked", method="marked"),
+    ]
+
+    async def _found(self) -> tuple[Entity, ...]:
+        result = await self.asked(NerAsk, texts=(self.input_value,), min_score=self.min_score)
+        found: tuple[Entity, ...] = result.entities[0]
+        self.status = status_of(f"entities: {len(found)}", result)
+        return found
+
+    async def entities(self) -> DataFrame:
+        """One row per entity: its text, label, score, and where it stands, in characters."""
+        columns = ("text", "label", "score", "start", "end")
+        return DataFrame([{column: getattr(one, column) for column in columns} for one in await self._found()])
+
+    async def marked(self) -> Message:
+        """The text with its entities in bold and their labels behind them."""
+        return Message(text=mark(self.input_value, await self._found()))
+
+
+def mark(text: str, entities: Iterable[Entity]) -> str:
+    """A text as Markdown, with its entities in bold and their labels behind them."""
+    parts, last = [], 0
+    for one in entities:
+        parts += [text[last : one.start], f"**{text[one.start : one.end]}** ({one.label})"]
+        last = one.end
+    return "".join([*parts, text[last:]])

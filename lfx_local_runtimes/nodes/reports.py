@@ -1,0 +1,58 @@
+"""What a node tells its user: progress while a model is fetched and loaded, and what a result took."""
+
+from typing import Any
+
+from lfx.custom.custom_component.component import Component
+
+from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
+
+
+class Reporter:
+    """Tells a node's log what its model is doing: each tenth of a download or load, and what a result took."""
+
+    def __init__(self, node: Component) -> None:
+        self._node = node
+        self._said: object = None
+
+    def __call__(self, event: Progress | GenerationResult | TaskResult) -> None:
+        """Log an event, unless it says no more than the last."""
+        if isinstance(event, GenerationResult):
+            self._node.log(answer_report(event), name="answer")
+            return
+        if isinstance(event, TaskResult):
+            self._node.log(task_report(event), name="result")
+            return
+        percent = 100 * event.done // event.total if event.total else None
+        step = (event.phase, None if percent is None else percent // 10)
+        if step != self._said:
+            self._said = step
+            self._node.log({"phase": event.phase, "percent": percent}, name="progress")
+
+
+def answer_report(result: GenerationResult) -> dict[str, Any]:
+    """What made an answer, for people: model, engine, device, tokens, seconds, tokens per second, warnings."""
+    keys = ("engine", "device", "quantization", "template", "seed", "warnings")
+    seconds = result.execution_time
+    return {
+        "model_name": result.model_name,
+        **{key: result.metadata[key] for key in keys if result.metadata.get(key) not in (None, (), [])},
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "tokens": result.tokens_generated,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(result.tokens_generated / seconds, 1) if seconds > 0 else None,
+    }
+
+
+def task_report(result: TaskResult) -> dict[str, Any]:
+    """What made a result, for people: model, engine, device, tokens, tokens cut by input, warnings."""
+    keys = ("engine", "device", "dtype", "tokens", "truncated", "warnings")
+    return {"model_name": result.model_name, **{key: value for key in keys if (value := result.metadata.get(key))}}
+
+
+def status_of(said: str, result: TaskResult) -> str:
+    """A node's status: what came out, and whether the model could read all of it."""
+    cut = result.metadata.get("truncated")
+    return f"{said}; too long: up to {max(cut.values()):,} tokens of a text were not read" if cut else said

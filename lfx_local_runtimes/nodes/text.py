@@ -1,0 +1,179 @@
+"""The work behind Local Model and Gemma. The files in `components/` are thin: flows carry their source along."""
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from langchain_core.messages import AIMessageChunk
+from lfx.base.models.model import LCModelComponent
+from lfx.field_typing import LanguageModel
+from lfx.io import Output
+from lfx.schema.data import Data
+from lfx.schema.message import Message
+from pydantic import ValidationError
+
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.langchain.messages import first_problem
+from lfx_local_runtimes.nodes.inputs import (
+    AUTO,
+    GEMMA_PRESETS,
+    given,
+    loading_options,
+    sampling_options,
+    schema_of,
+    stop_texts,
+    told_of,
+)
+from lfx_local_runtimes.nodes.models import PROVIDER_ID, chosen_model, list_models_in, model_choices
+from lfx_local_runtimes.nodes.reports import Reporter
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.nodes.tools import NodeModel
+
+GEMMA_SIZES: Mapping[str, Mapping[str, str]] = {
+    "gemma-3-270m": {"parameters": "270M", "in Q4": "0.3 GB"},
+    "google/gemma-3-270m-it": {"parameters": "270M", "in bf16": "0.6 GB"},
+    "google/gemma-3-1b-it": {"parameters": "1B", "in bf16": "2 GB"},
+    "google/gemma-2-2b-it": {"parameters": "2B", "in bf16": "5 GB"},
+    "google/gemma-3-4b-it": {"parameters": "4B", "in bf16": "9 GB"},
+    "google/gemma-7b-it": {"parameters": "7B", "in bf16": "17 GB"},
+    "google/gemma-2-9b-it": {"parameters": "9B", "in bf16": "18 GB"},
+}
+"""What the model list shows beside each size; the first is the packaged one, the others are fetched."""
+
+
+class LocalModelBaseComponent(LCModelComponent):
+    """A local model as text and as a LangChain model. Subclasses name it and choose the inputs."""
+
+    icon = "Cpu"
+    model_provider_id = PROVIDER_ID
+    outputs: ClassVar[list[Output]] = [
+        Output(display_name="Model Response", name="text_output", method="text_response", types=["Message"]),
+        Output(display_name="Language Model", name="model_output", method="build_model", types=["LanguageModel"]),
+        Output(display_name="Structured", name="structured_output", method="structured_response", types=["Data"]),
+    ]
+
+    def build_model(self) -> LanguageModel:
+        """The chat model with this node's options. Loads nothing."""
+        return self._model()
+
+    def _model(self) -> "NodeModel":
+        from lfx_local_runtimes.nodes.tools import NodeModel
+
+        try:
+            return NodeModel(
+                model=chosen_model(self),
+                stop=stop_texts(self.stop_sequences) or None,
+                raw=bool(self.raw),
+                streaming=bool(self.stream),
+                observer=Reporter(self),
+                tool_choice=given(self.tool_choice) or AUTO,
+                **loading_options(self),
+                **sampling_options(self),
+            )
+        except ValidationError as error:
+            raise InvalidInput(first_problem(error), model_name=self.model_name) from error
+
+    async def text_response(self) -> Message:
+        """The model's answer, after running the tools it calls."""
+        from lfx.base.tools.component_tool import disambiguate_tool_names
+
+        from lfx_local_runtimes.nodes.tools import with_tools
+
+        model, tools = self._model(), disambiguate_tool_names(given(self.tools) or [])
+        if not tools and model.tool_choice not in (AUTO, "none"):
+            raise InvalidInput(
+                f"Tool Choice is {model.tool_choice}, but there is no tool.", model_name=model.model,
+                hint="Wire one to the node's Tools, or set Tool Choice to auto.",
+            )  # fmt: skip
+        runnable = with_tools(model, tools, self.log) if tools else model
+        self.status = await self.get_chat_result(
+            runnable=runnable, stream=self.stream, input_value=self.input_value, system_message=self.system_message
+        )
+        return self.status
+
+    async def structured_response(self) -> Data:
+        """The model's answer as JSON with the fields of the output schema; JSON that is cut off is an error."""
+        if (schema := schema_of(self.output_schema)) is None:
+            if self._vertex is not None and not self._vertex.outgoing_edges:
+                return Data()  # nothing is wired to the node, so Langflow asks for every output
+            raise InvalidInput(
+                "The Structured output has no schema.", hint="Add its fields to the node's Output Schema."
+            )
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        message = await self.get_chat_result(
+            runnable=self._model().bind(response_format=form), stream=False, input_value=self.input_value,
+            system_message="\n\n".join(filter(None, [given(self.system_message), told_of(schema)])),
+        )  # fmt: skip
+        try:
+            return Data(data=json.loads(message.text))
+        except ValueError as error:
+            raise InvalidInput(
+                "The answer ended before its JSON was complete.", model_name=self.model_name,
+                hint="Raise the node's Max Tokens, or remove its Stop texts.",
+            ) from error  # fmt: skip
+
+    async def update_build_config(
+        self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
+    ) -> dict[str, Any]:
+        """List the models afresh when their field is opened or refreshed."""
+        return list_models_in(build_config, *await self.choices()) if field_name == "model_name" else build_config
+
+    async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """The models to offer."""
+        return await model_choices()
+
+    async def _handle_stream(self, runnable: Any, inputs: Any) -> Any:
+        """As in Langflow, but whichever way this ends (Stop included), the stream is closed and with it the computation."""
+        held = _HeldStream(runnable)
+        async with aclosing(held):
+            return await super()._handle_stream(held, inputs)
+
+
+class _HeldStream:
+    """Passes a runnable's stream on and can close it: Langflow iterates streams without closing them."""
+
+    def __init__(self, runnable: Any) -> None:
+        self._runnable = runnable
+        self._stream: AsyncGenerator[Any, None] | None = None
+
+    def astream(self, inputs: Any) -> AsyncGenerator[Any, None]:
+        self._stream = self._after_nothing(inputs)
+        return self._stream
+
+    async def _after_nothing(self, inputs: Any) -> AsyncGenerator[Any, None]:
+        yield AIMessageChunk(content="")  # Langflow's UI shows the first piece twice, and nothing twice is nothing
+        async with aclosing(self._runnable.astream(inputs)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def ainvoke(self, inputs: Any) -> Any:
+        return await self._runnable.ainvoke(inputs)
+
+    async def aclose(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
+class GemmaBaseComponent(LocalModelBaseComponent):
+    """Local Model with Gemma's sizes and sampling presets."""
+
+    async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """The Gemmas on this machine, then the sizes to fetch from the hub."""
+        names, details = await model_choices()
+        offered = {name: detail for name, detail in zip(names, details, strict=True) if "gemma" in name.lower()}
+        for name, size in GEMMA_SIZES.items():
+            if name in offered or "/" in name:
+                offered[name] = dict(size)
+        return list(offered), list(offered.values())
+
+    async def update_build_config(
+        self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
+    ) -> dict[str, Any]:
+        """As Local Model; choosing a preset fills in its values."""
+        if field_name == "preset":
+            for name, value in GEMMA_PRESETS.get(field_value, {}).items():
+                build_config[name]["value"] = value
+        result: dict[str, Any] = await super().update_build_config(build_config, field_value, field_name)
+        return result
