@@ -211,11 +211,11 @@ class SettingsFault(RuntimeFault):
     code = "settings_fault"
 
 
-def as_fault(error: Exception, kind: type[RuntimeFault], what: str, model_name: str) -> RuntimeFault:
+def as_fault(error: BaseException, kind: type[RuntimeFault], what: str, model_name: str) -> RuntimeFault:
     """One of ours for any exception: itself where it is one, else a `kind` that says `what` failed and keeps the cause."""
     if isinstance(error, RuntimeFault):
         error.model_name = error.model_name or model_name
         return error
-    fault = kind(f"{what}: {error or type(error).__name__}", model_name=model_name)
+    fault = kind(f"{what}: {str(error) or type(error).__name__}", model_name=model_name)
     fault.__cause__ = error
     return fault

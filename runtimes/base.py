@@ -240,6 +240,10 @@ class ModelRuntime(ABC):
             request.cancel()
         return thread
 
+    def kill(self, why: str) -> None:
+        """End the model's process at once, if it has one of its own."""
+        logger.debug("%s runs in this process, which goes on: %s", self.config.model_name, why)
+
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self, context: LoadContext, loaded: "Future[None]", inbox: Inbox) -> None:
@@ -249,7 +253,7 @@ class ModelRuntime(ABC):
             self.warnings = list(self._plan.warnings)
             self._load(self._plan, context)
             self._memory = self._measure()
-        except Exception as error:  # noqa: BLE001 - whatever a native loader raises ends as one of ours
+        except BaseException as error:  # noqa: BLE001 - whatever a loader raises ends as one of ours; SystemExit too
             name = self.config.model_name
             traceback.clear_frames(error.__traceback__)  # they hold what was loaded so far
             fault = as_fault(error, LoadFailed, f"{self.engine} could not load {name}", name)
@@ -261,7 +265,7 @@ class ModelRuntime(ABC):
         fault = EngineFailure("The model was unloaded.", model_name=self.config.model_name)
         try:
             self._work(inbox)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("%s on %s", self.engine, self.config.model_name)
             fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
         self._end(fault, died=not self._stopping)

@@ -109,9 +109,10 @@ class TemplateSandbox:
 
     def warm(self, source: str | None = None) -> None:
         """Start a process ahead of the first render, and compile `source` there; returns at once."""
-        threading.Thread(target=self._warm, args=(source or "",), name="warm chat template", daemon=True).start()
+        threading.Thread(target=self.warm_now, args=(source or "",), name="warm chat template", daemon=True).start()
 
-    def _warm(self, source: str) -> None:
+    def warm_now(self, source: str) -> None:
+        """The same, and wait for it."""
         with suppress(TemplateFault), self._worker() as worker:  # the first render will say it again
             worker.ask({"source": source, "variables": None, "max_chars": 0}, self._limit_s)
 

@@ -558,6 +558,10 @@ class Residency:
         self._spares.close()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            left = [slot.runtime for slot in self._slots.values() if slot.runtime is not None]
+        for runtime in left:
+            runtime.kill("the runtime manager is closed")
 
 
 def _mib(size: int) -> str:

@@ -10,11 +10,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from lfx_local_runtimes.runtimes.requests.events import Event
+from lfx_local_runtimes.runtimes.requests.events import Event, Progress
 from lfx_local_runtimes.runtimes.tasks.base import Delta
 
 MERGE_AFTER = 64
-"""Unread events. From here on a new delta joins the last unread one, so that a slow reader costs little memory."""
+"""Unread events. From here on a new delta joins the last unread one, so that a slow reader costs little memory. New
+progress replaces older progress."""
 
 
 class Channel:
@@ -40,10 +41,14 @@ class Channel:
                 wake()
 
     def _merge(self, event: Event) -> bool:
-        if len(self._events) < MERGE_AFTER or not isinstance(event, Delta):
+        if len(self._events) < MERGE_AFTER:
             return False
         last = self._events[-1]
-        joined = last.merged(event) if isinstance(last, Delta) else None
+        joined: Event | None = None
+        if isinstance(event, Progress) and isinstance(last, Progress):
+            joined = event  # the last word counts
+        elif isinstance(event, Delta) and isinstance(last, Delta):
+            joined = last.merged(event)
         if joined is None:
             return False
         self._events[-1] = joined

@@ -1,17 +1,23 @@
-"""The runtimes that pass the contract suite. A new one adds a row to `CASES` and nothing else."""
+"""The runtimes that pass the contract suites. A new one adds a row to `CASES` or `READERS` and nothing else.
 
-import random
-import threading
+Each runs twice: inline, and in a process of its own.
+"""
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 
 from lfx_local_runtimes import runtimes
-from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, ModelRuntime
+from lfx_local_runtimes.runtimes import ModelConfig, ModelRuntime
+from lfx_local_runtimes.runtimes.engines.isolated.runtime import IsolatedRuntime
+from lfx_local_runtimes.runtimes.engines.registry import EngineRow, engine_row
+from lfx_local_runtimes.runtimes.planning import plan_for_engine
+from lfx_local_runtimes.settings import get_settings
+from tests.isolated_engines import CONTEXT, Reciter, recite, scripted_plan
 
-CONTEXT = 256
-"""Tokens: small, so that the end of it is soon reached."""
+Isolation = Literal["inline", "process"]
 
 
 @dataclass(frozen=True)
@@ -23,34 +29,31 @@ class Case:
     small: str | None
     """What loads fastest of what the runtime takes."""
     engine: str
+    isolation: Isolation = "inline"
+    row: str | None = None
+    """The engine as planning knows it, for a process."""
 
 
-CASES = [
+INLINE = [
     Case("ScriptedRuntime", None, None, "scripted"),
     Case("LlamaCppRuntime", "gemma_gguf", "tiny_gguf", "llama_cpp"),
     Case("TransformersRuntime", "gemma_safetensors", "tiny_llama", "transformers"),
     Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp"),
 ]
-
-
-def recite(config: GenerationConfig) -> Iterator[str | threading.Event]:
-    """For the scripted runtime: counts on when it is greedy, otherwise words by the seed.
-
-    A model takes its time, a script does not: asked for more than the context holds, it waits for the cancel.
-    """
-    chance = random.Random(config.seed)
-    for number in range(CONTEXT):
-        if number == 10 and config.max_tokens > CONTEXT:
-            yield threading.Event()
-        yield from (
-            (" ", str(number), ",") if config.temperature == 0 else (" ", chance.choice(("red", "green", "blue")))
-        )
+PROCESS = [
+    Case("ScriptedRuntime", None, None, "scripted", "process"),
+    Case("LlamaCppRuntime", "gemma_gguf", "tiny_gguf", "llama_cpp", "process", "llama_cpp"),
+    Case("TransformersRuntime", "tiny_llama", "tiny_llama", "transformers", "process", "transformers"),
+    Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp", "process", "gemma_streaming"),
+]
+CASES = [*INLINE, *PROCESS]
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, marks=[pytest.mark.integration] if case.model else [], id=case.runtime) for case in CASES
+        pytest.param(case, marks=[pytest.mark.integration] if case.model else [], id=f"{case.runtime}-{case.isolation}")
+        for case in CASES
     ],
 )
 def case(request: pytest.FixtureRequest) -> Case:
@@ -60,15 +63,25 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(scope="module")
 def make(case: Case, request: pytest.FixtureRequest) -> Callable[[str | None], ModelRuntime]:
     """Makes a runtime of the case from the fixture with the path of its model; not loaded."""
-    options = {} if case.model else {"script": recite}
+    options: dict[str, Any] = {} if case.model else {"script": recite}
 
     def runtime_of(model: str | None) -> ModelRuntime:
         path = request.getfixturevalue(model) if model else "nowhere"
         # one thread: several that wait for each other crawl on a busy machine
         config = ModelConfig(model_id=str(path), model_name="a model", context_length=CONTEXT, threads=1)
+        if case.isolation == "process":
+            return in_process(config, case.row)
         return getattr(runtimes, case.runtime)(config, **options)
 
     return runtime_of
+
+
+def in_process(config: ModelConfig, engine: str | None) -> ModelRuntime:
+    """A runtime of an engine in a process; of the scripted one if none is named. Not loaded."""
+    if engine is None:
+        row = EngineRow(Reciter.engine, f"{Reciter.__module__}:{Reciter.__name__}")
+        return IsolatedRuntime(row, config, scripted_plan(config, row.name), get_settings())
+    return IsolatedRuntime(engine_row(engine), config, plan_for_engine(config, engine), get_settings())
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ class Watched(Request):
         super().emit(event)
 
 
-async def test_a_cancel_from_another_thread_ends_it_within_a_step(runtime):
+async def test_a_cancel_from_another_thread_ends_it_within_a_step(runtime, case):
     request = Watched("a model", endless())
     runtime.submit(request)
     event = request.channel.get()
@@ -176,7 +176,7 @@ async def test_a_cancel_from_another_thread_ends_it_within_a_step(runtime):
         texts += [event.text] if isinstance(event, TextDelta) else []
     assert states == [RequestState.RUNNING]
     assert request.state is RequestState.CANCELLED
-    assert request.late <= 1
+    assert request.late <= 1 or case.isolation == "process"  # there, some are on their way already
     assert event.result.finish_reason == "cancelled"
     assert event.result.text == "".join(texts)
     assert 0 < event.result.tokens_generated < CONTEXT / 2
@@ -298,7 +298,7 @@ async def test_unloading_cancels_what_runs_and_waits(fresh):
     assert (result.finish_reason, result.tokens_generated) == ("cancelled", 0)
 
 
-async def test_health_and_memory(runtime):
+async def test_health_and_memory(runtime, case):
     health = await runtime.health_check()
     assert health == {
         "status": "ready",
@@ -307,8 +307,10 @@ async def test_health_and_memory(runtime):
         "device": runtime.plan.device.key,
         "requests": 0,
         "warnings": [],
-        "pid": os.getpid(),
+        "pid": runtime.pid,
     }
+    assert (runtime.pid == os.getpid()) == (case.isolation == "inline")
+    assert runtime.isolation == case.isolation
     memory = runtime.get_memory_usage()
     assert memory["devices"]
     assert all(size > 0 for size in memory["devices"].values())

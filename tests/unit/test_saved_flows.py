@@ -13,8 +13,8 @@ from lfx.custom.validate import create_class, extract_class_name
 from lfx.graph.graph.base import Graph
 
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, ScriptedRuntime, register_engine
-from lfx_local_runtimes.runtimes.engines.scripted import Step
 from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
 from tests.scripted_tasks import School, TaskPlayer
 

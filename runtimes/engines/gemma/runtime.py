@@ -36,6 +36,10 @@ class GemmaLocalRuntime(ModelRuntime):
         assert self._inner is not None
         self._inner._work(inbox)
 
+    @property
+    def step_age(self) -> float:
+        return 0.0 if self._inner is None else self._inner.step_age
+
     def _close(self) -> None:
         if self._inner is not None:
             self._inner._close()

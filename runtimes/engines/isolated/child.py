@@ -3,10 +3,14 @@
 import logging
 import os
 import pkgutil
+import sys
 import threading
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from typing import Any
 
-from lfx_local_runtimes.errors import InvalidInput, LoadFailed, RuntimeFault, as_fault
+from lfx_local_runtimes.errors import EngineFailure, InvalidInput, LoadFailed, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.chat.template_sandbox import use_renderer
 from lfx_local_runtimes.runtimes.config import ModelConfig
@@ -14,9 +18,9 @@ from lfx_local_runtimes.runtimes.engines.isolated import codec
 from lfx_local_runtimes.runtimes.engines.isolated.rendering import RemoteRenderer
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.processes.confinement import Policy, confine
-from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox
+from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 from lfx_local_runtimes.runtimes.processes.inside import Link
-from lfx_local_runtimes.runtimes.requests import Event, Failed, Request
+from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Request
 from lfx_local_runtimes.runtimes.tasks import task_row
 from lfx_local_runtimes.settings import Settings
 
@@ -37,6 +41,7 @@ def main(link: Link) -> int:
         return 0
     head = frame.header
     os.environ.update(head["environment"])
+    remember(head["factory"])
     if head["policy"] is not None:  # before a model is read and before any other thread starts
         try:
             confinement = confine(Policy.from_json(head["policy"]))
@@ -47,28 +52,56 @@ def main(link: Link) -> int:
     return Server(link, head).run()
 
 
-class WireRequest(Request[Any]):
-    """A request whose events go to the parent."""
+def remember(reference: str) -> None:
+    """Find the package of an engine now, while every folder can still be listed. It is imported later.
 
-    def __init__(self, server: "Server", model_name: str, ask: Any, request_id: str) -> None:
+    Python lists a folder to find a package in it, and the folder may hold the user's own files too.
+    """
+    name = reference.partition(":")[0].partition(".")[0]
+    spec = None if name in sys.modules else find_spec(name)
+    if spec is not None:
+        sys.meta_path.insert(0, _Found(name, spec))
+
+
+class _Found(MetaPathFinder):
+    def __init__(self, name: str, spec: ModuleSpec) -> None:
+        self._name, self._spec = name, spec
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        del path, target
+        return self._spec if fullname == self._name else None
+
+
+class WireRequest(Request[Any]):
+    """A request whose events go to the parent, under the number that the parent gave it."""
+
+    def __init__(self, server: "Server", model_name: str, ask: Any, request_id: str, number: str) -> None:
         super().__init__(model_name, ask, request_id)
-        self.channel = _WireChannel(server, request_id)  # type: ignore[assignment]
+        self.channel = _WireChannel(server, number)  # type: ignore[assignment]
         self._server = server
+        self._number = number
 
     def start(self) -> bool:
         """As elsewhere; the parent hears of it."""
         started = super().start()
         if started:
-            self._server.put(Frame({"t": "started", "id": self.id}))
+            self._server.put(Frame({"t": "started", "id": self._number}))
         return started
 
 
 class _WireChannel:
-    def __init__(self, server: "Server", request_id: str) -> None:
-        self._server, self._id = server, request_id
+    def __init__(self, server: "Server", number: str) -> None:
+        self._server, self._number = server, number
 
     def put(self, event: Event) -> None:
-        self._server.put(codec.event_frame(self._id, event))
+        try:
+            self._server.put(codec.event_frame(self._number, event))
+        except (ProtocolError, TypeError, ValueError) as error:
+            if isinstance(event, Finished | Failed):
+                fault = EngineFailure(f"The result cannot be sent: {error}", hint="Ask for less at once.")
+                self._server.put(codec.event_frame(self._number, Failed(fault)))
+            else:
+                raise
 
 
 class Server:
@@ -111,14 +144,11 @@ class Server:
             runtime = self._runtime = pkgutil.resolve_name(self._factory)(self._config, self._plan)
             runtime.on_death(self._died)
             runtime.start(context).result()
-        except Exception as error:  # noqa: BLE001 - whatever an engine raises ends as one of ours
+        except BaseException as error:  # noqa: BLE001 - whatever an engine raises ends as one of ours
             fault = as_fault(error, LoadFailed, f"{self._factory} failed", self._config.model_name)
             self.put(Frame({"t": "refused", "fault": codec.write_fault(fault)}))
             return
-        self.put(Frame({
-            "t": "loaded", "plan": codec.write(runtime.plan, []), "warnings": runtime.warnings,
-            "tasks": sorted(runtime.tasks), "memory": runtime.get_memory_usage()["devices"],
-        }))  # fmt: skip
+        self.put(codec.loaded_frame(runtime))
 
     def _progress(self, progress: Any) -> None:
         self.put(Frame({"t": "progress", "progress": codec.write(progress, [])}))
@@ -148,22 +178,23 @@ class Server:
             self._renderer.take(head)
 
     def _start(self, frame: Frame) -> None:
-        name = frame.header["id"]
+        number = frame.header["id"]
         try:
-            request = WireRequest(self, self._config.model_name, codec.read_ask(frame), name)
+            ask, name = codec.read_ask(frame), frame.header["request_id"]
+            request = WireRequest(self, self._config.model_name, ask, name, number)
         except Exception as error:  # noqa: BLE001 - the model goes on serving others
             fault: RuntimeFault = as_fault(
                 error, InvalidInput, "The request was not understood", self._config.model_name
             )
-            self.put(codec.event_frame(name, Failed(fault)))
+            self.put(codec.event_frame(number, Failed(fault)))
             return
-        self._requests[name] = request
-        request.on_end(lambda: self._end(name))
+        self._requests[number] = request
+        request.on_end(lambda: self._forget(number))
         assert self._runtime is not None  # requests come after the load
         self._runtime.submit(request)
 
-    def _end(self, name: str) -> None:
-        self._requests.pop(name, None)
+    def _forget(self, number: str) -> None:
+        self._requests.pop(number, None)
 
     def _stop(self) -> None:
         """End what is in hand, close the model, and let the last events out."""

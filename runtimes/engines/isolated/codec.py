@@ -9,36 +9,40 @@ From the child: `confined`, `progress`, `loaded`, `refused`, `started`, `delta`,
 `render`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import EngineFailure, RuntimeFault
+from lfx_local_runtimes.runtimes.base import ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.processes.frames import Attachment, Frame, ProtocolError
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Progress
-from lfx_local_runtimes.runtimes.tasks import task_row
+from lfx_local_runtimes.runtimes.tasks import task_row, task_rows
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta
 from lfx_local_runtimes.settings import Settings
 
 _SECRETS = {"hf_token", "api_key"}
 _MAX_MESSAGE = 10_000
 """Characters of a fault's text that comes from the child."""
+_MAX_NAME = 100
+_MAX_NOTES = 50
 
 
 @lru_cache(maxsize=256)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def write(value: Any, attachments: list[Attachment], kind: Any = None) -> Any:
     """A value as JSON has it. Its binary parts are added to the attachments."""
-    chosen: Any = kind or type(value)
-    return _adapter(chosen).dump_python(value, mode="json", context=attachments)
+    named: Hashable = kind or type(value)
+    return _adapter(named).dump_python(value, mode="json", context=attachments)
 
 
 def read(data: Any, kind: Any, attachments: tuple[Attachment, ...] = ()) -> Any:
@@ -49,12 +53,47 @@ def read(data: Any, kind: Any, attachments: tuple[Attachment, ...] = ()) -> Any:
     """
     try:
         return _adapter(kind).validate_python(data, context=attachments)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError(
-            f"What was sent is no {getattr(kind, '__name__', kind)}: {place}: {first['msg']}."
-        ) from error
+    except Exception as error:
+        why = _first_problem(error) if isinstance(error, ValidationError) else type(error).__name__
+        name = getattr(kind, "__name__", str(kind))
+        raise ProtocolError(f"What was sent is no {name}: {why}."[:_MAX_MESSAGE]) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def loaded_frame(runtime: ModelRuntime) -> Frame:
+    """What the parent has to know of a model that is loaded."""
+    plan = runtime.plan
+    assert plan is not None
+    return Frame({
+        "t": "loaded", "tasks": sorted(runtime.tasks), "memory": runtime.get_memory_usage()["devices"],
+        "sequences": plan.sequences, "warnings": runtime.warnings,
+    })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Back from `loaded_frame`."""
+
+    tasks: frozenset[str]
+    memory: dict[str, Annotated[int, Field(ge=0)]]
+    """Bytes by device, as the process says."""
+    sequences: Annotated[int, Field(ge=1)]
+    warnings: tuple[str, ...]
+
+
+def read_loaded(header: dict[str, Any]) -> Loaded:
+    """What a model says that is loaded. The names of tasks that this program does not have are left out.
+
+    Raises:
+        ProtocolError: the frame is something else.
+    """
+    said: Loaded = read({name: value for name, value in header.items() if name != "t"}, Loaded)
+    notes = tuple(note[:_MAX_MESSAGE] for note in said.warnings[:_MAX_NOTES])
+    return replace(said, tasks=said.tasks & set(task_rows()), warnings=notes)
 
 
 def text(header: dict[str, Any], name: str) -> str:
@@ -89,11 +128,13 @@ def load_frame(
     })  # fmt: skip
 
 
-def start_frame(request_id: str, ask: Ask[Any]) -> Frame:
-    """Serve a request."""
+def start_frame(number: str, request_id: str, ask: Ask[Any]) -> Frame:
+    """Serve a request. All frames about it carry the number: callers may use the id of a request again."""
     attachments: list[Attachment] = []
     asked = ask.model_dump(mode="json", exclude_defaults=True, context=attachments)
-    return Frame({"t": "start", "id": request_id, "task": ask.task, "ask": asked}, tuple(attachments))
+    return Frame(
+        {"t": "start", "id": number, "request_id": request_id, "task": ask.task, "ask": asked}, tuple(attachments)
+    )
 
 
 def read_ask(frame: Frame) -> Ask[Any]:
@@ -103,21 +144,21 @@ def read_ask(frame: Frame) -> Ask[Any]:
     return ask
 
 
-def feed_frame(request_id: str, task: str, chunk: Any) -> Frame:
+def feed_frame(number: str, task: str, chunk: Any) -> Frame:
     """More input for a running request."""
     attachments: list[Attachment] = []
     return Frame(
-        {"t": "feed", "id": request_id, "chunk": write(chunk, attachments, task_row(task).chunk)}, tuple(attachments)
+        {"t": "feed", "id": number, "chunk": write(chunk, attachments, task_row(task).chunk)}, tuple(attachments)
     )
 
 
 # -- from the child --------------------------------------------------------------------------------------------------
 
 
-def event_frame(request_id: str, event: Event) -> Frame:
+def event_frame(number: str, event: Event) -> Frame:
     """An event of a request."""
     attachments: list[Attachment] = []
-    head: dict[str, Any] = {"id": request_id}
+    head: dict[str, Any] = {"id": number}
     if isinstance(event, Delta):
         head |= {"t": "delta", "delta": write(event, attachments)}
     elif isinstance(event, Finished):
@@ -136,7 +177,7 @@ def read_event(frame: Frame, task: str) -> Event:
         ProtocolError: it is none.
     """
     head, row = frame.header, task_row(task)
-    kind = head.get("t")
+    kind = text(head, "t")
     if kind == "delta" and row.delta is not None:
         delta: Delta = read(head.get("delta"), row.delta, frame.attachments)
         return delta
@@ -147,7 +188,7 @@ def read_event(frame: Frame, task: str) -> Event:
     if kind == "progress":
         progress: Progress = read(head.get("progress"), Progress)
         return progress
-    raise ProtocolError(f"A request of the task {task} has no event {kind!r}.")
+    raise ProtocolError(f"A request of the task {task} has no event {kind[:_MAX_NAME]!r}.")
 
 
 def write_fault(fault: RuntimeFault) -> dict[str, Any]:
@@ -173,9 +214,9 @@ def read_fault(data: Any) -> RuntimeFault:
     """
     if not isinstance(data, dict) or not isinstance(data.get("message"), str):
         raise ProtocolError("A frame has no fault.")
-    name, hint = data.get("model_name"), data.get("hint")
-    return _faults().get(str(data.get("code")), EngineFailure)(
+    code, name, hint = data.get("code"), data.get("model_name"), data.get("hint")
+    return _faults().get(code if isinstance(code, str) else "", EngineFailure)(
         data["message"][:_MAX_MESSAGE],
-        model_name=name if isinstance(name, str) else None,
+        model_name=name[:_MAX_MESSAGE] if isinstance(name, str) else None,
         hint=hint[:_MAX_MESSAGE] if isinstance(hint, str) else None,
     )

@@ -37,7 +37,7 @@ class Rendering:
     def __init__(self, outbox: Outbox, kill: Callable[[str], None]) -> None:
         self._outbox = outbox
         self._kill = kill
-        self._jobs: SimpleQueue[Frame] = SimpleQueue()
+        self._jobs: SimpleQueue[Frame | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def answer(self, frame: Frame) -> None:
@@ -50,10 +50,14 @@ class Rendering:
             self._thread = threading.Thread(target=self._run, name="chat templates", daemon=True)
             self._thread.start()
 
+    def close(self) -> None:
+        """Answer no more: the process has ended."""
+        self._jobs.put(None)
+
     def _run(self) -> None:
         with suppress(BrokenPipeError):  # the process has ended
-            while True:
-                self._outbox.put(Frame({"t": "rendered", **_rendered(self._jobs.get().header)}))
+            while (frame := self._jobs.get()) is not None:
+                self._outbox.put(Frame({"t": "rendered", **_rendered(frame.header)}))
 
 
 def _rendered(head: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,11 +66,12 @@ def _rendered(head: Mapping[str, Any]) -> dict[str, Any]:
     limit = head.get("max_chars")
     try:
         if not isinstance(variables, dict):
-            get_sandbox().warm(source)
+            get_sandbox().warm_now(source)  # on this thread: a process that asks often must not make many threads
             return {**answer, "text": ""}
         max_chars = min(limit, MAX_OUTPUT_CHARS) if isinstance(limit, int) else MAX_OUTPUT_CHARS
         return {**answer, "text": get_sandbox().render(source, variables, max_chars=max_chars)}
-    except TemplateFault as fault:
+    except Exception as error:  # noqa: BLE001 - the model's process waits for an answer
+        fault = error if isinstance(error, TemplateFault) else TemplateFault(f"The chat template fails ({error}).")
         kind = next(name for name, kind in _KINDS.items() if isinstance(fault, kind))
         return {**answer, "kind": kind, "fault": codec.write_fault(fault)}
 

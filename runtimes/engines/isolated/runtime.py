@@ -2,27 +2,27 @@
 
 The engine's own runtime runs in the child, unchanged. What it emits comes back as frames, which the model's thread here
 reads at once, whether or not the callers keep up: their channels join deltas that nobody has read. A second thread sends
-requests, and looks whether the child still makes progress.
+requests. A third one, the guard, looks whether the child still makes progress.
 """
 
+import itertools
 import logging
-import queue
-import shutil
-import tempfile
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lfx_local_runtimes.errors import EngineDied, EngineFailure, LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import gpu_memory_of
 from lfx_local_runtimes.runtimes.engines.isolated import codec
+from lfx_local_runtimes.runtimes.engines.isolated.guard import Guard
 from lfx_local_runtimes.runtimes.engines.isolated.rendering import Rendering
+from lfx_local_runtimes.runtimes.engines.isolated.scratch import Scratch
 from lfx_local_runtimes.runtimes.engines.isolated.spares import Spares, start_child
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow, engine_row
 from lfx_local_runtimes.runtimes.planning import LoadPlan
@@ -31,7 +31,7 @@ from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Polic
 from lfx_local_runtimes.runtimes.processes.environment import scratch_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 from lfx_local_runtimes.runtimes.processes.paths import model_paths
-from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request
+from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request, RequestState
 from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,9 @@ UNLOAD_S = 10.0
 """How long a process may take to end what it has in hand and close the model, before it is killed."""
 _MARGIN = 2 * 2**30
 """Bytes of private memory that a process may take beyond twice its reservation."""
-_PINGS = 10
-"""In this many parts of the step limit the child is asked whether its step goes on."""
+_GUARD_S = 1.0
+_LAST_LINES = 3
+"""So many of the last lines of a process that died go into the message."""
 _OFF = Confinement("none", missing=("LOCAL_RUNTIMES_CONFINE is off",))
 _HINT = "The next request loads it again. If that ends in the same way, fetch its files again, or use another engine."
 
@@ -88,13 +89,16 @@ class IsolatedRuntime(ModelRuntime):
         self._spares = spares
         self._child: Child | None = None
         self._outbox: Outbox | None = None
-        self._scratch: Path | None = None
+        self._rendering: Rendering | None = None
+        self._guard: Guard | None = None
+        self._scratch: Scratch | None = None
         self._tasks: frozenset[str] = frozenset()
         self._confinement = Confinement("none", missing=("the process has not started",))
+        self._confining = False
+        """The process will say what it has given up. It says so once, before it reads the model."""
+        self._numbers = itertools.count(1)
         self._sent: dict[str, Request[Any]] = {}
-        """Requests that the child has, by id."""
-        self._pinged: float | None = None
-        """When the child was asked for a sign of life that has not come yet."""
+        """Requests that the child has, by number."""
         self._killed: str | None = None
         """Why this half killed the process."""
         self._measured: dict[str, int] = {}
@@ -106,7 +110,7 @@ class IsolatedRuntime(ModelRuntime):
         return 0 if self._child is None else self._child.pid
 
     @property
-    def isolation(self) -> Literal["process", "inline"]:
+    def isolation(self) -> str:
         return "process"
 
     @property
@@ -126,20 +130,21 @@ class IsolatedRuntime(ModelRuntime):
     def _load(self, plan: LoadPlan, context: LoadContext) -> None:
         reference = self._row.factory_reference
         assert reference is not None  # else the row would not be isolated
-        self._killed, self._sent, self._pinged = None, {}, None
+        self._killed, self._sent = None, {}
         self._check_can_confine()
         if self.config.trust_remote_code:  # Transformers copies such code before it imports it
-            self._scratch = Path(tempfile.mkdtemp(prefix="lfx-local-runtimes-"))
-        policy = self._policy(plan)
-        environment = {**self._row.environment, **scratch_environment(self._scratch)}
+            self._scratch = Scratch()
+        policy = self._policy(plan, reference)
+        folder = None if self._scratch is None else self._scratch.path
         frame = codec.load_frame(
-            reference, self.config, plan, context.settings, policy=policy and policy.to_json(), environment=environment
-        )
+            reference, self.config, plan, context.settings, policy=policy and policy.to_json(),
+            environment={**self._row.environment, **scratch_environment(folder)},
+        )  # fmt: skip
         try:
-            if not self._load_in(self._take_process(context), frame, context):
+            if not self._load_in(self._take_process(self._spares, context), frame, context):
                 self._close_process()  # a spare that cannot be confined: begin again with a new process
-                self._spares = None
-                self._load_in(self._take_process(context), frame, context)
+                self._confining = policy is not None
+                self._load_in(self._take_process(None, context), frame, context)
         except (ChildDied, ProtocolError) as error:
             if context.cancelled:
                 raise LoadFailed("The load was cancelled.") from error
@@ -154,8 +159,6 @@ class IsolatedRuntime(ModelRuntime):
             if answer.header.get("t") == "unfit":
                 logger.debug("%s: %s", child.name, answer.header.get("why"))
                 return False
-            if answer.header.get("t") == "render":
-                self._rendering.answer(answer)
         return True
 
     def _check_can_confine(self) -> None:
@@ -165,57 +168,84 @@ class IsolatedRuntime(ModelRuntime):
                 hint="Set it to auto, or use a Linux kernel with Landlock and seccomp.",
             )
 
-    def _take_process(self, context: LoadContext) -> Child:
+    def _take_process(self, spares: Spares | None, context: LoadContext) -> Child:
         try:
-            child = self._child = start_child() if self._spares is None else self._spares.take(self._row)
+            child = self._child = start_child() if spares is None else spares.take(self._row)
         except ChildFailure as error:
             raise EngineFailure(str(error), hint="The machine may be out of processes or of memory.") from error
         child.name = f"The process of {self.config.model_name}"
         context.on_cancel(child.kill)
-        self._outbox = Outbox(child.writer)
-        self._rendering = Rendering(self._outbox, self._kill)
+        self._outbox = outbox = Outbox(child.writer)
+        self._rendering = Rendering(outbox, self.kill)
+        self._guard = Guard(
+            child, outbox, self._scratch, self._settings.step_limit_s, busy=self._is_busy, kill=self.kill
+        )
         return child
 
-    def _policy(self, plan: LoadPlan) -> Policy | None:
-        if self._settings.confine == "off":
+    def _is_busy(self) -> bool:
+        return not self._ready or bool(self._requests)
+
+    def _policy(self, plan: LoadPlan, reference: str) -> Policy | None:
+        self._confining = self._settings.confine != "off"
+        if not self._confining:
             self._confinement = _OFF
             return None
         on_card = plan.device.type is DeviceType.CUDA
-        reserved = sum(self.reservation(plan).values())
         return Policy(
-            read=_files(plan, self._settings),
-            write=() if self._scratch is None else (self._scratch,),
+            read=(*_files(plan, self._settings), *_package(reference)),
+            write=() if self._scratch is None else (self._scratch.path,),
             devices=("cuda",) if on_card else (),
-            memory=None if on_card else 2 * reserved + _MARGIN,
+            memory=None if on_card else self._most(plan),
         )
+
+    def _most(self, plan: LoadPlan) -> int:
+        """Bytes of private memory that the process may take."""
+        return 2 * sum(self.reservation(plan).values()) + _MARGIN
 
     def _loaded(self, frame: Frame, context: LoadContext) -> bool:
         """Take a frame of the load; True for the last one."""
         head = frame.header
-        kind = head.get("t")
-        if kind == "confined":
+        kind = codec.text(head, "t")
+        if kind == "confined" and self._confining:
             self._take_confinement(head)
+        elif kind == "unfit" and self._confining and self._spares is not None:
+            return False
+        elif self._confining:
+            raise ProtocolError("It does not say what it has given up.")
         elif kind == "progress":
             context.report(codec.read(head.get("progress"), Progress))
+        elif kind == "render":
+            self._render(frame)
+        elif kind == "pong":
+            self._take_pong(head)
         elif kind == "refused":
             raise codec.read_fault(head.get("fault"))
         elif kind == "loaded":
-            self._plan = codec.read(head.get("plan"), LoadPlan)
-            self.warnings += [one for one in codec.read(head.get("warnings"), list[str]) if one not in self.warnings]
-            self._tasks = frozenset(codec.read(head.get("tasks"), list[str]))
-            self._measured = codec.read(head.get("memory"), dict[str, int])
+            self._take_loaded(codec.read_loaded(head))
             return True
-        elif kind not in ("render", "unfit"):
-            raise ProtocolError(f"A model that loads says nothing of {kind!r}.")
+        else:
+            raise ProtocolError(f"A model that loads says nothing of {kind[:100]!r}.")
         return False
 
     def _take_confinement(self, head: Mapping[str, Any]) -> None:
+        self._confining = False
         try:
             self._confinement = Confinement.from_json(head["confinement"])
         except (KeyError, TypeError) as error:
             raise ProtocolError("A frame has no confinement.") from error
         if self._settings.confine == "require" and self._confinement.level != "full":
             raise LoadFailed(f"The process could not be confined in full: {'; '.join(self._confinement.missing)}.")
+
+    def _take_loaded(self, said: codec.Loaded) -> None:
+        """What the process says of itself, as far as it could be true."""
+        plan = self._plan
+        assert plan is not None
+        self._plan = replace(plan, sequences=min(said.sequences, plan.sequences))
+        self.warnings += [one for one in said.warnings if one not in self.warnings]
+        self._tasks = said.tasks
+        most = self._most(plan) + plan.info.size_bytes
+        devices = {"cpu", plan.device.key, *plan.memory}
+        self._measured = {device: min(size, most) for device, size in said.memory.items() if device in devices}
 
     def _measure(self) -> dict[str, int]:
         """What the process and the device really took; at least what the engine knows of and will touch later."""
@@ -242,18 +272,17 @@ class IsolatedRuntime(ModelRuntime):
             if not self._stopping:
                 raise self._death(error) from error
         finally:
+            child.kill()
             inbox.put(None)
             sender.join()
 
     def _take(self, frame: Frame) -> None:
         head = frame.header
-        kind = head.get("t")
+        kind = codec.text(head, "t")
         if kind == "pong":
-            self._pinged = None
-            if codec.read(head.get("step_s"), float) > self._settings.step_limit_s:
-                self._kill(f"a step ran for more than {self._settings.step_limit_s:g} s")
+            self._take_pong(head)
         elif kind == "render":
-            self._rendering.answer(frame)
+            self._render(frame)
         elif kind == "died":
             fault = codec.read_fault(head.get("fault"))
             raise EngineFailure(fault.message, model_name=self.config.model_name, hint=fault.hint)
@@ -271,78 +300,72 @@ class IsolatedRuntime(ModelRuntime):
         own = metadata.get("warnings") or ()
         metadata["warnings"] = [*self.warnings, *(one for one in own if one not in self.warnings)]
 
-    def _send_all(self, inbox: Inbox) -> None:
-        """Send requests as they come; look after the child in between. None is the end."""
-        wait = min(self._settings.step_limit_s / _PINGS, 30.0)
-        while True:
-            try:
-                request = inbox.get(timeout=wait)
-            except queue.Empty:
-                self._look_after()
-                continue
-            if request is None:
-                break
-            with self._answering(request), suppress(BrokenPipeError):  # the reader reports a death
-                self._send(request)
-        child = self._child
-        assert child is not None
-        if child.alive and self._killed is None:
-            self._put(Frame({"t": "stop"}))
-            if child.wait(UNLOAD_S) is None:
-                self._kill(f"it did not end within {UNLOAD_S:g} s")
+    def _take_pong(self, head: Mapping[str, Any]) -> None:
+        assert self._guard is not None
+        self._guard.pong(codec.read(head.get("step_s"), float))
 
-    def _send(self, request: Request[Any]) -> None:
+    def _render(self, frame: Frame) -> None:
+        assert self._rendering is not None
+        self._rendering.answer(frame)
+
+    def _send_all(self, inbox: Inbox) -> None:
+        """Send requests as they come, and what follows them. None is the end."""
+        while (work := inbox.get()) is not None:
+            if not isinstance(work, Request):
+                work()
+                continue
+            with self._answering(work):
+                self._send(work, inbox)
+        self._put(Frame({"t": "stop"}))
+
+    def _send(self, request: Request[Any], inbox: Inbox) -> None:
         if request.cancelled:
             request.emit(request.empty())
             return
-        name = request.id
-        self._sent[name] = request
-        request.on_end(partial(self._forget_sent, name))
-        self._put(codec.start_frame(name, request.ask))
-        request.on_cancel(partial(self._cancel, request))
-        request.on_feed(partial(self._feed, request))
+        number = str(next(self._numbers))
+        self._sent[number] = request
+        request.on_end(lambda: self._forget_sent(number))
+        self._put(codec.start_frame(number, request.id, request.ask))
+        request.on_cancel(lambda: self._cancel(number, request, inbox))
+        request.on_feed(lambda: inbox.put(lambda: self._feed(number, request)))
 
-    def _forget_sent(self, name: str) -> None:
-        self._sent.pop(name, None)
+    def _forget_sent(self, number: str) -> None:
+        self._sent.pop(number, None)
 
-    def _cancel(self, request: Request[Any]) -> None:
-        """Tell the child, and kill it if the request has not ended in time."""
-        limit = self._settings.cancel_limit_s
-        self._put(Frame({"t": "cancel", "id": request.id}))
+    def _cancel(self, number: str, request: Request[Any], inbox: Inbox) -> None:
+        """Tell the child, and kill it if the request has not ended in time. Waits for nothing: any thread may cancel."""
+        inbox.put(lambda: self._put(Frame({"t": "cancel", "id": number})))
+        if request.state is RequestState.QUEUED:  # it ends here and now, whenever the child gets to it
+            return
+        limit, child = self._settings.cancel_limit_s, self._child
+        why = f"it did not answer a cancel within {limit:g} s"
+        request.on_end(_later(limit, lambda: None if request.ended else self._kill(child, why)).cancel)
 
-        def expire() -> None:
-            if not request.ended:
-                self._kill(f"it did not answer a cancel within {limit:g} s")
-
-        timer = threading.Timer(limit, expire)
-        timer.daemon = True
-        timer.start()
-        request.on_end(timer.cancel)
-
-    def _feed(self, request: Request[Any]) -> None:
-        for chunk in request.fed():
-            self._put(codec.feed_frame(request.id, request.task, chunk))
+    def _feed(self, number: str, request: Request[Any]) -> None:
+        with self._answering(request):
+            for chunk in request.fed():
+                self._put(codec.feed_frame(number, request.task, chunk))
 
     def _put(self, frame: Frame) -> None:
-        assert self._outbox is not None
+        outbox = self._outbox
+        assert outbox is not None
         with suppress(BrokenPipeError):  # the process has ended: the reader reports that
-            self._outbox.put(frame)
-
-    def _look_after(self) -> None:
-        """Ask for a sign of life while requests are in hand; kill a process that gives none."""
-        if not self._requests:
-            self._pinged = None
-        elif self._pinged is None:
-            self._pinged = time.monotonic()
-            self._put(Frame({"t": "ping"}))
-        elif time.monotonic() - self._pinged > self._settings.step_limit_s:
-            self._kill(f"it gave no sign of life for {self._settings.step_limit_s:g} s")
+            outbox.put(frame)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _kill(self, why: str) -> None:
-        child = self._child
-        if child is not None and child.alive:
+    def stop(self) -> threading.Thread | None:
+        child, thread = self._child, super().stop()
+        if thread is not None:
+            why = f"it did not end within {UNLOAD_S:g} s"
+            _later(UNLOAD_S, lambda: self._kill(child, why) if thread.is_alive() else None)
+        return thread
+
+    def kill(self, why: str) -> None:
+        self._kill(self._child, why)
+
+    def _kill(self, child: Child | None, why: str) -> None:
+        if child is not None and child is self._child and child.alive:
             self._killed = self._killed or why
             logger.warning("%s is killed: %s", child.name, why)
             child.kill()
@@ -356,31 +379,54 @@ class IsolatedRuntime(ModelRuntime):
         child.kill()
         report = child.wait(UNLOAD_S)
         how = f"was killed: {self._killed}" if self._killed else str(report.how if report else "does not end")
-        said = f" It said last: {report.last_line}" if report and report.last_line else ""
+        lines = [line.strip() for line in report.last_lines if line.strip()][-_LAST_LINES:] if report else []
+        said = f" It said last: {' | '.join(lines)}" if lines else ""
         return EngineDied(
             f"The process of {name} ({self.engine}, {child.pid}) {how}.{said}", model_name=name, hint=_HINT
         )
 
-    def _close_process(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.close(0)
-        if self._outbox is not None:
-            self._outbox.close(0)
-            self._outbox = None
-
     def _close(self) -> None:
         self._close_process()
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
+            self._scratch.close()
+        self._scratch = None
         self._tasks, self._measured = frozenset(), {}
+
+    def _close_process(self) -> None:
+        child, self._child = self._child, None
+        outbox, self._outbox = self._outbox, None
+        if child is not None:
+            child.close(0)
+        if self._rendering is not None:
+            self._rendering.close()
+        if outbox is not None:
+            outbox.close(0)
+        if self._guard is not None:
+            self._guard.join(_GUARD_S)
+        self._rendering = self._guard = None
+
+
+def _later(seconds: float, action: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _package(reference: str) -> Iterator[Path]:
+    """The package that an engine's factory is in: it need not lie where packages are installed."""
+    with suppress(ImportError, ValueError):
+        spec = find_spec(reference.partition(":")[0].partition(".")[0])
+        if spec is not None and spec.submodule_search_locations is not None:
+            yield from (Path(folder) for folder in spec.submodule_search_locations if Path(folder).is_dir())
+        elif spec is not None and spec.has_location and spec.origin is not None:
+            yield Path(spec.origin)
 
 
 def _files(plan: LoadPlan, settings: Settings) -> tuple[Path, ...]:
     """What the process may read: the model's folder, or its files and the small ones that go with them."""
     info = plan.info
-    found = {file for file in info.files if file.exists()}
+    found = set(info.files)
     if info.path.is_dir():
         found |= set(model_paths(info.path, settings.model_roots))
     elif info.folder != info.path.parent:  # an ONNX file beside its model's folder
@@ -388,4 +434,4 @@ def _files(plan: LoadPlan, settings: Settings) -> tuple[Path, ...]:
     else:
         found |= {info.path, *info.folder.glob("*.json")}
     linked = {file.resolve() for file in found if file.is_symlink()}
-    return tuple(sorted(found | linked))
+    return tuple(sorted(path for path in found | linked if path.exists()))  # what has gone, the engine reports
