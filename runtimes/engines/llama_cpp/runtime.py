@@ -59,11 +59,13 @@ class LlamaCppRuntime(BatchingRuntime):
             n_threads=self.config.threads or physical_cores(),
             gpu=None if plan.device.type is DeviceType.CPU else plan.device.index,
             gpu_layers=self.config.gpu_layers,
-            repack=not self.config.deterministic,
+            exact=self.config.deterministic,
         )
         self._model = model = LlamaModel(plan.info.files[0], options, progress)
         table = SequenceTable(plan.sequences, StateStore(plan.state_bytes))
-        self._scheduler = Scheduler(model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about)
+        self._scheduler = Scheduler(
+            model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about, exact=self.config.deterministic
+        )
 
     def _close(self) -> None:
         self._scheduler = None

@@ -67,6 +67,7 @@ class Scheduler(QueuedScheduler[Job]):
         prompt_seconds: spent on prompts between two decoding steps at most, not counting the call under way then.
         rows: sequences decoded in one call at most.
         metadata: the engine's share of a result's.
+        exact: evaluate every prompt in the same calls, whatever else runs.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Scheduler(QueuedScheduler[Job]):
         prompt_seconds: float,
         rows: int,
         metadata: Callable[[], dict[str, Any]],
+        *,
+        exact: bool = False,
     ) -> None:
         super().__init__()
         self._model = model
@@ -83,6 +86,7 @@ class Scheduler(QueuedScheduler[Job]):
         self._prompt_seconds = prompt_seconds
         self._rows = rows
         self._metadata = metadata
+        self._exact = exact
         self.steps = 0
         """Calls of `llama_decode` so far."""
 
@@ -176,20 +180,27 @@ class Scheduler(QueuedScheduler[Job]):
                     return
 
     def _evaluate_piece(self, job: Job) -> None:
-        """Go on with a prompt. Its last token is left for the decoding step, which samples for all at once."""
+        """Go on with a prompt. Its last token is left for the decoding step, which samples for all at once.
+
+        A request that is alone has nobody to share that step with: its last token goes with the rest, which spares a call.
+        """
         assert job.sequence is not None
         start, last = len(job.sequence.tokens), len(job.prompt) - 1
-        piece = job.prompt[start : start + next_piece(last - start, self._model.n_batch)]
+        shared = self._exact or len(self._running) > 1
+        end = start + next_piece((last if shared else last + 1) - start, self._model.n_batch)
+        piece = job.prompt[start:end]
         try:
             if piece:
-                self._compute([Row(token, start + i, job.sequence.id, False) for i, token in enumerate(piece)])
+                self._compute([Row(token, at, job.sequence.id, at == last) for at, token in enumerate(piece, start)])
         except EngineFailure as error:
             self._recover(job)
             self._fail(job, error)
             return
         job.sequence.tokens += piece
-        if len(job.sequence.tokens) == last:
+        if end == last:
             job.next_token = job.prompt[last]
+        elif end > last:
+            self._sample(job, len(piece) - 1)
 
     def _compute(self, rows: Sequence[Row]) -> None:
         self.steps += 1
