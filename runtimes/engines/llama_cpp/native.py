@@ -240,6 +240,10 @@ class LlamaModel:
 
     # -- computing ---------------------------------------------------------------------------------------------------
 
+    def use_threads(self, count: int) -> None:
+        """Compute with this many threads from the next call on."""
+        self.lib.llama_set_n_threads(self.context, count, count)
+
     def decode(self, rows: Sequence["Row"]) -> None:
         """Evaluate up to `n_batch` rows; `logits` are then there for those that asked for them.
 

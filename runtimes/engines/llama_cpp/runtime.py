@@ -12,6 +12,7 @@ from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_mem
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options
 from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import SequenceTable, StateStore
+from lfx_local_runtimes.runtimes.engines.llama_cpp.threads import Threads
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.text.answer import Answer
@@ -62,9 +63,11 @@ class LlamaCppRuntime(BatchingRuntime):
             exact=self.config.deterministic,
         )
         self._model = model = LlamaModel(plan.info.files[0], options, progress)
+        follows = options.gpu is None and not options.exact
+        threads = Threads(options.n_threads, model.use_threads) if follows else None
         table = SequenceTable(plan.sequences, StateStore(plan.state_bytes))
         self._scheduler = Scheduler(
-            model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about, exact=self.config.deterministic
+            model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about, exact=options.exact, threads=threads
         )
 
     def _close(self) -> None:

@@ -22,6 +22,7 @@ from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import Cached, Placement, SequenceTable, next_piece
+from lfx_local_runtimes.runtimes.engines.llama_cpp.threads import Threads
 from lfx_local_runtimes.runtimes.requests import Failed, Request
 from lfx_local_runtimes.runtimes.text.answer import Answer
 from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
@@ -68,6 +69,7 @@ class Scheduler(QueuedScheduler[Job]):
         rows: sequences decoded in one call at most.
         metadata: the engine's share of a result's.
         exact: evaluate every prompt in the same calls, whatever else runs.
+        threads: hears of every decoding step, and chooses the threads of the next calls.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Scheduler(QueuedScheduler[Job]):
         metadata: Callable[[], dict[str, Any]],
         *,
         exact: bool = False,
+        threads: Threads | None = None,
     ) -> None:
         super().__init__()
         self._model = model
@@ -87,6 +90,7 @@ class Scheduler(QueuedScheduler[Job]):
         self._rows = rows
         self._metadata = metadata
         self._exact = exact
+        self._threads = threads
         self.steps = 0
         """Calls of `llama_decode` so far."""
 
@@ -146,6 +150,7 @@ class Scheduler(QueuedScheduler[Job]):
 
     def _decode(self, jobs: Sequence[Job]) -> None:
         rows = [self._next_row(job) for job in jobs]
+        start = time.perf_counter()
         try:
             self._compute(rows)
         except EngineFailure as error:
@@ -155,6 +160,8 @@ class Scheduler(QueuedScheduler[Job]):
                 else:
                     self._fail(job, error)
             return
+        if self._threads is not None:
+            self._threads.measured(len(rows), start, time.perf_counter())
         for index, job in enumerate(jobs):
             assert job.sequence is not None
             assert job.next_token is not None
@@ -180,14 +187,13 @@ class Scheduler(QueuedScheduler[Job]):
                     return
 
     def _evaluate_piece(self, job: Job) -> None:
-        """Go on with a prompt. Its last token is left for the decoding step, which samples for all at once.
+        """Go on with a prompt. The call that has its last token also gives the scores for the answer's first one.
 
-        A request that is alone has nobody to share that step with: its last token goes with the rest, which spares a call.
+        An exact model leaves the last token to the next decoding step, where a row rounds the same in any company.
         """
         assert job.sequence is not None
         start, last = len(job.sequence.tokens), len(job.prompt) - 1
-        shared = self._exact or len(self._running) > 1
-        end = start + next_piece((last if shared else last + 1) - start, self._model.n_batch)
+        end = start + next_piece((last if self._exact else last + 1) - start, self._model.n_batch)
         piece = job.prompt[start:end]
         try:
             if piece:
