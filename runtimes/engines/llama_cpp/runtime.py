@@ -65,7 +65,7 @@ class LlamaCppRuntime(BatchingRuntime):
         self._model = model = LlamaModel(plan.info.files[0], options, progress)
         follows = options.gpu is None and not options.exact
         threads = Threads(options.n_threads, model.use_threads) if follows else None
-        table = SequenceTable(plan.sequences, StateStore(plan.state_bytes))
+        table = SequenceTable(plan.sequences, StateStore(plan.state_bytes), exact=options.exact)
         self._scheduler = Scheduler(
             model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about, exact=options.exact, threads=threads
         )

@@ -29,6 +29,10 @@ from lfx_local_runtimes.runtimes.text.filters import Utf8Decoder
 
 logger = logging.getLogger(__name__)
 
+READER_SECONDS = 0.00005
+"""Pause after the first token of an answer, so that whoever reads it gets a core: otherwise it waits 2 to 8 ms, while
+llama.cpp's threads compute the second token on all of them."""
+
 
 def _sequence_id(job: "Job") -> int:
     """llama.cpp computes neighbouring sequences in one go, in their order, and splits the batch wherever one is missing."""
@@ -142,9 +146,9 @@ class Scheduler(QueuedScheduler[Job]):
             self._fail(job, error)
 
     def _save(self, sequence: Cached) -> None:
-        prompt = tuple(sequence.evaluated)
-        if self._model.cut(sequence.id, len(prompt)):
-            self.table.store.put(prompt, self._model.save(sequence.id))
+        held = tuple(self.table.held(sequence))
+        if self._model.cut(sequence.id, len(held)):
+            self.table.store.put(held, self._model.save(sequence.id))
 
     # -- computing ---------------------------------------------------------------------------------------------------
 
@@ -207,6 +211,7 @@ class Scheduler(QueuedScheduler[Job]):
             job.next_token = job.prompt[last]
         elif end > last:
             self._sample(job, len(piece) - 1)
+            time.sleep(READER_SECONDS)
 
     def _compute(self, rows: Sequence[Row]) -> None:
         self.steps += 1

@@ -1,9 +1,9 @@
 """How many threads compute a step. It follows the measured time of steps.
 
 llama.cpp's threads wait for each other several hundred times in a step. Beside a process that keeps one core busy, one of
-them is often off its core, and all the others wait for it: two threads on two cores then took 36 to 45 ms a token where
-one took 24 (the packaged Gemma; on a quiet machine 15 and 20). So the count is tried one lower or one higher from time to
-time, and the faster count stays.
+them is often off its core, and all the others wait for it: on two cores, two threads then gave 19 tokens/s where one gave
+37 (the packaged Gemma; 60 and 48 on a quiet machine). So from time to time half the threads, or a quarter more, are tried
+for a few steps, and the faster count stays.
 """
 
 from collections import deque
@@ -13,19 +13,19 @@ SAMPLES = 5
 """Steps whose mean time is compared."""
 
 LOST = 2
-"""Steps after which a trial that is slower so far is over."""
+"""Steps after which a trial ends if it is slower so far."""
 
 FASTER = 0.9
-"""Another count is kept if its steps take less than this share of the time: chance must not move it to and fro."""
+"""Another count stays if its steps take less than this share of the time: chance must not move it to and fro."""
 
 SLOWER = 1.3
-"""Steps that take this many times as long as usual are a reason to try another count at once."""
+"""Steps that take this many times as long as usual are a reason to try fewer threads at once."""
 
 SOON, LATE = 16, 512
-"""Steps between two trials: fewer after a trial that helped, twice as many after one that did not."""
+"""Steps between two trials: `SOON` after one that helped, twice as many as before after one that did not."""
 
 IDLE_SECONDS = 0.5
-"""After a pause as long as this the neighbour may be gone: a lowered count is tried higher soon."""
+"""After a pause as long as this the neighbour may be gone, and more threads are tried soon."""
 
 
 class Threads:
@@ -39,15 +39,15 @@ class Threads:
     def __init__(self, most: int, use: Callable[[int], None]) -> None:
         self.count = most
         self._most, self._use = most, use
-        self._direction = -1
+        self._try_fewer = True
         self._wait = self._left = SOON
         """Steps between two trials, and until the next one."""
         self._rows = 0
         self._times: deque[float] = deque(maxlen=SAMPLES)
         self._usual = 0.0
         """Mean time of a step, smoothed; 0 is not known."""
-        self._before: float | None = None
-        """During a trial: the mean time at the count before it."""
+        self._before: tuple[int, float] | None = None
+        """During a trial: the count before it, and the mean time with that count."""
         self._end = 0.0
 
     def measured(self, rows: int, start: float, end: float) -> None:
@@ -55,53 +55,54 @@ class Threads:
         if self._most == 1:
             return
         if rows != self._rows:
-            self._compare_anew(rows)
+            self._start_over(rows)
         if start - self._end > IDLE_SECONDS and self.count < self._most:
-            self._wait = SOON
-            self._left = min(self._left, SOON)
+            self._wait, self._left = SOON, min(self._left, SOON)
         self._end = end
         self._times.append(end - start)
         self._left -= 1
         mean = sum(self._times) / len(self._times)
         if self._before is not None:
-            self._judge(mean)
-        elif len(self._times) < SAMPLES:
-            return
-        elif self._left <= 0:
-            self._try(mean)
-        elif self._usual and mean > SLOWER * self._usual:
-            self._direction = -1
-            self._try(mean)
-        else:
-            self._usual += (mean - self._usual) * (0.1 if self._usual else 1)
+            self._judge(mean, *self._before)
+        elif len(self._times) == SAMPLES:
+            self._watch(mean)
 
-    def _compare_anew(self, rows: int) -> None:
-        """Steps of another size take another time."""
+    def _start_over(self, rows: int) -> None:
+        """Steps of another size take another time: what was measured says nothing about them."""
         if self._before is not None:
-            self._move(-self._direction)
+            self._change(self._before[0])
+            self._left = SOON
         self._rows, self._usual, self._before = rows, 0.0, None
         self._times.clear()
 
-    def _try(self, mean: float) -> None:
-        if not 1 <= self.count + self._direction <= self._most:
-            self._direction = -self._direction
-        self._before = mean
-        self._move(self._direction)
+    def _watch(self, mean: float) -> None:
+        """Begin a trial if it is time, or if steps became slow."""
+        slow = 0 < self._usual * SLOWER < mean
+        if slow or self._left <= 0:
+            self._before = self.count, mean
+            self._change(self._next(fewer=slow or self._try_fewer))
+        else:
+            self._usual += (mean - self._usual) * (0.1 if self._usual else 1)
 
-    def _judge(self, mean: float) -> None:
-        assert self._before is not None
-        lost = len(self._times) >= LOST and mean >= self._before
+    def _next(self, *, fewer: bool) -> int:
+        if self.count == 1 or (self.count < self._most and not fewer):
+            return min(self._most, self.count + max(1, self.count // 4))
+        return self.count // 2
+
+    def _judge(self, mean: float, count: int, before: float) -> None:
+        """End a trial as soon as its result is known."""
+        lost = len(self._times) >= LOST and mean >= before
         if len(self._times) < SAMPLES and not lost:
             return
-        if mean < FASTER * self._before:
-            self._wait, self._usual = SOON, mean
+        went_down = self.count < count
+        if mean < FASTER * before:
+            self._wait, self._usual, self._try_fewer = SOON, mean, False
         else:
-            self._wait, self._usual = min(2 * self._wait, LATE), self._before
-            self._move(-self._direction)
-            self._direction = -self._direction
+            self._wait, self._usual, self._try_fewer = min(2 * self._wait, LATE), before, not went_down
+            self._change(count)
         self._left, self._before = self._wait, None
 
-    def _move(self, by: int) -> None:
-        self.count += by
+    def _change(self, count: int) -> None:
+        self.count = count
         self._times.clear()
-        self._use(self.count)
+        self._use(count)
