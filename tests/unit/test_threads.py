@@ -103,3 +103,12 @@ def test_one_thread_stays_one() -> None:
     machine = Machine(1)
     machine.run(100, quiet)
     assert machine.used == 1
+
+
+def test_one_thread_that_becomes_slow_does_not_ask_for_more() -> None:
+    """Two models that share two cores would answer each other's second thread with their own."""
+    machine = Machine(2)
+    machine.run(3000, beside_one_busy_process)
+    machine.threads._left = LATE
+    machine.run(100, lambda threads: 0.05)
+    assert machine.used == 1

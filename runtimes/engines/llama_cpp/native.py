@@ -21,6 +21,11 @@ from lfx_local_runtimes.optional import require
 
 logger = logging.getLogger(__name__)
 
+ENVIRONMENT: Mapping[str, str] = {"GOMP_SPINCOUNT": "10000"}
+"""For a process that has this engine to itself, set before the library is loaded. OpenMP's threads then spin for about 0.1
+ms at a barrier before they sleep; by default it is about 3 ms, and with two busy processes on two cores that is time the
+others need."""
+
 _WARN, _ERROR = 2, 3
 _SPLIT_NONE = 0
 _FLASH_ATTENTION_OFF = 0

@@ -2,9 +2,11 @@
 
 A step decodes one token for each sequence that is answering, in one `llama_decode`, and then evaluates prompts in small
 pieces for a limited time, so that a long prompt holds running answers up for no longer than that and one piece. Prompts
-are evaluated one sequence at a time and are cut at fixed places: whether a request is alone, with others, or finds its
-prompt's beginning in the cache, its prompt is evaluated to the same numbers, bit for bit. A prompt's last token is left
-to the next decoding step. Decoding several sequences together rounds differently than decoding one.
+are evaluated one sequence at a time, and the call with a prompt's last token gives the answer's first token.
+
+For an exact model (`deterministic`) prompts are cut at fixed places, and their last token is left to the next decoding
+step: whether a request is alone, with others, or finds its prompt's beginning in the cache, its prompt is evaluated to the
+same numbers, bit for bit.
 """
 
 import logging

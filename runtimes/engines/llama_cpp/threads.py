@@ -77,7 +77,7 @@ class Threads:
 
     def _watch(self, mean: float) -> None:
         """Begin a trial if it is time, or if steps became slow."""
-        slow = 0 < self._usual * SLOWER < mean
+        slow = self.count > 1 and 0 < self._usual * SLOWER < mean
         if slow or self._left <= 0:
             self._before = self.count, mean
             self._change(self._next(fewer=slow or self._try_fewer))
