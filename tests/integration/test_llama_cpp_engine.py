@@ -102,17 +102,21 @@ async def test_a_shared_prefix_is_evaluated_once(runtime: LlamaCppRuntime) -> No
     story = "Once upon a time there was a fox. " * 20
     first = await runtime.generate(greedy(prompt=story + "What animal?", max_tokens=4))
     second = await runtime.generate(greedy(prompt=story + "Which one?", max_tokens=4))
-    assert first.metadata["cached_tokens"] == 0
-    assert second.prompt_tokens - 32 < second.metadata["cached_tokens"] < second.prompt_tokens
+    assert first.metadata["cached_tokens"] <= 1, "<bos> at most"
+    assert second.prompt_tokens - 8 < second.metadata["cached_tokens"] < second.prompt_tokens
 
 
-async def test_greedy_is_the_same_alone_and_after_a_prefix_hit(runtime: LlamaCppRuntime) -> None:
+async def test_deterministic_greedy_is_the_same_alone_and_after_a_prefix_hit(gemma_gguf: Path) -> None:
     """With text that is near a coin toss at every token, so that a difference in the last bit would show."""
+    config = ModelConfig(model_id=str(gemma_gguf), model_name="gemma", context_length=1024, deterministic=True)
+    runtime = LlamaCppRuntime(config)
+    await runtime.load()
     babble = "xq zv ö 7 kj " * 60
     await runtime.generate(greedy(max_tokens=1))
     alone, hit = [await runtime.generate(greedy(prompt=babble, raw=True, max_tokens=24)) for _ in range(2)]
     assert (alone.metadata["cached_tokens"], hit.metadata["cached_tokens"]) == (0, 400)
     assert alone.text == hit.text
+    await runtime.unload()
 
 
 async def test_a_prompt_longer_than_the_context_is_an_error_with_numbers(runtime: LlamaCppRuntime) -> None:

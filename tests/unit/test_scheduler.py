@@ -83,11 +83,18 @@ class Counting:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def exact() -> bool:
+    """Whether the stage's model is an exact one."""
+    return False
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, exact: bool) -> SimpleNamespace:
     """A scheduler with three sequences; `ask` queues a request, `run` goes on to the end."""
     monkeypatch.setattr(module, "Sampler", Counting)
     model = CountingModel(3)
-    scheduler = Scheduler(model, SequenceTable(3, StateStore(2**20)), 60, 3, dict)  # type: ignore[arg-type]
+    table = SequenceTable(3, StateStore(2**20), exact=exact)
+    scheduler = Scheduler(model, table, 60, 3, dict, exact=exact)  # type: ignore[arg-type]
 
     def ask(start: int, length: int = 8, **options: Any) -> GenerationStream:
         config = GenerationConfig.model_validate({"prompt": "x", "raw": True, "max_tokens": 5, **options})
@@ -129,9 +136,25 @@ def test_those_who_answer_are_decoded_in_one_call(stage: SimpleNamespace) -> Non
     for number in (1000, 2000, 3000):
         stage.ask(number)
     stage.run()
+    assert [len(rows) for rows in stage.model.calls] == [8, 8, 8, 3, 3, 3, 3]
+
+
+def test_a_prompt_and_the_first_token_are_one_call(stage: SimpleNamespace) -> None:
+    stream = stage.ask(1000, max_tokens=1)
+    stage.run()
+    assert stream.wait().text == counted(1000, tokens=1)
+    assert [len(rows) for rows in stage.model.calls] == [8]
+
+
+@pytest.mark.parametrize("exact", [True])
+def test_an_exact_prompt_leaves_its_last_token_to_a_step(stage: SimpleNamespace) -> None:
+    for number in (1000, 2000, 3000):
+        stage.ask(number)
+    stage.run()
     assert [len(rows) for rows in stage.model.calls] == [7, 7, 7, 3, 3, 3, 3, 3]
 
 
+@pytest.mark.parametrize("exact", [True])
 def test_a_limit_on_rows_splits_the_step_evenly(stage: SimpleNamespace) -> None:
     stage.scheduler._rows = 2
     for number in (1000, 2000, 3000):
@@ -183,8 +206,36 @@ def test_a_prompt_that_had_to_go_comes_back_from_the_store(stage: SimpleNamespac
     stream = stage.ask(1000, length=12 * BLOCK)
     stage.run()
     result = stream.wait()
-    assert result.metadata["cached_tokens"] == 10 * BLOCK
+    assert result.metadata["cached_tokens"] == 10 * BLOCK + 1 + 4, "the prompt, and the answer but for its last token"
     assert result.text == counted(1000, 12 * BLOCK)
+
+
+@pytest.mark.parametrize("exact", [True])
+def test_an_exact_prompt_comes_back_in_blocks(stage: SimpleNamespace) -> None:
+    for start in (1000, 2000, 3000, 4000):
+        stage.ask(start, length=10 * BLOCK + 1)
+        stage.run()
+    stream = stage.ask(1000, length=12 * BLOCK)
+    stage.run()
+    assert stream.wait().metadata["cached_tokens"] == 10 * BLOCK
+
+
+def test_the_next_turn_finds_prompt_and_answer(stage: SimpleNamespace) -> None:
+    stage.ask(1000)
+    stage.run()
+    stream = stage.ask(1000, length=30)
+    stage.run()
+    assert stream.wait().text == counted(1000, 30)
+    assert stream.result.metadata["cached_tokens"] == 8 + 4
+
+
+def test_the_thread_count_hears_of_every_decoding_step(stage: SimpleNamespace) -> None:
+    steps = []
+    stage.scheduler._threads = SimpleNamespace(measured=lambda rows, start, end: steps.append((rows, end >= start)))
+    stage.ask(1000)
+    stage.ask(2000, max_tokens=3)
+    stage.run()
+    assert steps == [(2, True), (2, True), (1, True), (1, True)]
 
 
 def test_a_sequence_whose_move_failed_is_not_trusted(stage: SimpleNamespace) -> None:

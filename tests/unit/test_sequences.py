@@ -28,8 +28,8 @@ def answered(table: SequenceTable, tokens: list[int], answer: int = 5) -> None:
     table.release(placement.target)
 
 
-def table(count: int = 3, limit: int = 0) -> SequenceTable:
-    return SequenceTable(count, StateStore(limit))
+def table(count: int = 3, limit: int = 0, *, exact: bool = True) -> SequenceTable:
+    return SequenceTable(count, StateStore(limit), exact=exact)
 
 
 def test_what_two_prompts_share() -> None:
@@ -40,10 +40,12 @@ def test_what_two_prompts_share() -> None:
 
 def test_reuse_is_in_whole_blocks_and_leaves_one_to_evaluate() -> None:
     tokens = prompt(0)
-    assert reusable_prefix(tokens, tokens) == WHOLE - BLOCK
-    assert reusable_prefix(tokens, tokens[: BLOCK + 3]) == BLOCK
-    assert reusable_prefix(tokens, tokens[: BLOCK - 1]) == 0
-    assert reusable_prefix(tokens[: BLOCK + 1], tokens) == 0
+    assert reusable_prefix(tokens, tokens, BLOCK) == WHOLE - BLOCK
+    assert reusable_prefix(tokens, tokens[: BLOCK + 3], BLOCK) == BLOCK
+    assert reusable_prefix(tokens, tokens[: BLOCK - 1], BLOCK) == 0
+    assert reusable_prefix(tokens[: BLOCK + 1], tokens, BLOCK) == 0
+    assert reusable_prefix(tokens, tokens, 1) == len(tokens) - 1
+    assert reusable_prefix(tokens, tokens[:3], 1) == 3
 
 
 def test_a_prompt_is_cut_at_blocks_and_never_into_crumbs() -> None:
@@ -68,7 +70,23 @@ def test_a_conversation_goes_on_where_it_was() -> None:
     assert (placement.target.id, placement.keep, placement.source) == (0, WHOLE, None)
 
 
-def test_the_answer_is_not_reused() -> None:
+def test_the_answer_is_reused_too() -> None:
+    one = table(exact=False)
+    answered(one, prompt(0), answer=40)
+    placement = one.place(prompt(0) + [9] * 40 + [1] * 5)
+    assert placement is not None
+    assert (placement.target.id, placement.keep) == (0, len(prompt(0)) + 40)
+
+
+def test_another_answer_to_the_same_prompt_takes_the_place_of_the_first() -> None:
+    one = table(exact=False)
+    answered(one, prompt(0), answer=200)
+    placement = one.place(prompt(0))
+    assert placement is not None
+    assert (placement.target.id, placement.keep) == (0, len(prompt(0)) - 1)
+
+
+def test_an_exact_answer_is_not_reused() -> None:
     one = table()
     answered(one, prompt(0), answer=3 * BLOCK)
     placement = one.place(prompt(0) + [9] * 3 * BLOCK + [1] * 2 * BLOCK)

@@ -21,6 +21,11 @@ from lfx_local_runtimes.optional import require
 
 logger = logging.getLogger(__name__)
 
+ENVIRONMENT: Mapping[str, str] = {"GOMP_SPINCOUNT": "10000"}
+"""For a process that has this engine to itself, set before the library is loaded. OpenMP's threads then spin for about 0.1
+ms at a barrier before they sleep; by default it is about 3 ms, and with two busy processes on two cores that is time the
+others need."""
+
 _WARN, _ERROR = 2, 3
 _SPLIT_NONE = 0
 _FLASH_ATTENTION_OFF = 0
@@ -88,8 +93,10 @@ class Options:
     """Index of the accelerator, None for the CPU."""
     gpu_layers: int | None
     """Layers on the accelerator, None for all."""
-    repack: bool
-    """Rearrange weights for faster batches, which rounds batches of four rows and more in another way."""
+    exact: bool
+    """On the CPU, compute a token to the same bits in any company: weights stay as they are in the file, and attention
+    uses the plain kernels. Otherwise weights are rearranged for faster batches and attention is computed in one go (flash
+    attention); both round in another way from call to call."""
 
 
 class LlamaModel:
@@ -134,7 +141,7 @@ class LlamaModel:
     ) -> None:
         gpu = options.gpu
         params = self.lib.llama_model_default_params()
-        params.use_extra_bufts = options.repack
+        params.use_extra_bufts = not options.exact
         params.n_gpu_layers = 0 if gpu is None else -1 if options.gpu_layers is None else options.gpu_layers
         if gpu is not None:
             params.split_mode, params.main_gpu = _SPLIT_NONE, gpu
@@ -160,7 +167,7 @@ class LlamaModel:
         params.n_seq_max = params.n_outputs_max = options.n_seq
         params.n_threads = params.n_threads_batch = options.n_threads
         params.offload_kqv = params.op_offload = options.gpu is not None
-        if options.gpu is None:  # the plain kernels give a token the same result wherever a prompt is cut
+        if options.exact and options.gpu is None:
             params.flash_attn_type = _FLASH_ATTENTION_OFF
         params.no_perf = True
         self.context = self.lib.llama_init_from_model(self._model, params)
@@ -242,6 +249,10 @@ class LlamaModel:
         return ctypes.cast(self._vocab, ctypes.c_void_p).value or 0
 
     # -- computing ---------------------------------------------------------------------------------------------------
+
+    def use_threads(self, count: int) -> None:
+        """Compute with this many threads from the next call on."""
+        self.lib.llama_set_n_threads(self.context, count, count)
 
     def decode(self, rows: Sequence["Row"]) -> None:
         """Evaluate up to `n_batch` rows; `logits` are then there for those that asked for them.

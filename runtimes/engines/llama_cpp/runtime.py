@@ -14,6 +14,7 @@ from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_mem
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options
 from lfx_local_runtimes.runtimes.engines.llama_cpp.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import SequenceTable, StateStore
+from lfx_local_runtimes.runtimes.engines.llama_cpp.threads import Threads
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
@@ -60,11 +61,15 @@ class LlamaCppRuntime(BatchingRuntime):
             n_threads=self.config.threads or physical_cores(),
             gpu=None if plan.device.type is DeviceType.CPU else plan.device.index,
             gpu_layers=self.config.gpu_layers,
-            repack=not self.config.deterministic,
+            exact=self.config.deterministic,
         )
         self._model = model = LlamaModel(plan.info.files[0], options, progress)
-        table = SequenceTable(plan.sequences, StateStore(plan.state_bytes))
-        self._scheduler = Scheduler(model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about)
+        follows = options.gpu is None and not options.exact
+        threads = Threads(options.n_threads, model.use_threads) if follows else None
+        table = SequenceTable(plan.sequences, StateStore(plan.state_bytes), exact=options.exact)
+        self._scheduler = Scheduler(
+            model, table, PROMPT_SECONDS, self._rows_at_once(plan), self._about, exact=options.exact, threads=threads
+        )
 
     def _close(self) -> None:
         self._scheduler = None

@@ -2,9 +2,11 @@
 
 A step decodes one token for each sequence that is answering, in one `llama_decode`, and then evaluates prompts in small
 pieces for a limited time, so that a long prompt holds running answers up for no longer than that and one piece. Prompts
-are evaluated one sequence at a time and are cut at fixed places: whether a request is alone, with others, or finds its
-prompt's beginning in the cache, its prompt is evaluated to the same numbers, bit for bit. A prompt's last token is left
-to the next decoding step. Decoding several sequences together rounds differently than decoding one.
+are evaluated one sequence at a time, and the call with a prompt's last token gives the answer's first token.
+
+For an exact model (`deterministic`) prompts are cut at fixed places, and their last token is left to the next decoding
+step: whether a request is alone, with others, or finds its prompt's beginning in the cache, its prompt is evaluated to the
+same numbers, bit for bit.
 """
 
 import logging
@@ -23,10 +25,15 @@ from lfx_local_runtimes.runtimes.engines.constraints import Constraint
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import Cached, Placement, SequenceTable, next_piece
+from lfx_local_runtimes.runtimes.engines.llama_cpp.threads import Threads
 from lfx_local_runtimes.runtimes.requests import Failed, Request
 from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
 
 logger = logging.getLogger(__name__)
+
+READER_SECONDS = 0.00005
+"""Pause after the first token of an answer, so that whoever reads it gets a core: otherwise it waits 2 to 8 ms, while
+llama.cpp's threads compute the second token on all of them."""
 
 
 def _sequence_id(job: "Job") -> int:
@@ -67,6 +74,8 @@ class Scheduler(QueuedScheduler[Job]):
         prompt_seconds: spent on prompts between two decoding steps at most, not counting the call under way then.
         rows: sequences decoded in one call at most.
         metadata: the engine's share of a result's.
+        exact: evaluate every prompt in the same calls, whatever else runs.
+        threads: hears of every decoding step, and chooses the threads of the next calls.
     """
 
     def __init__(
@@ -76,6 +85,9 @@ class Scheduler(QueuedScheduler[Job]):
         prompt_seconds: float,
         rows: int,
         metadata: Callable[[], dict[str, Any]],
+        *,
+        exact: bool = False,
+        threads: Threads | None = None,
     ) -> None:
         super().__init__()
         self._model = model
@@ -83,6 +95,8 @@ class Scheduler(QueuedScheduler[Job]):
         self._prompt_seconds = prompt_seconds
         self._rows = rows
         self._metadata = metadata
+        self._exact = exact
+        self._threads = threads
         self.steps = 0
         """Calls of `llama_decode` so far."""
 
@@ -134,14 +148,15 @@ class Scheduler(QueuedScheduler[Job]):
             self._fail(job, error)
 
     def _save(self, sequence: Cached) -> None:
-        prompt = tuple(sequence.evaluated)
-        if self._model.cut(sequence.id, len(prompt)):
-            self.table.store.put(prompt, self._model.save(sequence.id))
+        held = tuple(self.table.held(sequence))
+        if self._model.cut(sequence.id, len(held)):
+            self.table.store.put(held, self._model.save(sequence.id))
 
     # -- computing ---------------------------------------------------------------------------------------------------
 
     def _decode(self, jobs: Sequence[Job]) -> None:
         rows = [self._next_row(job) for job in jobs]
+        start = time.perf_counter()
         try:
             self._compute(rows)
         except EngineFailure as error:
@@ -151,6 +166,8 @@ class Scheduler(QueuedScheduler[Job]):
                 else:
                     self._fail(job, error)
             return
+        if self._threads is not None:
+            self._threads.measured(len(rows), start, time.perf_counter())
         for index, job in enumerate(jobs):
             assert job.sequence is not None
             assert job.next_token is not None
@@ -176,20 +193,27 @@ class Scheduler(QueuedScheduler[Job]):
                     return
 
     def _evaluate_piece(self, job: Job) -> None:
-        """Go on with a prompt. Its last token is left for the decoding step, which samples for all at once."""
+        """Go on with a prompt. The call that has its last token also gives the scores for the answer's first one.
+
+        An exact model leaves the last token to the next decoding step, where a row rounds the same in any company.
+        """
         assert job.sequence is not None
         start, last = len(job.sequence.tokens), len(job.prompt) - 1
-        piece = job.prompt[start : start + next_piece(last - start, self._model.n_batch)]
+        end = start + next_piece((last if self._exact else last + 1) - start, self._model.n_batch)
+        piece = job.prompt[start:end]
         try:
             if piece:
-                self._compute([Row(token, start + i, job.sequence.id, False) for i, token in enumerate(piece)])
+                self._compute([Row(token, at, job.sequence.id, at == last) for at, token in enumerate(piece, start)])
         except EngineFailure as error:
             self._recover(job)
             self._fail(job, error)
             return
         job.sequence.tokens += piece
-        if len(job.sequence.tokens) == last:
+        if end == last:
             job.next_token = job.prompt[last]
+        elif end > last:
+            self._sample(job, len(piece) - 1)
+            time.sleep(READER_SECONDS)
 
     def _compute(self, rows: Sequence[Row]) -> None:
         self.steps += 1

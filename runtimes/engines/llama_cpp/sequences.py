@@ -1,7 +1,7 @@
 """Which sequence a request gets, and what of its prompt is there already. Pure bookkeeping, without a model.
 
-Only what was evaluated as a prompt is ever reused, in whole blocks: a token's result depends on the company it is
-evaluated in, and so an answer is the same after a hit as without one.
+A prompt reuses every token that it shares with a sequence, prompt and answer. An exact model reuses prompts only, in whole
+blocks: a token's result depends on the company it is evaluated in, and so an answer is the same after a hit as without one.
 """
 
 from collections import OrderedDict
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BLOCK = 16
-"""Tokens. Prompts are reused, and cut for evaluation, at multiples of it, and no piece is shorter unless the prompt is:
-llama.cpp's CPU kernels then give every token the same result, bit for bit, wherever the cuts are."""
+"""Tokens. Prompts are cut for evaluation at multiples of it, and no piece is shorter unless the prompt is; an exact model
+also reuses them so. Without flash attention llama.cpp's CPU kernels then give every token the same result, bit for bit,
+wherever the cuts are."""
 
 WORTH_MOVING = 64
 """Tokens that a copy or a restore must save to be worth its time."""
@@ -24,10 +25,10 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return next(index for index in range(limit) if one[index] != other[index])
 
 
-def reusable_prefix(prompt: Sequence[int], cached: Sequence[int]) -> int:
+def reusable_prefix(prompt: Sequence[int], cached: Sequence[int], block: int) -> int:
     """How much of a prompt a cached one spares: whole blocks, and a block at the end is always left to evaluate."""
-    common = common_prefix(prompt[:-BLOCK], cached)
-    return common - common % BLOCK
+    common = common_prefix(prompt[:-block], cached)
+    return common - common % block
 
 
 def next_piece(left: int, room: int) -> int:
@@ -53,7 +54,7 @@ class Cached:
 
     @property
     def evaluated(self) -> Sequence[int]:
-        """The part of the prompt that is in the cache, without its last token: that was evaluated in company."""
+        """The part of the prompt that is in the cache, without its last token: that may have been evaluated in company."""
         return self.prompt[: len(self.tokens)][: len(self.prompt) - 1]
 
 
@@ -98,9 +99,9 @@ class StateStore:
         """Whether a state begins with these tokens."""
         return any(known[: len(tokens)] == tokens for known in self._states)
 
-    def find(self, prompt: Sequence[int]) -> tuple[int, tuple[int, ...] | None]:
+    def find(self, prompt: Sequence[int], block: int) -> tuple[int, tuple[int, ...] | None]:
         """The state that spares the most of a prompt, and how many tokens it spares."""
-        found = ((reusable_prefix(prompt, list(known)), known) for known in self._states)
+        found = ((reusable_prefix(prompt, list(known), block), known) for known in self._states)
         return max(found, default=(0, None), key=lambda pair: pair[0])
 
     def get(self, tokens: tuple[int, ...]) -> bytes:
@@ -115,11 +116,14 @@ class SequenceTable:
     Args:
         count: how many there are.
         store: what had to go.
+        exact: reuse only what was evaluated to the same bits as it would be now.
     """
 
-    def __init__(self, count: int, store: StateStore) -> None:
+    def __init__(self, count: int, store: StateStore, *, exact: bool = False) -> None:
         self.sequences = [Cached(index) for index in range(count)]
         self.store = store
+        self._exact = exact
+        self._block = BLOCK if exact else 1
         self._clock = 0
 
     def place(self, prompt: Sequence[int]) -> Placement | None:
@@ -131,20 +135,27 @@ class SequenceTable:
         places = self._places()
         if not places:
             return None
-        best = max(self.sequences, key=lambda one: (reusable_prefix(prompt, one.evaluated), one in places))
-        keep = reusable_prefix(prompt, best.evaluated)
-        coming = max((reusable_prefix(prompt, one.prompt) for one in self.sequences if one.busy), default=0)
+        best = max(self.sequences, key=lambda one: (self._spares(prompt, one), one in places))
+        keep = self._spares(prompt, best)
+        coming = max((reusable_prefix(prompt, one.prompt, self._block) for one in self.sequences if one.busy), default=0)
         if coming >= keep + WORTH_MOVING:
             return None
         oldest = min(places, key=lambda one: (bool(one.tokens), one.used))
-        stored, saved = self.store.find(prompt)
+        stored, saved = self.store.find(prompt, self._block)
         if stored >= keep + WORTH_MOVING:
             return Placement(oldest, stored, saved=saved)
         if best in places and len(best.evaluated) - keep < WORTH_MOVING:
             return Placement(best, keep)
         if oldest is not best and keep >= WORTH_MOVING:
             return Placement(oldest, keep, source=best)
-        return Placement(oldest, reusable_prefix(prompt, oldest.evaluated))
+        return Placement(oldest, self._spares(prompt, oldest))
+
+    def held(self, sequence: Cached) -> Sequence[int]:
+        """The tokens of a sequence that may be reused."""
+        return sequence.evaluated if self._exact else sequence.tokens
+
+    def _spares(self, prompt: Sequence[int], sequence: Cached) -> int:
+        return reusable_prefix(prompt, self.held(sequence), self._block)
 
     def _places(self) -> list[Cached]:
         """Idle sequences, next to busy ones if there are any: llama.cpp decodes neighbours together, others apart."""
@@ -154,8 +165,8 @@ class SequenceTable:
 
     def is_worth_saving(self, placement: Placement) -> bool:
         """Whether what the target holds beyond the part that stays should be kept in the store."""
-        held = placement.target.evaluated
-        return len(held) - placement.keep >= WORTH_MOVING and not self.store.holds(tuple(held))
+        target = placement.target
+        return len(target.evaluated) - placement.keep >= WORTH_MOVING and not self.store.holds(tuple(self.held(target)))
 
     def take(self, target: Cached, prompt: list[int], keep: int) -> None:
         """Give a sequence to a request; the first `keep` tokens of its prompt are in it."""
@@ -164,9 +175,9 @@ class SequenceTable:
         target.prompt, target.tokens = prompt, prompt[:keep]
 
     def release(self, sequence: Cached) -> None:
-        """The request is over; what was evaluated of its prompt stays."""
+        """The request is over; what may be reused stays."""
         sequence.busy = False
-        del sequence.tokens[len(sequence.evaluated) :]
+        del sequence.tokens[len(self.held(sequence)) :]
 
     def empty(self, sequence: Cached) -> None:
         """What the sequence holds is lost."""
