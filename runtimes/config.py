@@ -177,7 +177,9 @@ class ModelConfig(Strict):
     )
     requires_accelerator: bool = Field(default=False, description="Refuse to run on the CPU.")
     trust_remote_code: bool = Field(default=False, description="Also needs the setting of the same name.")
-    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads at most. Unset: the physical cores.")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads at most. Unset: the physical cores."
+    )
     gpu_layers: int | None = Field(default=None, ge=0, description="llama.cpp layers on the accelerator. Unset: all.")
     parallel: int | None = Field(
         default=None, ge=1, le=64, description="Requests computed at once. Unset: up to 8, as many as memory allows."

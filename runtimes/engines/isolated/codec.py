@@ -41,8 +41,9 @@ def _adapter(kind: Hashable) -> TypeAdapter[Any]:
 
 def write(value: Any, attachments: list[Attachment], kind: Any = None) -> Any:
     """A value as JSON has it. Its binary parts are added to the attachments."""
-    named: Hashable = kind or type(value)
-    return _adapter(named).dump_python(value, mode="json", context=attachments)
+    named: Any = kind or type(value)
+    chosen: Hashable = named
+    return _adapter(chosen).dump_python(value, mode="json", context=attachments)
 
 
 def read(data: Any, kind: Any, attachments: tuple[Attachment, ...] = ()) -> Any:

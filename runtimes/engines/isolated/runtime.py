@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lfx_local_runtimes.errors import EngineDied, EngineFailure, LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
@@ -110,7 +110,7 @@ class IsolatedRuntime(ModelRuntime):
         return 0 if self._child is None else self._child.pid
 
     @property
-    def isolation(self) -> str:
+    def isolation(self) -> Literal["process", "inline"]:
         return "process"
 
     @property

@@ -137,7 +137,9 @@ class SequenceTable:
             return None
         best = max(self.sequences, key=lambda one: (self._spares(prompt, one), one in places))
         keep = self._spares(prompt, best)
-        coming = max((reusable_prefix(prompt, one.prompt, self._block) for one in self.sequences if one.busy), default=0)
+        coming = max(
+            (reusable_prefix(prompt, one.prompt, self._block) for one in self.sequences if one.busy), default=0
+        )
         if coming >= keep + WORTH_MOVING:
             return None
         oldest = min(places, key=lambda one: (bool(one.tokens), one.used))
