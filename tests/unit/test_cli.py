@@ -44,6 +44,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_model(folder / MODEL)
     monkeypatch.setenv(f"{PREFIX}MODEL_DIRS", str(folder))
     monkeypatch.setenv(f"{PREFIX}OFFLINE", "true")
+    monkeypatch.setenv(f"{PREFIX}ISOLATION", "inline")  # what the parrot is asked is seen here
     get_settings.cache_clear()
     return folder
 
@@ -241,8 +242,8 @@ def test_an_unknown_model_is_one_line_and_status_1(
 def test_ps_and_stop(invoke: Invoke, running: RuntimeManager) -> None:
     assert running.stream("polly", GenerationConfig(prompt="hi")).wait().text == "hi "
     header, row = [line.split() for line in invoke("ps").stdout.splitlines()]
-    assert header == ["NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "REQUESTS", "IDLE"]
-    assert row[:7] == ["polly", "parrot", "cpu", "1", "MiB", "ready", "0"]
+    assert header[:6] == ["NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE"]
+    assert row[:8] == ["polly", "parrot", "cpu", "1", "MiB", "ready", "idle", "0s"]
     assert ["polly", "safetensors", "0", "MiB", "ready"] in [
         line.split() for line in invoke("models").stdout.splitlines()
     ]
