@@ -1,4 +1,4 @@
-"""`lfx-local-runtimes`: serve models, look at them, fetch them, and talk to one, from a shell."""
+"""`lfx-local-runtimes`: serve, list, download and try models from a shell."""
 
 import contextlib
 import sys
@@ -25,12 +25,12 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, by the shells' convention."""
 
 app = typer.Typer(
-    name="lfx-local-runtimes", help="Local models: serve them, look at them, fetch them, talk to one.",
+    name="lfx-local-runtimes", help="Local models: serve, list, download and try them.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 Name = Annotated[str, typer.Argument(help="A known model, a path in a model folder, or a Hugging Face id.")]
-Url = Annotated[str, typer.Option(help="The server; Langflow with this package is one too.")]
+Url = Annotated[str, typer.Option(help="The server. A Langflow with this package is one, too.")]
 Key = Annotated[str | None, typer.Option(help="Its API key; by default LOCAL_RUNTIMES_API_KEY.")]
 ModelDirs = Annotated[
     list[Path] | None,
@@ -39,19 +39,19 @@ ModelDirs = Annotated[
 
 
 class ServerFault(RuntimeFault):
-    """A server that does not answer, or refuses."""
+    """A server does not answer, or refuses."""
 
     code = "server_fault"
 
 
 class NoServer(ServerFault):
-    """Nothing answers there."""
+    """No server answers at this address."""
 
     code = "no_server"
 
 
 def main() -> None:
-    """Run the command line; a fault is one line on standard error and exit status 1."""
+    """Run the command line. A fault prints one line to standard error and gives exit status 1."""
     try:
         app()
     except RuntimeFault as fault:
@@ -65,11 +65,11 @@ def main() -> None:
 @app.command()
 def serve(
     host: Annotated[
-        str, typer.Option(help="The address to listen on; others than this machine need a key.")
+        str, typer.Option(help="The address to listen on. A key is required if other machines can reach it.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 11540,
     api_key: Annotated[
-        str | None, typer.Option(help="What clients must send; by default LOCAL_RUNTIMES_API_KEY.")
+        str | None, typer.Option(help="The key that clients must send. By default LOCAL_RUNTIMES_API_KEY.")
     ] = None,
     model_dir: ModelDirs = None,
 ) -> None:
@@ -82,10 +82,10 @@ def serve(
     manager = RuntimeManager(settings)
     try:
         server = make_server(manager, host, port, key)
-        with contextlib.suppress(KeyboardInterrupt):  # raised again once the server has ended
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its end
             server.run()
         if not server.started:
-            raise typer.Exit(1)  # it has said why
+            raise typer.Exit(1)  # uvicorn has printed why
     finally:
         manager.close()
 
@@ -95,7 +95,7 @@ def serve(
 
 @app.command()
 def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = None) -> None:
-    """List every known model: as the server sees them if one runs, else as they lie on this machine."""
+    """List every known model: those of the running server, or of this machine if no server runs."""
     rows = None if model_dir else _server_models(url, api_key)
     if rows is None:
         with _manager(model_dir) as manager:
@@ -108,23 +108,23 @@ def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = N
 
 @app.command()
 def pull(name: Name, model_dir: ModelDirs = None) -> None:
-    """Fetch a model from the Hugging Face hub. What was downloaded before a Ctrl-C stays; the same command goes on."""
+    """Download a model from the Hugging Face hub. After Ctrl-C, the same command continues the download."""
     stop = threading.Event()
     with _manager(model_dir) as manager:
         config = manager.catalog.resolve(name).config
         if (there := manager.catalog.locate(config)) is not None:
-            typer.echo(f"{config.model_name} is here already: {there}")
+            typer.echo(f"{config.model_name} is on this machine already: {there}")
             return
         with _progress() as report:
             path = _in_thread(lambda: manager.catalog.fetch(config, report, stop.is_set), stop)
     if path is None:
-        typer.echo("Stopped. The same command goes on from here.", err=True)
+        typer.echo("Stopped. Run the same command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED)
     typer.echo(f"{config.model_name}: {path}")
 
 
 def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
-    """What `work` returns. Ctrl-C sets `stop` and waits for its end, and then there is no result."""
+    """The result of `work`. Ctrl-C sets `stop` and waits for the end of `work`; then there is no result."""
     done: list[Path] = []
     failed: list[BaseException] = []
 
@@ -157,7 +157,7 @@ app.command()(trusting.trust)
 def run(
     name: Name,
     prompt: Annotated[
-        str | None, typer.Argument(help="The question. Without one: a chat, or what is piped in.")
+        str | None, typer.Argument(help="The question. Without one: the standard input, or a chat at a terminal.")
     ] = None,
     *,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
@@ -180,7 +180,7 @@ def run(
 
 
 class Chat:
-    """A conversation with one model, printed as it goes."""
+    """A conversation with one model, printed while it is generated."""
 
     def __init__(self, manager: "RuntimeManager", model: str, system: str | None, options: dict[str, Any]) -> None:
         self._manager = manager
@@ -189,10 +189,10 @@ class Chat:
         self._turns = [ChatMessage(role="system", content=system)] if system else []
 
     def ask(self, question: str) -> bool:
-        """Print the answer. False when Ctrl-C stopped it; what was said until then stays in the conversation.
+        """Print the answer. False if Ctrl-C stopped it; the part that was printed stays in the conversation.
 
         Raises:
-            RuntimeFault: it failed; the question is forgotten.
+            RuntimeFault: it failed. The question is not part of the conversation.
         """
         turns = [*self._turns, ChatMessage(role="user", content=question)]
         config = GenerationConfig(messages=tuple(turns), **self._options)
@@ -216,7 +216,7 @@ class Chat:
         return complete
 
     def _show(self, delta: TextDelta) -> None:
-        """Text as it comes; thoughts dim, and only for a reader at a terminal."""
+        """Print text. Reasoning is printed dim, and only at a terminal."""
         if delta.reasoning and sys.stdout.isatty():
             typer.secho(delta.reasoning, dim=True, nl=False)
         sys.stdout.write(delta.text)
@@ -246,7 +246,7 @@ def _converse(chat: Chat) -> None:
 
 @app.command()
 def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
-    """List the models in a running server's memory, and those that failed, with their processes."""
+    """List the models in a running server's memory, and failed ones, with their processes."""
     rows = _ask("GET", url, api_key, "status")["models"]
     _table(
         ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE", "PID", "UPTIME", "RESTARTS", "CONFINED"),
@@ -266,7 +266,7 @@ def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
 
 
 def _use(row: dict[str, Any]) -> str:
-    """The requests of a model, or since when it has had none."""
+    """The number of a model's requests, or how long it has had none."""
     if row["leases"] or row["idle_s"] is None:
         return str(row["leases"])
     return f"idle {_span(row['idle_s'])}"
@@ -277,7 +277,7 @@ def _process(row: dict[str, Any]) -> str:
 
 
 def _span(seconds: float | None) -> str:
-    """A time in its largest unit."""
+    """A time in its largest whole unit."""
     if seconds is None:
         return "-"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
@@ -309,7 +309,7 @@ def stop(
 
 
 def _server_models(url: str, api_key: str | None) -> list[dict[str, Any]] | None:
-    """The server's list; None when no server answers at the usual place."""
+    """The server's list; None if no server answers at the default address."""
     try:
         rows: list[dict[str, Any]] = _ask("GET", url, api_key, "models")["models"]
     except NoServer:
@@ -323,7 +323,7 @@ def _ask(method: str, url: str, api_key: str | None, path: str, **params: Any) -
     """A server's answer, as JSON.
 
     Raises:
-        ServerFault: none answers there, or it refuses, with its reason.
+        ServerFault: no server answers, or it refuses. The message has its reason.
     """
     import httpx
 
@@ -366,7 +366,7 @@ def _manager(model_dirs: Sequence[Path] | None) -> "Iterator[RuntimeManager]":
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A bar on standard error for each phase, gone at the end; nothing where that is no terminal."""
+    """A progress bar on standard error for each phase. It disappears at the end. Without a terminal there is none."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
@@ -399,7 +399,7 @@ def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _console() -> "Console":
-    """Standard output; where that is no terminal, nothing is wrapped or cut."""
+    """Standard output. If it is not a terminal, lines are not wrapped or cut."""
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, emoji=False)

@@ -4,30 +4,30 @@ RuntimeFault
 ├── InvalidInput            a request or a configuration that cannot be served as written
 │   ├── ContextOverflow     the prompt is longer than the context
 │   ├── TemplateFault       the chat template failed, or ran past its limits
-│   ├── WrongTask           the model does something else
+│   ├── WrongTask           the model cannot do this task
 │   └── InvalidModelFile    a model file that is corrupt, truncated or hostile
-├── ModelNotFound           no model of that name, nor a path or hub id that leads to one
-├── RequestNotFound         no running request of that id
-├── RequestCancelled        somebody ended the request before it was done
-├── ModelConflict           the name is taken by another configuration
+├── ModelNotFound           no model has that name, and it is neither a path nor a hub id of one
+├── RequestNotFound         no running request has that id
+├── RequestCancelled        somebody cancelled the request
+├── ModelConflict           the name has another configuration
 ├── ModelBusy               the model is in use
-│   └── QueueFull           too many requests wait for it already
-├── DoesNotFit              not enough memory, with the numbers
+│   └── QueueFull           too many requests wait for it
+├── DoesNotFit              not enough memory; the message has the numbers
 ├── NotAllowed              refused by policy
 │   ├── PathNotAllowed      outside the allowed model roots
-│   ├── PickleRefused       weights that run code when they are read
+│   ├── PickleRefused       weights that can run code when they are read
 │   └── RemoteCodeRefused   code that came with a model
 ├── MissingExtra            an optional dependency is not installed
-├── DeviceUnavailable       the device asked for is not there
-├── DownloadFailed          a download broke, or did not match its checksum
-│   └── Offline             the model is not here and the network is off limits
+├── DeviceUnavailable       the requested device is not there
+├── DownloadFailed          a download broke off, or its checksum is wrong
+│   └── Offline             the model is not on this machine, and downloads are off
 ├── EngineFailure           an engine failed while it worked
 │   ├── LoadFailed          an engine could not load the model
-│   └── EngineDied          the engine's process ended, or had to be ended
-└── SettingsFault           settings that contradict each other or this machine
+│   └── EngineDied          the model's process crashed, ran out of memory, or hung and was killed
+└── SettingsFault           settings that contradict each other or do not suit this machine
 
-Each carries the model's name (where there is one) and a hint that says what to do. They know nothing of HTTP;
-the routes map `code` to a status in one table.
+Each has the model's name, if there is one, and a hint that says what to do. They know nothing of HTTP: the routes map the
+types to statuses in one table.
 """
 
 
@@ -35,7 +35,7 @@ class RuntimeFault(Exception):
     """Base of the tree.
 
     Args:
-        message: what happened, naming the input at fault.
+        message: what happened. It names the wrong input.
         model_name: the model concerned, if any.
         hint: what the reader can do about it.
     """
@@ -73,7 +73,7 @@ class TemplateFault(InvalidInput):
 
 
 class WrongTask(InvalidInput):
-    """The model does something else than what it is asked for."""
+    """The model cannot do the task of the request."""
 
     code = "wrong_task"
 
@@ -85,7 +85,7 @@ class InvalidModelFile(InvalidInput):
 
 
 class ModelNotFound(RuntimeFault):
-    """Nothing answers to that model name."""
+    """No model has that name."""
 
     code = "model_not_found"
 
@@ -97,10 +97,10 @@ class RequestNotFound(RuntimeFault):
 
 
 class RequestCancelled(RuntimeFault):
-    """A request that somebody ended before it was done: a cancel by its id, a forced unload, the end of the process."""
+    """A request was cancelled: by its id, by a forced unload, or because the server stops."""
 
     code = "cancelled"
-    default_hint = "Send it again if it is still wanted."
+    default_hint = "Send it again if you still want it."
 
     @classmethod
     def of(cls, request_id: str) -> "RequestCancelled":
@@ -121,14 +121,14 @@ class ModelBusy(RuntimeFault):
 
 
 class QueueFull(ModelBusy):
-    """Too many requests wait for the model already."""
+    """Too many requests wait for the model."""
 
     code = "queue_full"
-    default_hint = "Send it again when some have ended, or raise the model's max_queued."
+    default_hint = "Send it again later, or raise the model's max_queued."
 
 
 class DoesNotFit(RuntimeFault):
-    """Not enough memory, and nothing idle left to evict."""
+    """Not enough memory, and no idle model is left to unload."""
 
     code = "does_not_fit"
 
@@ -170,19 +170,19 @@ class MissingExtra(RuntimeFault):
 
 
 class DeviceUnavailable(RuntimeFault):
-    """The device asked for is not there."""
+    """The requested device is not there."""
 
     code = "device_unavailable"
 
 
 class DownloadFailed(RuntimeFault):
-    """A download broke off or did not match its checksum."""
+    """A download broke off, or its checksum is wrong."""
 
     code = "download_failed"
 
 
 class Offline(DownloadFailed):
-    """The model is not on this machine and may not be fetched."""
+    """The model is not on this machine, and downloads are off."""
 
     code = "offline"
 
@@ -206,13 +206,13 @@ class EngineDied(EngineFailure):
 
 
 class SettingsFault(RuntimeFault):
-    """Settings that contradict each other or this machine."""
+    """Settings that contradict each other or do not suit this machine."""
 
     code = "settings_fault"
 
 
 def as_fault(error: BaseException, kind: type[RuntimeFault], what: str, model_name: str) -> RuntimeFault:
-    """One of ours for any exception: itself where it is one, else a `kind` that says `what` failed and keeps the cause."""
+    """A fault for any exception: the exception itself if it is a fault, else a `kind` that says `what` failed and keeps the cause."""
     if isinstance(error, RuntimeFault):
         error.model_name = error.model_name or model_name
         return error

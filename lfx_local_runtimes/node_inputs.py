@@ -20,7 +20,6 @@ from lfx_local_runtimes.nodes.inputs import (
     after_input,
     chat_inputs,
     choice_input,
-    given,
     labels_of,
     loading_inputs,
     loading_options,
@@ -34,8 +33,13 @@ from lfx_local_runtimes.nodes.inputs import (
     score_input,
     stop_texts,
     text_input,
-    told_of,
     tool_inputs,
+)
+from lfx_local_runtimes.nodes.inputs import (
+    describe_schema as told_of,
+)
+from lfx_local_runtimes.nodes.inputs import (
+    value_of as given,
 )
 
 __all__ = [

@@ -21,7 +21,7 @@ from lfx_local_runtimes.runtimes.manager import RuntimeManager
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11540
 _GRACE_S = 2
-"""Seconds that requests have to end after Ctrl-C; they are told at once."""
+"""Seconds that requests have to end after Ctrl-C. They are cancelled at once."""
 
 _HAS_KEY = Caller("API key")
 _HAS_NONE = Caller(
@@ -29,16 +29,16 @@ _HAS_NONE = Caller(
 )
 
 Guard = Callable[[HTTPConnection], str | None]
-"""Says why a caller may not, or None."""
+"""Returns why a caller is refused, or None."""
 
 
 def create_app(manager: RuntimeManager, api_key: str | None = None) -> FastAPI:
     """The native routes at `/api/v1/runtime`, OpenAI's at `/v1`, and `/health`.
 
     Args:
-        manager: what is served; closing it is the caller's business.
-        api_key: asked for as `Authorization: Bearer …` or `x-api-key`. Without one, only programs and pages of this machine
-            are served: a website that makes its visitor's browser call here is refused.
+        manager: the manager to serve. The caller closes it.
+        api_key: clients send it as `Authorization: Bearer …` or `x-api-key`. Without a key, only programs and pages of this
+            machine are served. A website that makes its visitor's browser call here is refused.
     """
     guard = _with_key(api_key) if api_key is not None else _from_this_machine
 
@@ -55,16 +55,16 @@ def create_app(manager: RuntimeManager, api_key: str | None = None) -> FastAPI:
     app.include_router(build_router(lambda: manager, http_guard, socket_guard))
     app.include_router(build_openai_router(lambda: manager, http_guard))
 
-    @app.get("/health", tags=["Server"], dependencies=[Depends(_nothing)])
+    @app.get("/health", tags=["Server"], dependencies=[Depends(_everybody)])
     async def health() -> dict[str, str]:
-        """Whether the server answers. Asks for no key."""
+        """Whether the server answers. Needs no key."""
         return {"status": "ok"}
 
     return app
 
 
-async def _nothing() -> None:
-    """Asks for nothing."""
+async def _everybody() -> None:
+    """A guard that lets everybody in."""
 
 
 def _with_key(api_key: str) -> Guard:
@@ -72,8 +72,8 @@ def _with_key(api_key: str) -> Guard:
 
     def guard(connection: HTTPConnection) -> str | None:
         scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        given = bearer if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
-        if secrets.compare_digest(given.strip().encode(), expected):
+        key = bearer if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
+        if secrets.compare_digest(key.strip().encode(), expected):
             return None
         return "The API key is missing or wrong. Send it as Authorization: Bearer … or x-api-key."
 
@@ -81,7 +81,7 @@ def _with_key(api_key: str) -> Guard:
 
 
 def _from_this_machine(connection: HTTPConnection) -> str | None:
-    """Without a key: the host asked for and the page that asks, if one does, must be of this machine."""
+    """Without a key: the requested host must be this machine, and so must the page that sends the request, if one does."""
     host = connection.headers.get("host", "")
     origin = connection.headers.get("origin")
     if is_loopback(urlsplit(f"//{host}").hostname or "") and (
@@ -92,7 +92,7 @@ def _from_this_machine(connection: HTTPConnection) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine and cannot be reached from others."""
+    """Whether a host name or address is this machine and other machines cannot reach it."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -100,14 +100,14 @@ def is_loopback(host: str) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Ends the manager's requests when it is told to stop, so that nobody's stream holds it up."""
+    """Cancels the manager's requests when it stops, so that no stream delays the end."""
 
     def __init__(self, config: uvicorn.Config, manager: RuntimeManager) -> None:
         super().__init__(config)
         self._manager = manager
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Cancel, unload, and close the connections meanwhile."""
+        """Cancel requests and unload models, and close the connections at the same time."""
         closing = asyncio.create_task(asyncio.to_thread(self._manager.close))
         await super().shutdown(sockets)
         await closing
@@ -117,7 +117,7 @@ def make_server(manager: RuntimeManager, host: str, port: int, api_key: str | No
     """A server that `run()` starts.
 
     Raises:
-        SettingsFault: others could reach it, and it has no key.
+        SettingsFault: other machines could reach it, and it has no key.
     """
     if api_key is None and not is_loopback(host):
         raise SettingsFault(

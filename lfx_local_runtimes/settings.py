@@ -1,7 +1,7 @@
-"""Settings: one frozen object, the only reader of the environment.
+"""Settings: one frozen object. Only this module reads the environment.
 
 Every name has the prefix `LOCAL_RUNTIMES_`; `FORCE_DEVICE`, `MAX_GPU_MEM_GB`, `TRUST_REMOTE_CODE` and `HF_TOKEN` are
-read without it too (the prefixed name wins).
+also read without it. The name with the prefix wins.
 """
 
 import os
@@ -34,7 +34,8 @@ class Settings(BaseSettings):
         description="Data folder: registrations and, by default, models.",
     )
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
-        default=(), description="Allowed model roots, separated as PATH is. Unset: the folder `models` in HOME."
+        default=(),
+        description="Allowed model folders, separated like the entries of PATH. Unset: the folder `models` in HOME.",
     )
     memory_budget_gb: float | None = Field(
         default=None, gt=0, description="RAM for models. Unset: 90 % of the machine's."
@@ -48,16 +49,16 @@ class Settings(BaseSettings):
     force_device: Literal["cuda", "mps", "cpu"] | None = Field(
         default=None,
         validation_alias=_also_bare("FORCE_DEVICE"),
-        description="Run every model here; an error if it is not there.",
+        description="Run every model on this device. An error if it is not there.",
     )
-    max_loaded_models: int | None = Field(default=None, ge=1, description="Models in memory at once.")
+    max_loaded_models: int | None = Field(default=None, ge=1, description="The most models in memory at once.")
     keep_alive_s: float = Field(
-        default=300.0, ge=-1, description="Idle seconds before a model leaves memory; -1 is never."
+        default=300.0, ge=-1, description="Seconds a model stays in memory when idle; -1 keeps it forever."
     )
     trust_remote_code: bool = Field(
         default=False,
         validation_alias=_also_bare("TRUST_REMOTE_CODE"),
-        description="Let a model that asks for it run the Python code it brings.",
+        description="Let models run the Python code that they bring, if their configuration asks for it.",
     )
     allow_pickle: bool = Field(default=False, description="Load pickle weights, which can run code.")
     allow_unconfined_code: bool = Field(
@@ -69,8 +70,8 @@ class Settings(BaseSettings):
     )
     confine: Literal["auto", "require", "off"] = Field(
         default="auto",
-        description="Take network, files and programs away from a model's process: as far as the system can, only load "
-        "if it can do all of it, or never.",
+        description="Take network, files and programs away from a model's process. auto: as far as the system can. require: a "
+        "model is only loaded if all of it is possible. off: never.",
     )
     spare_processes: int = Field(
         default=1, ge=0, le=16, description="Processes that wait for the next model, for each engine that was used."
@@ -79,7 +80,7 @@ class Settings(BaseSettings):
         default=600.0, gt=0, description="Seconds that one step of a model may take before its process is killed."
     )
     cancel_limit_s: float = Field(
-        default=60.0, gt=0, description="Seconds after a cancel until a process that does not answer it is killed."
+        default=60.0, gt=0, description="Seconds after a cancel before a process that does not react is killed."
     )
     rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
     offline: bool = Field(default=False, description="Never use the network.")
@@ -113,18 +114,18 @@ class Settings(BaseSettings):
 
     @property
     def model_roots(self) -> tuple[Path, ...]:
-        """The folders a model path may lie in, resolved; they need not exist yet."""
+        """The folders in which model paths may lie, resolved. They need not exist yet."""
         return tuple(path.expanduser().resolve() for path in self.model_dirs or (self.home / "models",))
 
 
-def load_settings(**given: Any) -> Settings:
-    """Read the environment afresh. What is `given` and not None stands above it.
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment again. Overrides that are not None win over it.
 
     Raises:
         SettingsFault: a value is out of range, or two of them contradict each other.
     """
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).upper().removeprefix(PREFIX)

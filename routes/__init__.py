@@ -1,7 +1,7 @@
 """REST for the runtime manager, under `/api/v1/runtime`.
 
 `register` mounts the routes into Langflow with Langflow's own authentication (plugin entry point). `build_router` makes
-them for any FastAPI application, with whatever authentication that has.
+them for any other FastAPI application, with its authentication.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ OPENAI_TAG = "OpenAI"
 def build_router(
     manager_getter: "Callable[[], RuntimeManager]", http_auth: Callable[..., Any], ws_auth: Callable[..., Any]
 ) -> "APIRouter":
-    """All routes; OpenAI's are among them, under `v1`.
+    """All routes. OpenAI's are under `v1`.
 
     Args:
-        manager_getter: the manager to serve; called off the event loop, once per request.
-        http_auth: a FastAPI dependency that raises `HTTPException` for a caller who may not.
-        ws_auth: the same for a WebSocket, raising `WebSocketException`.
+        manager_getter: returns the manager to serve. It is called once per request, off the event loop.
+        http_auth: a FastAPI dependency. It raises `HTTPException` if the caller is not allowed.
+        ws_auth: the same for a WebSocket, with `WebSocketException`.
     """
     from fastapi import APIRouter, Depends
 
@@ -47,7 +47,7 @@ def build_router(
 
 
 def build_openai_router(manager_getter: "Callable[[], RuntimeManager]", http_auth: Callable[..., Any]) -> "APIRouter":
-    """OpenAI's routes alone, under `/v1`; the arguments are those of `build_router`."""
+    """Only OpenAI's routes, under `/v1`. The arguments are those of `build_router`."""
     from fastapi import APIRouter, Depends
 
     from lfx_local_runtimes.routes.access import provider
@@ -64,7 +64,7 @@ def register(app: "FastAPI") -> None:
     """Mount the routes into Langflow; the target of its plugin entry point.
 
     Raises:
-        SettingsFault: impossible settings; Langflow logs the reason and starts without these routes.
+        SettingsFault: a setting is impossible. Langflow logs the reason and starts without these routes.
     """
     from lfx_local_runtimes.settings import get_settings
 

@@ -1,4 +1,4 @@
-"""What every endpoint is handed: the manager and a model's name."""
+"""What every endpoint receives: the manager, a model's name, the caller."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ModelRef = Annotated[
 
 
 def provider(manager_getter: Callable[[], RuntimeManager]) -> Callable[[HTTPConnection], None]:
-    """A dependency that keeps the manager for the endpoint of a request; it runs in a thread."""
+    """A dependency that stores the manager for a request's endpoint. It runs in a thread."""
 
     def provide(connection: HTTPConnection) -> None:
         connection.state.local_runtimes_manager = manager_getter()
@@ -60,7 +60,7 @@ Manager = Annotated[RuntimeManager, Depends(_provided)]
 
 
 async def _name_in_query(request: Request, model_name: Annotated[ModelRef, Query(description="The model.")]) -> str:
-    """Langflow splits query values at commas, and a model's name may hold one: put it together again."""
+    """Join the name again: Langflow splits query values at commas, and a name may contain one."""
     name = ",".join(request.query_params.getlist("model_name")).strip()
     if len(name) > MAX_NAME_CHARS:
         raise InvalidInput(f"model_name: more than {MAX_NAME_CHARS} characters ({model_name[:40]}…).")

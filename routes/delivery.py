@@ -1,4 +1,7 @@
-"""Requests' events on their way to one client: in batches, as server-sent events, cancelled when the client leaves."""
+"""Sends the events of requests to one client, in batches, as server-sent events.
+
+If the client leaves, the requests are cancelled.
+"""
 
 import asyncio
 import contextlib
@@ -25,7 +28,7 @@ from lfx_local_runtimes.runtimes.requests import (
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextDelta
 
 KEEP_ALIVE_S = 10.0
-"""Seconds of silence after which a comment keeps proxies from closing a stream."""
+"""After this many seconds without an event a comment is sent, so that proxies do not close the stream."""
 
 KEEP_ALIVE = ": keep-alive\n\n"
 
@@ -33,7 +36,7 @@ Tagged = tuple[int, Event]
 """An event and the number of the stream it came from."""
 
 Payload = tuple[str, dict[str, Any]]
-"""The name of a message (token, done, error, progress) and what it says."""
+"""The name of a message (token, done, error, progress) and its data."""
 
 
 ResultT = TypeVar("ResultT")
@@ -41,7 +44,7 @@ ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
 class Pending(Protocol[ResultT_co]):
-    """Something that was asked of a model and is on its way: a stream of text, or a task."""
+    """A request that was started: a stream of text, or a task."""
 
     @property
     def request(self) -> Request[Any]: ...
@@ -63,17 +66,17 @@ def _resolve(future: "asyncio.Future[None]") -> None:
 
 
 def _waker(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> Callable[[], None]:
-    """What resolves the future from any thread, also after its loop was closed."""
+    """A function that resolves the future from any thread. It does no harm after the loop was closed."""
 
     def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(_resolve, future)
 
     return wake
 
 
 async def _result(pending: Pending[ResultT]) -> ResultT:
-    """The finished answer. Its pieces stay where they are until the end: nobody is woken for a token."""
+    """The finished result. The request is not read before its end, so no token wakes the event loop."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
     pending.request.on_end(_waker(loop, ended))
@@ -81,30 +84,30 @@ async def _result(pending: Pending[ResultT]) -> ResultT:
     return await pending.wait_async()
 
 
-async def whole(asked: Sequence[Pending[ResultT]], gone: Awaitable[None]) -> list[ResultT]:
-    """The finished answers, in the order they were asked for.
+async def wait_for_all(requests: Sequence[Pending[ResultT]], gone: Awaitable[None]) -> list[ResultT]:
+    """The finished results, in the order of the requests.
 
     Raises:
-        ClientGone: the client left; the computations are cancelled.
-        RuntimeFault: a request failed; the others are cancelled.
+        ClientGone: the client left. The computations are cancelled.
+        RuntimeFault: a request failed. The others are cancelled.
     """
-    answers = asyncio.ensure_future(asyncio.gather(*map(_result, asked)))
+    results = asyncio.ensure_future(asyncio.gather(*map(_result, requests)))
     left = asyncio.ensure_future(gone)
     try:
-        waiting: set[asyncio.Future[Any]] = {answers, left}
+        waiting: set[asyncio.Future[Any]] = {results, left}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
+        if not results.done():
             raise ClientGone
-        return answers.result()
+        return results.result()
     finally:
-        for pending in asked:
+        for pending in requests:
             pending.cancel()  # if it still runs
-        answers.cancel()
+        results.cancel()
         left.cancel()
 
 
 class Feed(ABC):
-    """The events of one or several streams. `close` must be called at the end; it cancels what still runs.
+    """The events of one or several streams. `close` must be called at the end. It cancels what still runs.
 
     Args:
         streams: started already.
@@ -114,7 +117,7 @@ class Feed(ABC):
     def __init__(self, streams: Sequence[GenerationStream], gone: Awaitable[None] | None = None) -> None:
         self.requests = [stream.request for stream in streams]
         self.ended = False
-        """The last events were taken: every stream's end, or the failure of one."""
+        """The last events were taken: the end of every stream, or the failure of one."""
         self._running = len(streams)
         self._woken: asyncio.Future[None] | None = None
         self._gone = asyncio.ensure_future(gone) if gone is not None else None
@@ -126,7 +129,7 @@ class Feed(ABC):
             _resolve(self._woken)
 
     async def take(self, timeout: float | None = None) -> list[Tagged]:
-        """All events that have come since the last call; waits for one. Empty after `timeout` seconds without.
+        """All events since the last call; waits for one. Empty if none comes within `timeout` seconds.
 
         Raises:
             ClientGone: the client left.
@@ -145,7 +148,10 @@ class Feed(ABC):
         return [(index, event) for index, request in enumerate(self.requests) for event in request.channel.drain()]
 
     async def _wait(self, timeout: float | None) -> None:
-        """Return when an event is there, the client has left, or the time is over. Called for every token: no task, no set."""
+        """Return when there is an event, the client has left, or the time is over.
+
+        This runs for every token, so it makes no task and no set.
+        """
         loop = asyncio.get_running_loop()
         woken = self._woken = loop.create_future()
         wake = _waker(loop, woken)
@@ -159,7 +165,7 @@ class Feed(ABC):
                 timer.cancel()
 
     async def take_first(self, timeout: float) -> list[Tagged]:
-        """The same, but a request that failed before it did anything raises.
+        """Like `take`, but raises if a request failed before its first token.
 
         Raises:
             ClientGone: the client left.
@@ -174,23 +180,23 @@ class Feed(ABC):
 
     @abstractmethod
     def write(self, events: list[Tagged]) -> str:
-        """The events as server-sent ones."""
+        """Server-sent events for these events."""
 
     def close(self) -> None:
-        """End the computations, if they still run, and stop listening."""
+        """Cancel what still runs, and stop listening."""
         for request in self.requests:
             request.cancel()
         if self._gone is not None:
             self._gone.cancel()
 
 
-class Told:
-    """Progress as comments, once per percent."""
+class ProgressComments:
+    """Progress as comments of an event stream, once per percent."""
 
     def __init__(self) -> None:
         self._last: tuple[str, int] | None = None
 
-    def news(self, event: Progress) -> tuple[str, int] | None:
+    def changed(self, event: Progress) -> tuple[str, int] | None:
         """The phase and its percent, if they have changed."""
         percent = event.done * 100 // event.total if event.total else 0
         if self._last == (event.phase, percent):
@@ -199,9 +205,9 @@ class Told:
         return self._last
 
     def comment(self, event: Progress) -> str:
-        """The same as a comment of an event stream."""
-        news = self.news(event)
-        return f": {news[0]} {news[1]}%\n\n" if news else ""
+        """The comment; empty if the percent has not changed."""
+        step = self.changed(event)
+        return f": {step[0]} {step[1]}%\n\n" if step else ""
 
 
 class Delivery(Feed):
@@ -212,22 +218,22 @@ class Delivery(Feed):
         self.request = stream.request
         self._tokens = 0
         self._first_token: float | None = None
-        self._told = Told()
+        self._progress = ProgressComments()
 
     def messages(self, events: list[Tagged]) -> Iterator[Payload]:
-        """What to tell the client. Progress is told once per percent."""
+        """The messages for the client. Progress is reported once per percent."""
         for _, event in events:
             if isinstance(event, TextDelta):
                 if self._first_token is None:
                     self._first_token = time.monotonic()
                 yield (
                     "token",
-                    {"request_id": self.request.id, "index": self._tokens, "text": event.text, **_besides(event)},
+                    {"request_id": self.request.id, "index": self._tokens, "text": event.text, **_other_fields(event)},
                 )
                 self._tokens += 1
             elif isinstance(event, Progress):
-                if (news := self._told.news(event)) is not None:
-                    yield "progress", {"request_id": self.request.id, "phase": news[0], "percent": news[1]}
+                if (step := self._progress.changed(event)) is not None:
+                    yield "progress", {"request_id": self.request.id, "phase": step[0], "percent": step[1]}
             elif isinstance(event, Finished):
                 yield "done", self._done(event.result)
             elif isinstance(event, Failed):
@@ -238,7 +244,7 @@ class Delivery(Feed):
         return "".join(_frame(name, data) for name, data in self.messages(events))
 
     def _done(self, result: GenerationResult) -> dict[str, Any]:
-        """The result and its metrics: latency as this client saw it, with any load; speed of the computation alone."""
+        """The result and its metrics. The latency is the client's and includes a load; the speed is that of the computation."""
         latency = None if self._first_token is None else self._first_token - self.request.created
         speed = result.tokens_generated / result.execution_time if result.execution_time > 0 else 0.0
         return {
@@ -249,8 +255,8 @@ class Delivery(Feed):
         }
 
 
-def _besides(delta: TextDelta) -> dict[str, Any]:
-    """What a delta holds beside its text."""
+def _other_fields(delta: TextDelta) -> dict[str, Any]:
+    """The fields of a delta other than its text."""
     found: dict[str, Any] = {"reasoning": delta.reasoning} if delta.reasoning else {}
     if delta.tool_calls:
         found["tool_calls"] = [asdict(call) for call in delta.tool_calls]
@@ -266,9 +272,9 @@ def _frame(name: str, data: dict[str, Any]) -> str:
 
 
 class EventStream(Response):
-    """Answers as server-sent events. Sends what is waiting in one piece; ends the computation when the client leaves.
+    """Answers as server-sent events. Events that wait are sent in one piece. If the client leaves, the computation ends.
 
-    It listens for the client's leave itself: Starlette's streaming response does so only for some ASGI versions.
+    This class watches for the client's disconnect itself: Starlette's streaming response does so only for some ASGI versions.
     """
 
     media_type = "text/event-stream"
@@ -286,7 +292,7 @@ class EventStream(Response):
 
         Raises:
             ClientGone: the client left.
-            RuntimeFault: the request failed before it did anything; the answer is not begun.
+            RuntimeFault: the request failed before its first token. Nothing was sent.
         """
         try:
             return cls(feed, await feed.take_first(KEEP_ALIVE_S))

@@ -1,4 +1,4 @@
-"""Faults as HTTP: one table from type to status, and two JSON envelopes: ours, and OpenAI's."""
+"""Faults as HTTP: one table from type to status, and two JSON envelopes: the native one and OpenAI's."""
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -32,7 +32,7 @@ class BodyTooLarge(InvalidInput):
 
 
 class InvalidField(InvalidInput):
-    """A request whose field `param` is wrong: its place, as `messages.0.content`; None for the whole."""
+    """A request with a wrong field. `param` is its place, as in `messages.0.content`; None if it is the body as a whole."""
 
     def __init__(self, message: str, *, param: str | None = None, hint: str = "Correct the fields named.") -> None:
         super().__init__(message, hint=hint)
@@ -40,7 +40,7 @@ class InvalidField(InvalidInput):
 
 
 class Unsupported(InvalidField):
-    """A field that is known and cannot be served; ignoring it would change the answer's meaning."""
+    """A known field that is not supported. If it were ignored, the answer would mean something else."""
 
     code = "unsupported_parameter"
 
@@ -49,7 +49,7 @@ class Unsupported(InvalidField):
 
 
 class ClientGone(Exception):
-    """The client left before its answer was there."""
+    """The client left before its answer was ready."""
 
 
 STATUS: dict[type[RuntimeFault], int] = {
@@ -72,7 +72,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.EngineDied: 503,
     errors.SettingsFault: 500,
 }
-"""A type that is not here has the status of its nearest base."""
+"""A type that is not in the table has the status of its nearest base class."""
 
 
 class ErrorDetail(BaseModel):
@@ -91,16 +91,16 @@ class ErrorEnvelope(BaseModel):
 
 
 _MEANINGS = {
-    403: "Not allowed: a path outside the model roots, pickle weights, remote code; or not authenticated",
+    403: "Not allowed: a path outside the model folders, pickle weights, remote code; or not authenticated",
     404: "Unknown model or request",
-    409: "In conflict, or in use",
+    409: "The name has another configuration, or the model is in use",
     413: "The body is too large",
     422: "Invalid input; the message names the field",
     429: "Too many requests wait for the model",
     500: "The engine failed; the message says why",
     501: "An optional dependency is missing; the hint says how to install it",
     502: "A download failed",
-    503: "The process of the model ended; the message says how",
+    503: "The process of the model died (code `engine_died`). The message says how; the next request loads the model again",
     507: "The model does not fit in memory",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -132,7 +132,7 @@ _OPENAI_CODES = {ContextOverflow.code: "context_length_exceeded"}
 
 
 class OpenAIError(BaseModel):
-    """What went wrong, in OpenAI's words."""
+    """What went wrong, in OpenAI's form."""
 
     message: str
     type: str = Field(examples=["invalid_request_error"])
@@ -153,13 +153,13 @@ OPENAI_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def openai_status(fault: RuntimeFault) -> int:
-    """The same status, as OpenAI has it: what is invalid is a 400."""
+    """The status in OpenAI's API, where invalid input is 400."""
     status = status_of(fault)
     return _OPENAI_STATUS.get(status, status)
 
 
 def openai_envelope(fault: RuntimeFault) -> dict[str, Any]:
-    """A fault in the form that OpenAI's clients read."""
+    """The envelope that OpenAI's clients read."""
     param = getattr(fault, "param", None)
     message = fault.message if fault.message.endswith((".", "?", "!")) else f"{fault.message}."
     return openai_error(
@@ -169,18 +169,18 @@ def openai_envelope(fault: RuntimeFault) -> dict[str, Any]:
 
 
 def openai_error(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """An error in OpenAI's envelope; the status says of what type it is."""
+    """An error in OpenAI's envelope. Its type follows from the status."""
     kind = "server_error" if status >= 499 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": _printable(message), "type": kind, "param": param and _printable(param), "code": code}}
 
 
 def _printable(text: str) -> str:
-    """Bounded, and free of lone surrogates, which JSON can bring in and UTF-8 cannot carry out."""
+    """The text, cut to a limit and without lone surrogates: JSON can contain them, UTF-8 cannot."""
     return text[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
 
 
 def validation_fault(problems: Sequence[Any]) -> InvalidField:
-    """Pydantic's list of problems as one fault that names the fields."""
+    """One fault that names the fields in pydantic's list of problems."""
     lines, first = [], None
     for problem in problems[:_SHOWN_ERRORS]:
         field = ".".join(str(part) for part in problem["loc"])
@@ -193,7 +193,7 @@ def validation_fault(problems: Sequence[Any]) -> InvalidField:
 
 
 def as_fault(error: Exception) -> RuntimeFault:
-    """Any exception as a fault; one that nobody foresaw is logged and its reason told."""
+    """A fault for any exception. An unexpected exception is logged, and its reason is in the message."""
     if isinstance(error, RuntimeFault):
         return error
     if isinstance(error, RequestValidationError):
@@ -204,7 +204,7 @@ def as_fault(error: Exception) -> RuntimeFault:
 
 
 class FaultRoute(APIRoute):
-    """A route that bounds the body and answers faults with the envelope; what authentication raises passes through."""
+    """A route that limits the body and answers faults with the envelope. Exceptions of authentication pass through."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
@@ -214,7 +214,7 @@ class FaultRoute(APIRoute):
             try:
                 return await handle(Request(request.scope, _bounded(request)))
             except ClientGone:
-                return Response(status_code=499)  # nobody reads it
+                return Response(status_code=499)  # nobody reads this
             except HTTPException as error:
                 if isinstance(error.__cause__, RuntimeFault):
                     fault: RuntimeFault = error.__cause__
@@ -233,12 +233,12 @@ class FaultRoute(APIRoute):
         return JSONResponse(envelope(fault), status_of(fault))
 
     def refused(self, error: HTTPException) -> Response:
-        """What authentication raised."""
+        """Answer an exception of authentication."""
         raise error
 
 
 def _bounded(request: Request) -> Receive:
-    """The request's `receive`, which raises `BodyTooLarge` once the body, announced or chunked, is over the limit."""
+    """The request's `receive`. It raises `BodyTooLarge` if the body is too large by its header or by its chunks."""
     announced = request.headers.get("content-length", "")
     received = 0
 

@@ -1,9 +1,9 @@
-"""Text over REST: whole, as server-sent events, and cancelled."""
+"""Text over REST: in one answer, as server-sent events; and cancelling."""
 
 from fastapi import APIRouter, Request, Response
 
 from lfx_local_runtimes.routes.access import Manager
-from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnected, whole
+from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Cancelled, GenerateBody
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
@@ -13,15 +13,15 @@ router = APIRouter(route_class=FaultRoute)
 
 @router.post("/generate")
 async def generate(body: GenerateBody, request: Request, manager: Manager) -> GenerationResult:
-    """The whole answer. The model is loaded if it must be; a client that leaves ends the computation."""
+    """The complete answer. The model is loaded if necessary. If the client leaves, the computation ends."""
     stream = manager.stream(body.model_name, body.generation, request_id=body.request_id)
-    (result,) = await whole([stream], disconnected(request.receive))
+    (result,) = await wait_for_all([stream], disconnected(request.receive))
     return result
 
 
 @router.post(
     "/generate/stream",
-    response_class=Response,  # none of its own in OpenAPI: the errors stay JSON
+    response_class=Response,  # no schema for 200 in OpenAPI; the errors keep their JSON
     responses={
         200: {
             "description": "Server-sent events: `token` …, then `done` or `error`",
@@ -30,15 +30,15 @@ async def generate(body: GenerateBody, request: Request, manager: Manager) -> Ge
     },
 )
 async def generate_stream(body: GenerateBody, request: Request, manager: Manager) -> Response:
-    """The answer as it comes, as server-sent events with JSON data.
+    """The answer while it is generated, as server-sent events with JSON data.
 
-    - `token`: request_id, index, text; reasoning, tool_calls and logprobs where there are any
-    - `done`: request_id, the whole result, first_token_latency_ms (from the request's arrival, with any load) and
+    - `token`: request_id, index, text; reasoning, tool_calls and logprobs if there are any
+    - `done`: request_id, the complete result, first_token_latency_ms (since the request arrived, a load included) and
       tokens_per_second (of the computation)
-    - `error`: request_id and the error envelope
+    - `error`: request_id and the error envelope, for example with the code `engine_died`
 
-    Comments tell of downloads and loads on the way. What fails before anything was sent is answered with its own
-    status. Closing the stream ends the computation.
+    Comments report the progress of downloads and loads. A request that fails before anything was sent is answered with
+    the status of its error. Closing the stream ends the computation.
     """
     stream = manager.stream(body.model_name, body.generation, request_id=body.request_id)
     return await EventStream.begin(Delivery(stream, disconnected(request.receive)))
@@ -46,5 +46,5 @@ async def generate_stream(body: GenerateBody, request: Request, manager: Manager
 
 @router.post("/requests/{request_id}/cancel")
 async def cancel_request(request_id: str, manager: Manager) -> Cancelled:
-    """End a running or waiting request. Says what state it was in."""
+    """End a running or waiting request. The answer says in which state it was."""
     return Cancelled(request_id=request_id, state=manager.cancel(request_id).value)

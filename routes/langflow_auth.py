@@ -1,7 +1,7 @@
-"""Langflow's authentication, holding its database only while it looks the caller up.
+"""Langflow's authentication. It uses the database only while it looks up the caller.
 
-`get_current_active_user` keeps its session, and with an API key an uncommitted write, open until the endpoint returns;
-on SQLite a generation of a minute would lock everybody else's writes out for a minute.
+`get_current_active_user` keeps its session open until the endpoint returns. With an API key that session has an
+uncommitted write. On SQLite, a generation of one minute would block all other writes for one minute.
 """
 
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Models over REST: register, load, unload, look at. Plain `def` endpoints run in a thread, so they may read the disk."""
+"""Models over REST: register, load, unload, inspect. Plain `def` endpoints run in a thread, so they may read the disk."""
 
 import asyncio
 import contextlib
@@ -25,13 +25,13 @@ _unloads: set["asyncio.Task[list[str]]"] = set()
 @router.post(
     "/models/register",
     status_code=201,
-    responses={200: {"model": ModelStatus, "description": "Registered already with this configuration"}},
+    responses={200: {"model": ModelStatus, "description": "It was registered already with this configuration"}},
 )
 def register_model(config: ModelConfig, response: Response, manager: Manager) -> ModelStatus:
-    """Remember a model under its name, across restarts. Loads nothing: the first request does.
+    """Remember a model under its name, also after a restart. This loads nothing: the first request loads the model.
 
-    A local `model_id` must lie inside an allowed model root. 201 when it is new, 200 when this very configuration was
-    there, 409 when the name has another one.
+    A local `model_id` must lie inside an allowed model folder. 201: the model is new. 200: it was registered already with
+    this configuration. 409: the name has another configuration.
     """
     response.status_code = 201 if manager.register_model(config, restrict_paths=True) else 200
     return manager.model_status(config.model_name)
@@ -39,14 +39,14 @@ def register_model(config: ModelConfig, response: Response, manager: Manager) ->
 
 @router.post("/models/load")
 async def load_model(model_name: QueryName, manager: Manager) -> ModelStatus:
-    """Bring a model into memory and wait for it. A client that leaves does not stop the load."""
+    """Load a model into memory and wait for it. If the client leaves, the load goes on."""
     await manager.load_model(model_name)
     return await run_in_threadpool(manager.model_status, model_name)
 
 
 @router.post("/models/unload")
 async def unload_model(model_name: QueryName, manager: Manager, force: Force = False) -> ModelStatus:
-    """Take a model out of memory and wait until it is. 409 while it is in use, unless `force` is set."""
+    """Take a model out of memory and wait for that. 409 while the model is in use, unless `force` is set."""
     await manager.unload_model(model_name, force=force)
     return await run_in_threadpool(manager.model_status, model_name)
 
@@ -57,9 +57,9 @@ def list_models(manager: Manager) -> ModelList:
     return ModelList(models=manager.list_models())
 
 
-@router.get("/models/{model_name:path}/validate")  # before models/{model_name:path}, which would swallow it
+@router.get("/models/{model_name:path}/validate")  # before models/{model_name:path}, which would match it too
 def validate_model(model_name: PathName, manager: Manager) -> ModelReport:
-    """Inspect a model's files: format, engine that will serve it, problems. Loads nothing."""
+    """Inspect a model's files: their format, problems, and the engine that will serve them. Loads nothing."""
     return ModelReport.of(model_name, manager.validate_model(model_name))
 
 
@@ -71,7 +71,7 @@ def model_status(model_name: PathName, manager: Manager) -> ModelStatus:
 
 @router.get("/status")
 def status(manager: Manager) -> ModelList:
-    """The models in memory, on their way in or out, and those that failed: with engine, memory and process."""
+    """The models that are in memory, loading, unloading or failed, with engine, memory and process."""
     failed = [model for model in manager.list_models() if model.state == "failed"]
     return ModelList(models=[*_in_memory(manager), *failed])
 
@@ -90,7 +90,7 @@ def stats(manager: Manager) -> Stats:
 
 @router.post("/unload-all", status_code=202)
 async def unload_all(manager: Manager, force: Force = False) -> Unloading:
-    """Take every model out of memory, in the background. Those in use stay unless `force` is set."""
+    """Take every model out of memory, in the background. Models in use stay, unless `force` is set."""
     models = await run_in_threadpool(_in_memory, manager)
     in_use = [] if force else [model.model_name for model in models if model.leases]
     task = asyncio.create_task(manager.unload_all(force=force))
@@ -102,6 +102,6 @@ async def unload_all(manager: Manager, force: Force = False) -> Unloading:
 def _in_memory(manager: RuntimeManager) -> list[ModelStatus]:
     rows: list[ModelStatus] = []
     for name in manager.loaded_models():
-        with contextlib.suppress(ModelNotFound):  # gone meanwhile
+        with contextlib.suppress(ModelNotFound):  # it has left meanwhile
             rows.append(manager.model_status(name))
     return rows

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers that are the routes' own."""
+"""Bodies of requests and answers that only the routes use."""
 
 from typing import Annotated, Any
 
@@ -20,16 +20,16 @@ class Addressed(BaseModel):
 
     model_name: ModelRef = Field(examples=["gemma-3-270m"])
     request_id: Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
-        default=None, description="Your own id to cancel the request by; one is made up otherwise."
+        default=None, description="Your id for the request, for cancelling it. If you send none, the server makes one."
     )
 
 
 class GenerateBody(Addressed, GenerationConfig):
-    """A request for text: the model, a prompt or messages, and how to sample."""
+    """A request for text: the model, a prompt or messages, and sampling options."""
 
     @property
     def generation(self) -> GenerationConfig:
-        """The part that is the engine room's."""
+        """The part for the engine room."""
         return ask_of(self, GenerationConfig)
 
 
@@ -38,19 +38,19 @@ class _Answer(BaseModel):
 
 
 class ModelList(_Answer):
-    """Models and where they stand."""
+    """Models and their states."""
 
     models: list[ModelStatus]
 
 
 class ModelReport(_Answer):
-    """What a model's files say, nothing loaded. Sizes are MiB, lengths tokens."""
+    """Facts from a model's files; nothing is loaded. Sizes are in MiB, lengths in tokens."""
 
     model_name: str
     valid: bool
     problems: list[str]
     format: str
-    engine: str | None = Field(description="The engine that will serve it.")
+    engine: str | None = Field(description="The engine that will serve the model.")
     path: str
     files: list[str]
     size_mb: float
@@ -76,17 +76,17 @@ class ModelReport(_Answer):
 
 
 class Unloading(_Answer):
-    """What `unload-all` is taking out of memory."""
+    """The models that `unload-all` takes out of memory."""
 
     unloading: list[str]
-    in_use: list[str] = Field(description="Left alone; `force=true` cancels their requests.")
+    in_use: list[str] = Field(description="These stay, because they are in use. `force=true` cancels their requests.")
 
 
 class Cancelled(_Answer):
-    """A request that was told to end."""
+    """A request that was cancelled."""
 
     request_id: str
-    state: str = Field(description="The state it was in: queued, running, or finished, failed, cancelled already.")
+    state: str = Field(description="The state before: queued or running; or finished, failed or cancelled already.")
 
 
 class ModelHealth(_Answer):
@@ -101,12 +101,12 @@ class ModelHealth(_Answer):
 
 
 class Health(_Answer):
-    """Whether the runtime serves, and what it holds."""
+    """Whether the runtime serves, and the models in memory."""
 
     status: str
     registered_models: int
     loaded_models: int
-    device: str = Field(description="Where a model goes that asks for no device.")
+    device: str = Field(description="The device of models that name none.")
     models: dict[str, ModelHealth]
 
 

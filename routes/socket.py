@@ -1,4 +1,4 @@
-"""Text over a WebSocket: one request after another, cancelled by a message or by closing."""
+"""Text over a WebSocket: one request after another, cancelled by a message or by closing the socket."""
 
 import asyncio
 import json
@@ -28,14 +28,14 @@ router = APIRouter()
 async def generate_socket(websocket: WebSocket, manager: Manager) -> None:
     """Send the body of `generate`; receive `{"event": "token" | "progress" | "done" | "error", "request_id", …}`.
 
-    `{"type": "cancel"}` ends the running request, and so does closing the socket. Requests follow one another.
+    `{"type": "cancel"}` ends the running request, and so does closing the socket. A socket runs one request at a time.
     """
     await websocket.accept()
     await _Conversation(websocket, manager).run()
 
 
 class _Conversation:
-    """One socket. The reader never waits for an answer, so a cancel is heard at once."""
+    """One socket. The reader never waits for an answer, so it reads a cancel at once."""
 
     def __init__(self, websocket: WebSocket, manager: RuntimeManager) -> None:
         self._websocket = websocket
@@ -48,7 +48,7 @@ class _Conversation:
             while (message := await self._websocket.receive())["type"] == "websocket.receive":
                 raw = message.get("text") or message.get("bytes") or ""
                 try:
-                    await self._hear(raw)
+                    await self._receive(raw)
                 except Exception as error:  # noqa: BLE001 - as_fault logs what is not ours
                     await self._send("error", {"request_id": None, **envelope(as_fault(error))})
         except ClientGone:
@@ -59,7 +59,7 @@ class _Conversation:
             if self._sender is not None:
                 self._sender.cancel()
 
-    async def _hear(self, raw: str | bytes) -> None:
+    async def _receive(self, raw: str | bytes) -> None:
         message = _parse(raw)
         if "cancel" in (message.get("type"), message.get("event")):
             if self._delivery is not None:
@@ -74,14 +74,14 @@ class _Conversation:
             )
         stream = self._manager.stream(body.model_name, body.generation, request_id=body.request_id)
         self._delivery = Delivery(stream)
-        self._sender = asyncio.create_task(self._tell(self._delivery))
+        self._sender = asyncio.create_task(self._send_messages(self._delivery))
 
-    async def _tell(self, delivery: Delivery) -> None:
+    async def _send_messages(self, delivery: Delivery) -> None:
         try:
             while not delivery.ended:
                 for name, data in delivery.messages(await delivery.take()):
                     await self._send(name, data)
-        except ClientGone:  # the reader hears of it too
+        except ClientGone:  # the reader notices it too
             pass
         finally:
             delivery.close()

@@ -52,11 +52,11 @@ class LocalRuntimeEmbeddings(TaskModel, Embeddings):
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """A vector for each document; cancelling the call cancels the computation."""
-        return _vectors(await self.aask(EmbeddingAsk, **self._options(texts, "document"))) if texts else []
+        return _vectors(await self.ask_async(EmbeddingAsk, **self._options(texts, "document"))) if texts else []
 
     async def aembed_query(self, text: str) -> list[float]:
         """The vector of a query."""
-        return _vectors(await self.aask(EmbeddingAsk, **self._options([text], "query")))[0]
+        return _vectors(await self.ask_async(EmbeddingAsk, **self._options([text], "query")))[0]
 
     def _options(self, texts: Sequence[str], role: Literal["query", "document"]) -> dict[str, Any]:
         prompt = self.query_prompt if role == "query" else self.document_prompt
@@ -94,7 +94,9 @@ class LocalRuntimeReranker(TaskModel, BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """Like `compress_documents`; cancelling the call cancels the computation."""
-        return _ordered(documents, await self.aask(RerankAsk, **self._options(documents, query))) if documents else []
+        return (
+            _ordered(documents, await self.ask_async(RerankAsk, **self._options(documents, query))) if documents else []
+        )
 
     def _options(self, documents: Sequence[Document], query: str) -> dict[str, Any]:
         texts = tuple(document.page_content for document in documents)

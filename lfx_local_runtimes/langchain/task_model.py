@@ -1,4 +1,4 @@
-"""`TaskModel`: a local model that is asked for something other than text."""
+"""`TaskModel`: a local model for a task other than text generation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +14,19 @@ from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT, TaskResult
 
 
 class TaskModel(BaseModel):
-    """A model of the process-wide `RuntimeManager`: how it is loaded, and a way to ask it.
+    """A model of the process-wide `RuntimeManager`, with options for its load.
 
-    Making one costs nothing: the weights live in the manager. Options left at None are the model's own.
+    Making one costs nothing: the manager holds the weights. Options left at None are the model's own.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str = Field(min_length=1, description="A name the manager knows, a path inside a model folder, or a hub id.")
     keep_alive: float | None = Field(
-        default=None, description="Idle seconds the model stays in memory afterwards; -1 is for good."
+        default=None, description="Seconds the model stays in memory afterwards when idle; -1 keeps it forever."
     )
     runtime_type: str | None = Field(
-        default=None, description="Engine; another than the model's own makes a second copy of it."
+        default=None, description="Engine. If it is not the model's own, a second copy of the model is loaded."
     )
     device_type: str | None = None
     quantization: str | None = None
@@ -35,37 +35,37 @@ class TaskModel(BaseModel):
         default=None,
         exclude=True,
         repr=False,
-        description="Hears of downloads and loads on the way, and of the result.",
+        description="Called with the progress of downloads and loads, and with the result.",
     )
 
     def ask(self, kind: type[Ask[ResultT]], **options: Any) -> ResultT:
-        """The result of a task, on this thread; options that are None are left to the task.
+        """The result of a task, on this thread. Options that are None take the task's defaults.
 
         Raises:
             InvalidInput: an option out of range.
-            RuntimeFault: the model cannot be found, loaded or run, or does something else, with the reason.
+            RuntimeFault: the model cannot be found, loaded or run, or cannot do the task, with the reason.
         """
-        asked = self._asked(kind, options)
-        run = get_runtime_manager().start(variant(self.model, self._loading()), asked, progress=self.observer)
-        return self._heard(run.wait())
+        ask = self._make_ask(kind, options)
+        run = get_runtime_manager().start(variant(self.model, self._loading()), ask, progress=self.observer)
+        return self._report(run.wait())
 
-    async def aask(self, kind: type[Ask[ResultT]], **options: Any) -> ResultT:
-        """As `ask`, on this event loop; cancelling the caller cancels the computation."""
-        asked = self._asked(kind, options)
-        run = get_runtime_manager().start(variant(self.model, self._loading()), asked, progress=self.observer)
-        return self._heard(await run.wait_async())
+    async def ask_async(self, kind: type[Ask[ResultT]], **options: Any) -> ResultT:
+        """Like `ask`, on this event loop. Cancelling the caller cancels the computation."""
+        ask = self._make_ask(kind, options)
+        run = get_runtime_manager().start(variant(self.model, self._loading()), ask, progress=self.observer)
+        return self._report(await run.wait_async())
 
     def _loading(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in LOADING}
 
-    def _asked(self, kind: type[Ask[ResultT]], options: dict[str, Any]) -> Ask[ResultT]:
-        given = {"keep_alive": self.keep_alive, **options}
+    def _make_ask(self, kind: type[Ask[ResultT]], options: dict[str, Any]) -> Ask[ResultT]:
+        values = {"keep_alive": self.keep_alive, **options}
         try:
-            return kind.model_validate({name: value for name, value in given.items() if value is not None})
+            return kind.model_validate({name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
             raise InvalidInput(first_problem(error), model_name=self.model) from error
 
-    def _heard(self, result: ResultT) -> ResultT:
+    def _report(self, result: ResultT) -> ResultT:
         if self.observer is not None and isinstance(result, TaskResult):
             self.observer(result)
         return result

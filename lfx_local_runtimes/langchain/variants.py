@@ -1,4 +1,4 @@
-"""A model with load options of one's own: the key to ask the manager by."""
+"""A model with load options of the caller: the key under which the manager knows it."""
 
 from collections.abc import Mapping
 from typing import Any

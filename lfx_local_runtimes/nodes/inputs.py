@@ -240,14 +240,14 @@ def preset_input() -> DropdownInput:
 # -- values --------------------------------------------------------------------------------------------------------------
 
 
-def given(value: Any) -> Any:
+def value_of(value: Any) -> Any:
     """An input's value; None if it was left empty or at auto."""
     return None if value is None or value in ("", AUTO) else value
 
 
 def loading_options(node: Component) -> dict[str, Any]:
     """A node's load options, without those left empty or at auto."""
-    values = {name: given(getattr(node, name)) for name in LOADING_FIELDS}
+    values = {name: value_of(getattr(node, name)) for name in LOADING_FIELDS}
     if values["context_length"] == 0:
         values["context_length"] = None
     return {name: value for name, value in values.items() if value is not None}
@@ -255,7 +255,7 @@ def loading_options(node: Component) -> dict[str, Any]:
 
 def sampling_options(node: Component) -> dict[str, Any]:
     """A node's sampling options, without those left empty."""
-    values = {name: given(getattr(node, name)) for name in (*SAMPLING_DEFAULTS, "seed")}
+    values = {name: value_of(getattr(node, name)) for name in (*SAMPLING_DEFAULTS, "seed")}
     if values["seed"] == ANY_SEED:
         values["seed"] = None
     return {name: value for name, value in values.items() if value is not None}
@@ -264,7 +264,7 @@ def sampling_options(node: Component) -> dict[str, Any]:
 def stop_texts(values: Any) -> list[str]:
     r"""The texts of a stop input, with \n and \t read as a new line and a tab."""
     items = values if isinstance(values, list) else [values]
-    return [str(item).replace("\\n", "\n").replace("\\t", "\t") for item in items if given(item) is not None]
+    return [str(item).replace("\\n", "\n").replace("\\t", "\t") for item in items if value_of(item) is not None]
 
 
 def labels_of(values: Any) -> list[str]:
@@ -299,7 +299,7 @@ def schema_of(rows: Any) -> dict[str, Any] | None:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def told_of(schema: Mapping[str, Any]) -> str:
+def describe_schema(schema: Mapping[str, Any]) -> str:
     """An output schema described in words, for the model."""
     fields = []
     for name, value in schema["properties"].items():

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
 from lfx_local_runtimes.langchain.messages import first_problem
-from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, given, loading_options
+from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, loading_options, value_of
 from lfx_local_runtimes.nodes.reports import Reporter
 from lfx_local_runtimes.runtimes.config import ModelConfig
 
@@ -18,7 +18,7 @@ PROVIDER_ID = "local-runtimes"
 
 
 async def model_choices(*, model_type: str = "llm") -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the local models and, beside each, what a list shows of it."""
+    """The names of the local models, and for each what a list shows beside it."""
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
     models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
@@ -28,9 +28,9 @@ async def model_choices(*, model_type: str = "llm") -> tuple[list[str], list[dic
 
 
 def list_models_in(build_config: dict[str, Any], names: list[str], details: list[dict[str, Any]]) -> dict[str, Any]:
-    """Offer models in a node's list. The one that is chosen stays in it: Langflow shows no other value."""
+    """Offer models in a node's list. The chosen one stays in it: Langflow only shows values that are in the list."""
     field = build_config["model_name"]
-    chosen = given(field.get("value"))
+    chosen = value_of(field.get("value"))
     if chosen is not None and chosen not in names:
         names, details = [*names, chosen], [*details, {}]
     field["options"], field["options_metadata"] = names, details
@@ -38,12 +38,12 @@ def list_models_in(build_config: dict[str, Any], names: list[str], details: list
 
 
 def chosen_model(node: Component) -> str:
-    """The model a node names.
+    """The model that is chosen in a node.
 
     Raises:
-        ModelNotFound: it names none.
+        ModelNotFound: none is chosen.
     """
-    if (name := given(node.model_name)) is None:
+    if (name := value_of(node.model_name)) is None:
         raise ModelNotFound("No model is chosen.", hint="Choose one in the node's Model field.")
     return str(name)
 
@@ -55,14 +55,14 @@ REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned")
 
 
 async def manage_model(node: Component) -> dict[str, Any]:
-    """Do what a Model Manager node says and return the model's state, with `changed`.
+    """Do the action of a Model Manager node. Return the model's state, and in `changed` whether the action changed it.
 
     Raises:
-        RuntimeFault: it cannot be done, with the reason.
+        RuntimeFault: the action failed, with the reason.
     """
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
-    name, action = given(node.model_name), node.action
+    name, action = value_of(node.model_name), node.action
     if name is None:
         raise ModelNotFound("No model is named.", hint="Fill in the node's Model field.")
     manager = await asyncio.to_thread(get_runtime_manager)
@@ -92,22 +92,22 @@ def registration(node: Component) -> ModelConfig:
         InvalidInput: a field is missing or out of range.
     """
     values = loading_options(node)
-    if (source := given(node.model_id)) is not None:
+    if (source := value_of(node.model_id)) is not None:
         values["model_id"] = source
     if "model_id" not in values:
         raise InvalidInput(
-            "No source is given to register.", model_name=node.model_name, hint="Fill in the node's Source field."
+            "There is no source to register.", model_name=node.model_name, hint="Fill in the node's Source field."
         )
     try:
         return ModelConfig(
-            model_name=node.model_name, pinned=bool(node.pinned), parallel=given(node.parallel) or None, **values
+            model_name=node.model_name, pinned=bool(node.pinned), parallel=value_of(node.parallel) or None, **values
         )
     except ValidationError as error:
         raise InvalidInput(first_problem(error), model_name=str(node.model_name)) from error
 
 
 def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
-    """Show a Model Manager node's fields that its action uses."""
+    """Show the fields of a Model Manager node that its action uses."""
     for field in REGISTER_FIELDS:
         build_config[field]["show"] = action == "Register"
     build_config["force"]["show"] = action == "Unload"

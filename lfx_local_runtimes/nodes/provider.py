@@ -1,4 +1,4 @@
-"""The model provider *Local Runtimes*: what Langflow's own Language Model and Agent nodes may pick."""
+"""The model provider *Local Runtimes*: models for Langflow's own Language Model and Agent nodes."""
 
 import logging
 from typing import Any
@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 PROVIDER = "Local Runtimes"
 ICON = "Cpu"
 
-_PASSING = ("variant", "request")
-"""Where models come from that only options of a node, or a name in a request, have made."""
+_TEMPORARY = ("variant", "request")
+"""Sources of models that exist only because of a node's options, or of a name in a request."""
 
 
 def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[str, Any]]:
     """The catalogue rows of every local model of a kind, called by Langflow whenever it lists models.
 
-    Reads names, and the headers and configurations that have changed: no weights.
-    Local models are the same for every user. Every model that writes can be offered tools, and be made to call one;
-    whether it chooses well by itself is up to the model.
+    It reads names, and headers and configurations that have changed. It reads no weights.
+    Local models are the same for every user. Every text model is listed as able to call tools, because a call can be
+    forced. Whether a model chooses tools well by itself depends on the model.
     """
     try:
         rows = get_runtime_manager().list_models()
@@ -30,7 +30,7 @@ def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[st
         logger.warning("local models cannot be listed: %s", fault)
         return []
     wanted = {"llm": "llm", "embeddings": "embedding"}.get(model_type)
-    names = sorted(row.model_name for row in rows if row.model_type == wanted and row.source not in _PASSING)
+    names = sorted(row.model_name for row in rows if row.model_type == wanted and row.source not in _TEMPORARY)
     return [
         dict(
             create_model_metadata(

@@ -16,7 +16,7 @@ from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.langchain.task_model import TaskModel
-from lfx_local_runtimes.nodes.inputs import CHOICES, given, labels_of, loading_options
+from lfx_local_runtimes.nodes.inputs import CHOICES, labels_of, loading_options, value_of
 from lfx_local_runtimes.nodes.models import PROVIDER_ID, chosen_model, list_models_in, model_choices
 from lfx_local_runtimes.nodes.reports import Reporter, status_of
 from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskResult
@@ -29,12 +29,12 @@ ModelT = TypeVar("ModelT", bound=TaskModel)
 
 
 class TaskBaseComponent(Component):
-    """A node that asks a local model for something other than text, once per run however many outputs are wired."""
+    """A node with a model for one task. It asks the model once per run, for any number of connected outputs."""
 
     model_type: ClassVar[str]
-    """Models of this task are offered."""
+    """The list offers models of this task,"""
     also_by: ClassVar[tuple[str, ...]] = ()
-    """And, behind them, models of these tasks, which can do it too."""
+    """and after them models of these tasks, which can also do it."""
     _result: Any = None
 
     def _pre_run_setup(self) -> None:
@@ -43,13 +43,13 @@ class TaskBaseComponent(Component):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
     ) -> dict[str, Any]:
-        """List the models afresh when their field is opened or refreshed."""
+        """List the models again when their field is opened or refreshed."""
         if field_name != "model_name":
             return build_config
         names, details = await model_choices(model_type=self.model_type)
         for kind in self.also_by:
-            more, of_them = await model_choices(model_type=kind)
-            names, details = [*names, *more], [*details, *of_them]
+            more, more_details = await model_choices(model_type=kind)
+            names, details = [*names, *more], [*details, *more_details]
         return list_models_in(build_config, names, details)
 
     def task_model(self, kind: type[ModelT], **options: Any) -> ModelT:
@@ -60,10 +60,10 @@ class TaskBaseComponent(Component):
         except ValidationError as error:
             raise InvalidInput(first_problem(error), model_name=name) from error
 
-    async def asked(self, kind: type[Ask[Any]], **options: Any) -> Any:
-        """The model's result, of this run."""
+    async def ask_model(self, kind: type[Ask[Any]], **options: Any) -> Any:
+        """The model's result of this run."""
         if self._result is None:
-            self._result = await self.task_model(TaskModel).aask(kind, overflow=self.overflow, **options)
+            self._result = await self.task_model(TaskModel).ask_async(kind, overflow=self.overflow, **options)
         return self._result
 
 
@@ -94,8 +94,8 @@ class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
         made = self.task_model(
             LocalRuntimeEmbeddings,
             dimensions=self.dimensions or None,
-            query_prompt=given(self.query_prompt),
-            document_prompt=given(self.document_prompt),
+            query_prompt=value_of(self.query_prompt),
+            document_prompt=value_of(self.document_prompt),
             normalize=CHOICES[self.normalize],
             overflow=self.overflow,
         )
@@ -105,7 +105,7 @@ class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
     async def vector(self) -> Data:
         """The text and its vector."""
         if not self.input_value and self._vertex is not None and not self._vertex.outgoing_edges:
-            return Data()  # nothing is wired to the node, so Langflow asks for every output
+            return Data()  # the node is connected to nothing, so Langflow asks for every output
         results: list[TaskResult] = []
         report = Reporter(self)
 
@@ -126,7 +126,7 @@ class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
 
 
 class LocalRerankBaseComponent(TaskBaseComponent):
-    """The rows of a table in the order in which they answer a query."""
+    """The rows of a table, sorted by how well they answer a query."""
 
     model_type = "rerank"
     outputs: ClassVar[list[Output]] = [Output(display_name="Ranked", name="ranked", method="ranked")]
@@ -135,10 +135,10 @@ class LocalRerankBaseComponent(TaskBaseComponent):
         """The rows, best first, each with its `rank` (from 1) and `relevance_score`."""
         rows = rows_of(self.documents)
         if not rows:
-            self.status = "nothing to rank"
+            self.status = "no documents"
             return DataFrame([])
         texts = tuple(_text(row, self.text_key, number) for number, row in enumerate(rows, 1))
-        result = await self.asked(RerankAsk, query=self.input_value, documents=texts, top_n=self.top_n or None)
+        result = await self.ask_model(RerankAsk, query=self.input_value, documents=texts, top_n=self.top_n or None)
         self.status = status_of(f"{len(result.ranking)} of {len(rows)}", result)
         return DataFrame(
             [
@@ -149,15 +149,15 @@ class LocalRerankBaseComponent(TaskBaseComponent):
 
 
 def rows_of(value: Any) -> list[dict[str, Any]]:
-    """The rows of tables and data that are wired to an input."""
+    """The rows of the tables and data that are connected to an input."""
     rows: list[dict[str, Any]] = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, DataFrame):
             rows += item.to_dict(orient="records")
         elif isinstance(item, Data):
             rows.append(dict(item.data))
-        elif given(item) is not None:
-            raise InvalidInput(f"{type(item).__name__} is neither a table nor data.", hint="Wire one of those.")
+        elif value_of(item) is not None:
+            raise InvalidInput(f"{type(item).__name__} is neither a table nor data.", hint="Connect one of those.")
     return rows
 
 
@@ -166,7 +166,7 @@ def _text(row: dict[str, Any], column: str, number: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise InvalidInput(
             f"Row {number} has no text in {column!r}.",
-            hint=f"Set the node's Text Column to one of {', '.join(map(str, row))}, or leave such rows out.",
+            hint=f"Set the node's Text Column to one of {', '.join(map(str, row))}, or remove such rows.",
         )
     return text
 
@@ -175,7 +175,7 @@ def _text(row: dict[str, Any], column: str, number: int) -> str:
 
 
 class LabelsBaseComponent(TaskBaseComponent):
-    """The labels of a text. Subclasses say what is asked."""
+    """The labels of a text. Subclasses ask for them."""
 
     outputs: ClassVar[list[Output]] = [
         Output(display_name="Scores", name="scores", method="scores"),
@@ -183,7 +183,7 @@ class LabelsBaseComponent(TaskBaseComponent):
     ]
 
     async def found(self) -> tuple[Label, ...]:
-        """The text's labels, likeliest first."""
+        """The text's labels, best score first."""
         raise NotImplementedError
 
     def _labels(self, result: Any) -> tuple[Label, ...]:
@@ -192,11 +192,11 @@ class LabelsBaseComponent(TaskBaseComponent):
         return labels
 
     async def scores(self) -> DataFrame:
-        """One row per label, likeliest first."""
+        """One row per label, best score first."""
         return DataFrame([{"label": one.label, "score": one.score} for one in await self.found()])
 
     async def label(self) -> Message:
-        """The likeliest label."""
+        """The label with the best score."""
         return Message(text=(await self.found())[0].label)
 
 
@@ -206,17 +206,17 @@ class TextClassifierBaseComponent(LabelsBaseComponent):
     model_type = "classification"
 
     async def found(self) -> tuple[Label, ...]:
-        """The text's labels, likeliest first."""
-        asked = {"texts": (self.input_value,), "top_k": self.top_k or None, "multi_label": CHOICES[self.multi_label]}
-        return self._labels(await self.asked(ClassificationAsk, **asked))
+        """The text's labels, best score first."""
+        options = {"texts": (self.input_value,), "top_k": self.top_k or None, "multi_label": CHOICES[self.multi_label]}
+        return self._labels(await self.ask_model(ClassificationAsk, **options))
 
 
 ELSE = "else"
-"""The output for texts whose likeliest label scores too low."""
+"""The output for texts whose best score is too low."""
 
 
 def label_outputs(labels: Iterable[str]) -> list[Output]:
-    """The outputs of a Zero-Shot Classifier: scores, the best label, a way out for every label, and one for the rest."""
+    """The outputs of a Zero-Shot Classifier: scores, the best label, one output per label, and one for the rest."""
     fixed = [output.model_copy(update={"group_outputs": True}) for output in LabelsBaseComponent.outputs]
     ways = [*((label, _route(index)) for index, label in enumerate(labels)), ("Else", ELSE)]
     routes = [
@@ -231,27 +231,27 @@ def _route(index: int) -> str:
 
 
 class ZeroShotBaseComponent(LabelsBaseComponent):
-    """Which of the caller's labels a text has, and a way out for each."""
+    """Which of the user's labels a text has, with an output for each."""
 
     model_type = "zero_shot"
     also_by = ("embedding",)
 
     def update_outputs(self, frontend_node: dict[str, Any], field_name: str, field_value: Any) -> dict[str, Any]:
-        """A way out for each label, whichever field has changed: Langflow comes with the outputs of a new node."""
+        """Make an output for each label, after a change of any field: Langflow passes the outputs of a new node."""
         labels = field_value if field_name == "labels" else frontend_node["template"]["labels"]["value"]
         frontend_node["outputs"] = label_outputs(labels_of(labels))
         return frontend_node
 
     async def found(self) -> tuple[Label, ...]:
-        """The text's labels, likeliest first."""
-        asked = {
+        """The text's labels, best score first."""
+        options = {
             "texts": (self.input_value,), "labels": tuple(labels_of(self.labels)),
-            "hypothesis": given(self.hypothesis), "multi_label": bool(self.multi_label),
+            "hypothesis": value_of(self.hypothesis), "multi_label": bool(self.multi_label),
         }  # fmt: skip
-        return self._labels(await self.asked(ZeroShotAsk, **asked))
+        return self._labels(await self.ask_model(ZeroShotAsk, **options))
 
     async def route(self) -> Message:
-        """The text, at the output of its likeliest label, or at Else; what hangs on the others does not run."""
+        """The text, at the output of its best label or at Else. Nodes behind the other outputs do not run."""
         best = (await self.found())[0]
         ways = {label: _route(index) for index, label in enumerate(labels_of(self.labels))}
         taken = ways[best.label] if best.score >= float(self.threshold or 0) else ELSE
@@ -259,7 +259,7 @@ class ZeroShotBaseComponent(LabelsBaseComponent):
             others = [name for name in (*ways.values(), ELSE) if name != taken]
             for name in others:
                 self.stop(name)
-            self._vertex.graph.exclude_branches_conditionally(self._id, others)  # holds beyond this pass
+            self._vertex.graph.exclude_branches_conditionally(self._id, others)  # also in later passes of this run
         return Message(text=self.input_value if self._current_output in ("", taken) else "")
 
 
@@ -276,13 +276,13 @@ class EntityTaggerBaseComponent(TaskBaseComponent):
     ]
 
     async def _found(self) -> tuple[Entity, ...]:
-        result = await self.asked(NerAsk, texts=(self.input_value,), min_score=self.min_score)
+        result = await self.ask_model(NerAsk, texts=(self.input_value,), min_score=self.min_score)
         found: tuple[Entity, ...] = result.entities[0]
         self.status = status_of(f"entities: {len(found)}", result)
         return found
 
     async def entities(self) -> DataFrame:
-        """One row per entity: its text, label, score, and where it stands, in characters."""
+        """One row per entity: its text, label, score, and its place, in characters."""
         columns = ("text", "label", "score", "start", "end")
         return DataFrame([{column: getattr(one, column) for column in columns} for one in await self._found()])
 

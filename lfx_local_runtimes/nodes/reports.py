@@ -1,4 +1,4 @@
-"""What a node tells its user: progress while a model is fetched and loaded, and what a result took."""
+"""What a node reports to its user: the progress of downloads and loads, and what a result took."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
 
 
 class Reporter:
-    """Tells a node's log what its model is doing: each tenth of a download or load, and what a result took."""
+    """Writes to a node's log: each tenth of a download or load, and what a result took."""
 
     def __init__(self, node: Component) -> None:
         self._node = node
-        self._said: object = None
+        self._last: object = None
 
     def __call__(self, event: Progress | GenerationResult | TaskResult) -> None:
-        """Log an event, unless it says no more than the last."""
+        """Log an event, unless it says the same as the last one."""
         if isinstance(event, GenerationResult):
             self._node.log(answer_report(event), name="answer")
             return
@@ -26,8 +26,8 @@ class Reporter:
             return
         percent = 100 * event.done // event.total if event.total else None
         step = (event.phase, None if percent is None else percent // 10)
-        if step != self._said:
-            self._said = step
+        if step != self._last:
+            self._last = step
             self._node.log({"phase": event.phase, "percent": percent}, name="progress")
 
 
@@ -52,7 +52,7 @@ def task_report(result: TaskResult) -> dict[str, Any]:
     return {"model_name": result.model_name, **{key: value for key in keys if (value := result.metadata.get(key))}}
 
 
-def status_of(said: str, result: TaskResult) -> str:
-    """A node's status: what came out, and whether the model could read all of it."""
+def status_of(summary: str, result: TaskResult) -> str:
+    """A node's status: a summary of the result, and how much of a text was not read."""
     cut = result.metadata.get("truncated")
-    return f"{said}; too long: up to {max(cut.values()):,} tokens of a text were not read" if cut else said
+    return f"{summary}; too long: up to {max(cut.values()):,} tokens of a text were not read" if cut else summary

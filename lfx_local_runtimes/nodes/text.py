@@ -1,4 +1,4 @@
-"""The work behind Local Model and Gemma. The files in `components/` are thin: flows carry their source along."""
+"""The work behind Local Model and Gemma. The files in `components/` are thin: a flow contains their source."""
 
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -18,12 +18,12 @@ from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.nodes.inputs import (
     AUTO,
     GEMMA_PRESETS,
-    given,
+    describe_schema,
     loading_options,
     sampling_options,
     schema_of,
     stop_texts,
-    told_of,
+    value_of,
 )
 from lfx_local_runtimes.nodes.models import PROVIDER_ID, chosen_model, list_models_in, model_choices
 from lfx_local_runtimes.nodes.reports import Reporter
@@ -40,11 +40,11 @@ GEMMA_SIZES: Mapping[str, Mapping[str, str]] = {
     "google/gemma-7b-it": {"parameters": "7B", "in bf16": "17 GB"},
     "google/gemma-2-9b-it": {"parameters": "9B", "in bf16": "18 GB"},
 }
-"""What the model list shows beside each size; the first is the packaged one, the others are fetched."""
+"""What the model list shows beside each size. The first one comes with the extra `demo`; the others are downloaded."""
 
 
 class LocalModelBaseComponent(LCModelComponent):
-    """A local model as text and as a LangChain model. Subclasses name it and choose the inputs."""
+    """A local model as text and as a LangChain model. Subclasses give it a name and choose the inputs."""
 
     icon = "Cpu"
     model_provider_id = PROVIDER_ID
@@ -68,7 +68,7 @@ class LocalModelBaseComponent(LCModelComponent):
                 raw=bool(self.raw),
                 streaming=bool(self.stream),
                 observer=Reporter(self),
-                tool_choice=given(self.tool_choice) or AUTO,
+                tool_choice=value_of(self.tool_choice) or AUTO,
                 **loading_options(self),
                 **sampling_options(self),
             )
@@ -81,11 +81,11 @@ class LocalModelBaseComponent(LCModelComponent):
 
         from lfx_local_runtimes.nodes.tools import with_tools
 
-        model, tools = self._model(), disambiguate_tool_names(given(self.tools) or [])
+        model, tools = self._model(), disambiguate_tool_names(value_of(self.tools) or [])
         if not tools and model.tool_choice not in (AUTO, "none"):
             raise InvalidInput(
                 f"Tool Choice is {model.tool_choice}, but there is no tool.", model_name=model.model,
-                hint="Wire one to the node's Tools, or set Tool Choice to auto.",
+                hint="Connect one to the node's Tools, or set Tool Choice to auto.",
             )  # fmt: skip
         runnable = with_tools(model, tools, self.log) if tools else model
         self.status = await self.get_chat_result(
@@ -97,14 +97,14 @@ class LocalModelBaseComponent(LCModelComponent):
         """The model's answer as JSON with the fields of the output schema; JSON that is cut off is an error."""
         if (schema := schema_of(self.output_schema)) is None:
             if self._vertex is not None and not self._vertex.outgoing_edges:
-                return Data()  # nothing is wired to the node, so Langflow asks for every output
+                return Data()  # the node is connected to nothing, so Langflow asks for every output
             raise InvalidInput(
                 "The Structured output has no schema.", hint="Add its fields to the node's Output Schema."
             )
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         message = await self.get_chat_result(
             runnable=self._model().bind(response_format=form), stream=False, input_value=self.input_value,
-            system_message="\n\n".join(filter(None, [given(self.system_message), told_of(schema)])),
+            system_message="\n\n".join(filter(None, [value_of(self.system_message), describe_schema(schema)])),
         )  # fmt: skip
         try:
             return Data(data=json.loads(message.text))
@@ -117,7 +117,7 @@ class LocalModelBaseComponent(LCModelComponent):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
     ) -> dict[str, Any]:
-        """List the models afresh when their field is opened or refreshed."""
+        """List the models again when their field is opened or refreshed."""
         return list_models_in(build_config, *await self.choices()) if field_name == "model_name" else build_config
 
     async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -125,25 +125,25 @@ class LocalModelBaseComponent(LCModelComponent):
         return await model_choices()
 
     async def _handle_stream(self, runnable: Any, inputs: Any) -> Any:
-        """As in Langflow, but whichever way this ends (Stop included), the stream is closed and with it the computation."""
+        """Like Langflow's, but the stream is closed at the end, also after Stop. That ends the computation."""
         held = _HeldStream(runnable)
         async with aclosing(held):
             return await super()._handle_stream(held, inputs)
 
 
 class _HeldStream:
-    """Passes a runnable's stream on and can close it: Langflow iterates streams without closing them."""
+    """Passes a runnable's stream on, and can close it. Langflow iterates streams and does not close them."""
 
     def __init__(self, runnable: Any) -> None:
         self._runnable = runnable
         self._stream: AsyncGenerator[Any, None] | None = None
 
     def astream(self, inputs: Any) -> AsyncGenerator[Any, None]:
-        self._stream = self._after_nothing(inputs)
+        self._stream = self._after_empty_piece(inputs)
         return self._stream
 
-    async def _after_nothing(self, inputs: Any) -> AsyncGenerator[Any, None]:
-        yield AIMessageChunk(content="")  # Langflow's UI shows the first piece twice, and nothing twice is nothing
+    async def _after_empty_piece(self, inputs: Any) -> AsyncGenerator[Any, None]:
+        yield AIMessageChunk(content="")  # Langflow's UI shows the first piece twice: let it be an empty one
         async with aclosing(self._runnable.astream(inputs)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -160,7 +160,7 @@ class GemmaBaseComponent(LocalModelBaseComponent):
     """Local Model with Gemma's sizes and sampling presets."""
 
     async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """The Gemmas on this machine, then the sizes to fetch from the hub."""
+        """The Gemmas on this machine, then the sizes that can be downloaded from the hub."""
         names, details = await model_choices()
         offered = {name: detail for name, detail in zip(names, details, strict=True) if "gemma" in name.lower()}
         for name, size in GEMMA_SIZES.items():
@@ -171,7 +171,7 @@ class GemmaBaseComponent(LocalModelBaseComponent):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
     ) -> dict[str, Any]:
-        """As Local Model; choosing a preset fills in its values."""
+        """Like Local Model. Choosing a preset fills in its values."""
         if field_name == "preset":
             for name, value in GEMMA_PRESETS.get(field_value, {}).items():
                 build_config[name]["value"] = value

@@ -1,6 +1,6 @@
 """OpenAI's API over the runtime manager: models, chat/completions, completions, responses, embeddings; and
 rerank, classify, ner, which OpenAI does not have.
 
-Requests are read by models of our own, answers are written with the types of the `openai` package, which takes most of a
-second to import: the modules that need it (`chunks`, `output`, `vectors`) are imported by the first request.
+This package reads requests with its own types and writes answers with those of the `openai` package. To import that takes
+most of a second, so the first request imports the modules that need it (`chunks`, `output`, `vectors`).
 """

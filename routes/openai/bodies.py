@@ -1,4 +1,4 @@
-"""What clients send to chat/completions and completions: exactly OpenAI's names, and our own options beside them."""
+"""What clients send to chat/completions and completions: OpenAI's fields, and the options of this package."""
 
 from typing import Annotated, Any
 
@@ -22,14 +22,14 @@ from lfx_local_runtimes.runtimes.config import KeepAlive
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
 
 UNLIMITED = 16_777_216
-"""`max_tokens` where none is given: the answer ends by itself, or where the context does."""
+"""`max_tokens` if the client sends none. The answer ends by itself, or at the end of the context."""
 
 MAX_CHOICES = 128
 _SEEDS = 2**32 - 1
 _SMALLEST_TOP_P = 1e-6
 
-NOT_STORED = "Answers are not kept here; leave it out, or set it to false."
-_ONLY_TEXT = "Local models are given text and answer in text."
+NOT_STORED = "Answers are not stored here. Leave it out, or set it to false."
+_ONLY_TEXT = "Local models read text and answer in text."
 _TOOLS = "Use tools."
 
 _NATIVE = (
@@ -54,7 +54,7 @@ COMPLETION_REFUSALS: Refusals = {
 
 
 class Sampling(Lenient):
-    """What all three kinds of request have in common. Where a field is left out, OpenAI's default holds."""
+    """The fields that all three kinds of request share. The defaults are OpenAI's."""
 
     model: ModelRef = Field(examples=["gemma-3-270m"])
     temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1.")
@@ -62,35 +62,43 @@ class Sampling(Lenient):
     stream: bool | None = None
     user: str | None = Field(default=None, description="Accepted, not used.")
 
-    top_k: int | None = Field(default=None, ge=0, description="Ours. 0, the default, is off.")
-    min_p: float | None = Field(default=None, ge=0, le=1, description="Ours. Default 0.")
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Ours. Default 1.")
+    top_k: int | None = Field(default=None, ge=0, description="Not OpenAI's. 0, the default, turns it off.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Not OpenAI's. Default 0.")
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Not OpenAI's. Default 1.")
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        default=None, max_length=1024, description="Token id → what is added to its logit."
+        default=None, max_length=1024, description="For token ids: a number that is added to the token's logit."
     )
     stop: str | list[str] | None = None
     seed: int | None = Field(default=None, description="The same seed gives the same answer.")
-    min_tokens: int | None = Field(default=None, ge=0, description="Ours. The model may not end the answer before.")
-    ignore_eos: bool | None = Field(default=None, description="Ours. The model may not end the answer at all.")
+    min_tokens: int | None = Field(
+        default=None, ge=0, description="Not OpenAI's. The answer has at least this many tokens."
+    )
+    ignore_eos: bool | None = Field(
+        default=None,
+        description="Not OpenAI's. The model cannot end the answer; it ends at max_tokens or the end of the context.",
+    )
     truncate: bool | None = Field(
-        default=None, description="Ours. Cut the oldest tokens of a prompt that is too long, instead of an error."
+        default=None, description="Not OpenAI's. If a prompt is too long, remove its oldest tokens instead of failing."
     )
     keep_alive: KeepAlive | None = Field(
-        default=None, description="Ours. Idle seconds before the model leaves memory; -1 is never."
+        default=None,
+        description="Not OpenAI's. Seconds the model stays in memory afterwards when idle; -1 keeps it forever.",
     )
-    reasoning_budget: int | None = Field(default=None, ge=0, description="Ours. Tokens the model may think for.")
+    reasoning_budget: int | None = Field(
+        default=None, ge=0, description="Not OpenAI's. Tokens the model may think for."
+    )
     grammar: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
-        default=None, description="Ours. GBNF that the answer must follow."
+        default=None, description="Not OpenAI's. A grammar in GBNF that the answer must follow."
     )
     regex: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
-        default=None, description="Ours. A regular expression that the answer must match."
+        default=None, description="Not OpenAI's. A regular expression that the answer must match."
     )
 
     @property
     def seeds(self) -> int | None:
-        """The seed in our range; OpenAI's is any 64-bit number."""
+        """The seed in the engines' range. OpenAI's is any 64-bit number."""
         return None if self.seed is None else self.seed % _SEEDS
 
     def options(self) -> dict[str, Any]:
@@ -108,12 +116,12 @@ class Sampling(Lenient):
         return found | {"seed": self.seeds}
 
     def constraint(self, wanted: dict[str, Any] | None, param: str) -> Grammar | None:
-        """What the answer must look like; `wanted` is the response format's grammar.
+        """The grammar of the answer, if there is one; `wanted` is the response format's.
 
         Raises:
-            InvalidField: more than one is given.
+            InvalidField: the client sent more than one.
         """
-        given = [
+        found = [
             (fields, name)
             for fields, name in (
                 (wanted, param),
@@ -122,17 +130,17 @@ class Sampling(Lenient):
             )
             if fields
         ]
-        if len(given) > 1:
-            names = " and ".join(name for _, name in given)
-            raise InvalidField(f"{names} exclude each other.", param=given[1][1], hint="Give one of them.")
-        return grammar_of(*given[0]) if given else None
+        if len(found) > 1:
+            names = " and ".join(name for _, name in found)
+            raise InvalidField(f"{names} exclude each other.", param=found[1][1], hint="Send one of them.")
+        return grammar_of(*found[0]) if found else None
 
 
 def configure(options: dict[str, Any]) -> GenerationConfig:
     """The engine's configuration.
 
     Raises:
-        InvalidField: the options do not go together, or one is out of range.
+        InvalidField: the options contradict each other, or one is out of range.
     """
     try:
         return GenerationConfig.model_validate(options)
@@ -147,18 +155,18 @@ class StreamOptions(Lenient):
 
 
 class _Completions(Sampling):
-    """What chat/completions and completions have in common."""
+    """The fields that chat/completions and completions share."""
 
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="How many answers each prompt gets.")
     stream_options: StreamOptions | None = None
 
     @property
     def wants_usage(self) -> bool:
-        """Whether the stream ends with a chunk that tells the usage."""
+        """Whether the last chunk of the stream reports the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def choices(self, config: GenerationConfig) -> list[GenerationConfig]:
-        """A request for each of the `n` answers: with a seed, the next seed each; without, a random one."""
+        """A request for each of the `n` answers. With a seed, each answer has the next one; otherwise a random one."""
         count, first = self.n or 1, self.seeds
         if first is None:
             return [config] * count
@@ -170,7 +178,9 @@ class ChatBody(_Completions):
 
     messages: list[Message] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED)
-    max_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED, description="The older name.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=UNLIMITED, description="The older name of max_completion_tokens."
+    )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -179,9 +189,11 @@ class ChatBody(_Completions):
         default=None, description="none, auto, required, or an object that names a function."
     )
     parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = Field(default=None, description="`none` is a reasoning_budget of 0; else not used.")
+    reasoning_effort: str | None = Field(
+        default=None, description="`none` means a reasoning_budget of 0. Other values are not used."
+    )
     continue_final_message: bool | None = Field(
-        default=None, description="Ours. The last message is the assistant's and is continued."
+        default=None, description="Not OpenAI's. The last message is the assistant's, and the answer continues it."
     )
 
     @model_validator(mode="before")
@@ -193,7 +205,7 @@ class ChatBody(_Completions):
         """A configuration for each answer.
 
         Raises:
-            InvalidField: what is asked for does not go together.
+            InvalidField: the fields contradict each other.
         """
         named = [tool.function.tool() for tool in self.tools or ()]
         choice, left = read_choice(self.tool_choice, named)
@@ -216,7 +228,7 @@ class ChatBody(_Completions):
 
 
 class CompletionBody(_Completions):
-    """The body of completions: a text to continue, as it stands, or token ids."""
+    """The body of completions: a text to continue without a chat template, or token ids."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED, description="Default 16.")
@@ -228,16 +240,16 @@ class CompletionBody(_Completions):
         return refuse(data, COMPLETION_REFUSALS)
 
     def configs(self) -> list[GenerationConfig]:
-        """A configuration for each answer: the first prompt's, then the next one's …
+        """A configuration for each answer: all of the first prompt, then all of the next one …
 
         Raises:
-            InvalidField: what is asked for does not go together.
+            InvalidField: the fields contradict each other.
         """
         one = isinstance(self.prompt, str) or isinstance(next(iter(self.prompt), None), int)
         prompts = [self.prompt] if one else self.prompt
         if not 0 < len(prompts) * (self.n or 1) <= MAX_CHOICES:
             raise InvalidField(
-                f"prompt: {len(prompts)} prompts of {self.n or 1} answers each; from 1 to {MAX_CHOICES} can be asked for.",
+                f"prompt: {len(prompts)} prompts of {self.n or 1} answers each; a request may have 1 to {MAX_CHOICES} answers.",
                 param="prompt", hint="Send several requests.",
             )  # fmt: skip
         options = self.options() | {
@@ -247,5 +259,5 @@ class CompletionBody(_Completions):
             "top_logprobs": self.logprobs or 0,
             "grammar": self.constraint(None, ""),
         }
-        given = [{"prompt" if isinstance(prompt, str) else "prompt_ids": prompt} for prompt in prompts]
-        return [config for prompt in given for config in self.choices(configure(options | prompt))]
+        fields = [{"prompt" if isinstance(prompt, str) else "prompt_ids": prompt} for prompt in prompts]
+        return [config for prompt in fields for config in self.choices(configure(options | prompt))]

@@ -1,7 +1,7 @@
-"""Answers of chat/completions and completions, whole and in chunks, written with the types of the `openai` package.
+"""Answers of chat/completions and completions, in one body or in chunks, written with the types of the `openai` package.
 
-A token's chunk is the same text around a piece of the answer. The types make that text once per answer, and each token
-costs one piece of JSON.
+The chunk of a token is a constant text around a piece of the answer. The types make that text once per answer. So each
+token costs only the JSON of its piece.
 """
 
 from abc import abstractmethod
@@ -12,7 +12,7 @@ from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from lfx_local_runtimes.errors import RequestCancelled
-from lfx_local_runtimes.routes.delivery import Feed, Tagged, Told
+from lfx_local_runtimes.routes.delivery import Feed, ProgressComments, Tagged
 from lfx_local_runtimes.routes.openai.wire import (
     DONE,
     About,
@@ -29,7 +29,7 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextD
 
 
 def usage_of(results: Sequence[GenerationResult], per_prompt: int) -> CompletionUsage:
-    """Tokens of all answers; a prompt counts once for its `per_prompt` answers."""
+    """Tokens of all answers. A prompt counts once for its `per_prompt` answers."""
     prompts = results[::per_prompt]
     prompt = sum(result.prompt_tokens for result in prompts)
     answer = sum(result.tokens_generated for result in results)
@@ -42,10 +42,10 @@ def usage_of(results: Sequence[GenerationResult], per_prompt: int) -> Completion
 
 
 def chat_completion(about: About, results: Sequence[GenerationResult]) -> dict[str, Any]:
-    """The body of a whole chat answer.
+    """The body of a complete chat answer.
 
     Raises:
-        RequestCancelled: an answer was cut short.
+        RequestCancelled: an answer was cancelled.
     """
     choices = []
     for index, result in enumerate(results):
@@ -70,10 +70,10 @@ def chat_completion(about: About, results: Sequence[GenerationResult]) -> dict[s
 
 
 def completion(about: About, results: Sequence[GenerationResult], per_prompt: int) -> dict[str, Any]:
-    """The body of a whole completion.
+    """The body of a complete completion.
 
     Raises:
-        RequestCancelled: an answer was cut short.
+        RequestCancelled: an answer was cancelled.
     """
     choices = []
     for index, result in enumerate(results):
@@ -105,14 +105,14 @@ def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[s
 
 
 class Chunks(Feed):
-    """A stream of chunks for one or several answers. A subclass says what a chunk is.
+    """A stream of chunks for one or several answers. A subclass defines the chunks.
 
     Args:
         streams: the answers, started.
         gone: completes when the client has left.
-        about: what every chunk repeats.
+        about: the fields that every chunk repeats.
         per_prompt: how many answers a prompt has.
-        usage: tell the usage in a last chunk.
+        usage: report the usage in a last chunk.
     """
 
     def __init__(
@@ -122,19 +122,19 @@ class Chunks(Feed):
         self._about = about
         self._per_prompt = per_prompt
         self._usage = usage
-        self._told = Told()
+        self._progress = ProgressComments()
         self._results: dict[int, GenerationResult] = {}
         self._around = [self._plain(index) for index in range(len(streams))]
-        """Per answer: what stands before and after the text of a chunk that holds nothing else."""
+        """For each answer: the JSON before and after the text of a chunk that has no other fields."""
 
     def write(self, events: list[Tagged]) -> str:
-        """Chunks; the last ones are the usage, if it is wanted, and `[DONE]`. An error is the last of all."""
+        """Chunks. The last ones are the usage, if the client wants it, and `[DONE]`. After an error nothing follows."""
         frames = []
         for index, event in events:
             if isinstance(event, TextDelta):
                 frames.append(self._delta(index, event))
             elif isinstance(event, Progress):
-                frames.append(self._told.comment(event))
+                frames.append(self._progress.comment(event))
             elif isinstance(event, Failed):
                 return "".join([*frames, failure(event.error)])
             elif isinstance(event, Finished) and event.cancelled:
@@ -157,11 +157,13 @@ class Chunks(Feed):
     def _fields(self, kind: str, choices: list[dict[str, Any]], usage: CompletionUsage | None) -> dict[str, Any]:
         about = self._about
         fields = {"id": about.id, "object": kind, "created": about.created, "model": about.model, "choices": choices}
-        return fields | {"usage": usage} if self._usage else fields  # null until the last, where it is wanted
+        return (
+            fields | {"usage": usage} if self._usage else fields
+        )  # null before the last chunk, if the client wants it
 
     @abstractmethod
     def _plain(self, index: int) -> tuple[str, str]:
-        """What stands around a piece of text in a chunk."""
+        """The JSON before and after a piece of text in a chunk."""
 
     @abstractmethod
     def _delta(self, index: int, delta: TextDelta) -> str:
@@ -224,7 +226,7 @@ def _call_delta(call: Any) -> dict[str, Any]:
 
 
 class CompletionChunks(Chunks):
-    """Chunks of completions. Their text is all there is to them."""
+    """Chunks of completions. They contain text and logprobs only."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -232,7 +234,7 @@ class CompletionChunks(Chunks):
 
     def _chunk(self, choices: list[dict[str, Any]], usage: CompletionUsage | None = None) -> str:
         fields = self._fields("text_completion", choices, usage)
-        # construct: the type wants a finish reason, which OpenAI's own chunks leave null until the last
+        # construct: the type requires a finish reason, but in OpenAI's own chunks it is null before the last one
         return frame(Completion.model_construct(**fields).model_dump(mode="json", exclude_unset=True, warnings=False))
 
     def _choice(self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None) -> str:

@@ -1,4 +1,4 @@
-"""OpenAI's messages and tools as ours."""
+"""Converts OpenAI's messages and tools to those of the engine room."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
@@ -26,20 +26,20 @@ _CONTENT_SCHEMA = {
 
 
 class Lenient(BaseModel):
-    """What a client sends: fields that nobody knows are ignored, as OpenAI does."""
+    """What a client sends. Unknown fields are ignored, as in OpenAI's API."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
 def _text(value: object) -> object:
-    """Content as one text; its parts are put together with line breaks between them."""
+    """Content as one text: its parts, joined by line breaks."""
     if not isinstance(value, list):
         return value
     texts = []
     for place, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in (*_TEXT_PARTS, "refusal"):
-            raise ValueError(f"part {place} is {str(kind)[:40]}, which is not supported: only text is")
+            raise ValueError(f"part {place} is {str(kind)[:40]}, which is not supported; only text is")
         text = part.get("refusal" if kind == "refusal" else "text")
         if not isinstance(text, str):
             raise ValueError(f"part {place} has no text")
@@ -59,7 +59,7 @@ class CalledFunction(Lenient):
 
 
 class MessageToolCall(Lenient):
-    """A call the assistant made."""
+    """A call that the assistant made."""
 
     id: str
     type: Literal["function"] = "function"
@@ -67,7 +67,7 @@ class MessageToolCall(Lenient):
 
 
 class Message(Lenient):
-    """One message of a chat. `reasoning_content` is accepted; models are not shown their earlier reasoning."""
+    """One message of a chat. `reasoning_content` is accepted and not shown to the model."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
@@ -84,7 +84,7 @@ class Message(Lenient):
         return self
 
     def turn(self) -> dict[str, Any]:
-        """The fields of our `ChatMessage`."""
+        """The fields of a `ChatMessage`."""
         calls = [
             {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
             for call in self.tool_calls or ()
@@ -99,26 +99,26 @@ class Message(Lenient):
 
 
 class Function(Lenient):
-    """A function the model may call. `strict` is accepted: a forced call always follows the schema."""
+    """A function that the model may call. `strict` is accepted: a forced call always follows the schema."""
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of an object.")
 
     def tool(self) -> dict[str, Any]:
-        """The fields of our `Tool`, without those that are not set."""
+        """The fields of a `Tool`, without those that are not set."""
         return self.model_dump(include=set(Tool.model_fields), exclude_none=True)
 
 
 class FunctionTool(Lenient):
-    """A function, as chat/completions names it."""
+    """A function in the form of chat/completions."""
 
     type: Literal["function"]
     function: Function
 
 
 def read_choice(value: object, tools: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    """`tool_choice` of either API: none, auto, required or a function's name, and the tools it leaves to choose from.
+    """`tool_choice` of either API: none, auto, required or a function's name; and the tools that the model may choose from.
 
     Raises:
         InvalidField: it is none of those.
@@ -142,12 +142,12 @@ def read_choice(value: object, tools: Sequence[dict[str, Any]]) -> tuple[str, li
             return str(allowed["mode"]), left
     raise InvalidField(
         "tool_choice: must be none, auto, required, or an object that names a function of the tools.",
-        param="tool_choice", hint="As {'type': 'function', 'function': {'name': …}}.",
+        param="tool_choice", hint="For example {'type': 'function', 'function': {'name': …}}.",
     )  # fmt: skip
 
 
 def _name(value: dict[str, Any]) -> str | None:
-    """Of a function, which chat/completions nests and responses does not."""
+    """The name of a function. chat/completions puts it one level deeper than responses."""
     inner = value.get("function", value)
     name = inner.get("name") if isinstance(inner, dict) else None
     return name if isinstance(name, str) else None
@@ -161,13 +161,13 @@ class SchemaFormat(Lenient):
 
 
 class ResponseFormat(Lenient):
-    """What the answer must be."""
+    """The format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFormat | None = None
 
     def grammar(self) -> dict[str, Any] | None:
-        """The fields of our `Grammar`."""
+        """The fields of a `Grammar`."""
         return format_grammar(self.type, self.json_schema, "response_format.json_schema")
 
 
@@ -185,11 +185,11 @@ def format_grammar(kind: str, schema: SchemaFormat | None, param: str) -> dict[s
 
 
 Refusals = dict[str, tuple[tuple[object, ...], str]]
-"""Field → the values that ask for nothing, and what to do instead."""
+"""For each field: the values that change nothing, and what to do instead of other values."""
 
 
 def refuse(data: object, table: Refusals) -> object:
-    """Pass the body on, unless it asks for something that is known and not there.
+    """Return the body, unless it uses a known field that is not supported.
 
     Raises:
         Unsupported: names the field.
@@ -202,7 +202,7 @@ def refuse(data: object, table: Refusals) -> object:
 
 
 def turns(items: Iterable[dict[str, Any]], field: str) -> tuple[ChatMessage, ...]:
-    """Our messages.
+    """The `ChatMessage`s.
 
     Raises:
         InvalidField: names the message and its field.
@@ -211,12 +211,12 @@ def turns(items: Iterable[dict[str, Any]], field: str) -> tuple[ChatMessage, ...
 
 
 def tools_of(items: Iterable[dict[str, Any]]) -> tuple[Tool, ...]:
-    """Our tools; raises `InvalidField` as `turns` does."""
+    """The `Tool`s; raises `InvalidField` as `turns` does."""
     return tuple(_made(Tool, item, f"tools.{place}") for place, item in enumerate(items))
 
 
 def grammar_of(fields: dict[str, Any] | None, param: str) -> Grammar | None:
-    """Our grammar; raises `InvalidField` as `turns` does."""
+    """The `Grammar`; raises `InvalidField` as `turns` does."""
     return None if fields is None else _made(Grammar, fields, param)
 
 

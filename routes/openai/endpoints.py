@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: read the body, start the requests, hand them to what writes the answer."""
+"""OpenAI's endpoints: read the body, start the requests, pass them to the code that writes the answer."""
 
 import importlib
 import time
@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager, PathName
-from lfx_local_runtimes.routes.delivery import EventStream, disconnected, whole
+from lfx_local_runtimes.routes.delivery import EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.openai.bodies import ChatBody, CompletionBody
 from lfx_local_runtimes.routes.openai.responses_body import ResponsesBody
 from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
@@ -27,7 +27,7 @@ _imported: list[str] = []
 
 
 async def _import_writers() -> None:
-    """Import what imports the `openai` package, in a thread: running streams go on meanwhile."""
+    """Import the modules that import the `openai` package. This happens in a thread, so that running streams go on."""
     if not _imported:
         _imported.extend([(await run_in_threadpool(importlib.import_module, name)).__name__ for name in _WRITERS])
 
@@ -42,7 +42,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 def _start(
     manager: RuntimeManager, model: str, request_id: str, configs: list[GenerationConfig]
 ) -> list[GenerationStream]:
-    """One request for each answer, all at once: the engine computes them together. The first has the id itself."""
+    """Start one request for each answer, so that the engine computes them together. The first has the id itself."""
     streams: list[GenerationStream] = []
     try:
         for index, config in enumerate(configs):
@@ -61,7 +61,7 @@ def _about(kind: str, request_id: str, model: str) -> About:
 
 @router.get("/models")
 def list_models(manager: Manager) -> Response:
-    """Every model this machine knows, as OpenAI lists them."""
+    """Every model that this machine knows, in OpenAI's form."""
     return JSONResponse({"object": "list", "data": [_model(model) for model in manager.list_models()]})
 
 
@@ -83,10 +83,10 @@ def _model(status: ModelStatus) -> dict[str, object]:
 
 @router.post("/chat/completions", responses=_EVENTS)
 async def chat_completions(body: ChatBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
-    """An answer to a conversation. The model is loaded if it must be; a client that leaves ends the computation.
+    """An answer to a conversation. The model is loaded if necessary. If the client leaves, the computation ends.
 
-    Beside OpenAI's fields: top_k, min_p, repetition_penalty, min_tokens, ignore_eos, truncate, keep_alive, grammar, regex,
-    reasoning_budget, continue_final_message. What a model thinks is in `reasoning_content`.
+    In addition to OpenAI's fields: top_k, min_p, repetition_penalty, min_tokens, ignore_eos, truncate, keep_alive, grammar, regex,
+    reasoning_budget, continue_final_message. The model's reasoning is in `reasoning_content`.
     """
     from lfx_local_runtimes.routes.openai.chunks import ChatChunks, chat_completion
 
@@ -94,37 +94,37 @@ async def chat_completions(body: ChatBody, request: Request, manager: Manager, r
     about = _about("chatcmpl-", request_id, body.model)
     gone = disconnected(request.receive)
     if not body.stream:
-        return JSONResponse(chat_completion(about, await whole(streams, gone)))
+        return JSONResponse(chat_completion(about, await wait_for_all(streams, gone)))
     chunks = ChatChunks(streams, gone, about, per_prompt=len(streams), usage=body.wants_usage)
     return await EventStream.begin(chunks)
 
 
 @router.post("/completions", responses=_EVENTS)
 async def completions(body: CompletionBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
-    """A text, continued as it stands, without a chat template. The native options are those of chat/completions."""
+    """A continuation of a text, without a chat template. The additional options are those of chat/completions."""
     from lfx_local_runtimes.routes.openai.chunks import CompletionChunks, completion
 
     streams = _start(manager, body.model, request_id, body.configs())
     about, per_prompt = _about("cmpl-", request_id, body.model), body.n or 1
     gone = disconnected(request.receive)
     if not body.stream:
-        return JSONResponse(completion(about, await whole(streams, gone), per_prompt))
+        return JSONResponse(completion(about, await wait_for_all(streams, gone), per_prompt))
     chunks = CompletionChunks(streams, gone, about, per_prompt=per_prompt, usage=body.wants_usage)
     return await EventStream.begin(chunks)
 
 
 @router.post("/responses", responses=_EVENTS)
 async def responses(body: ResponsesBody, request: Request, manager: Manager, request_id: RequestId) -> Response:
-    """The same as chat/completions in the form of OpenAI's Responses API. Nothing is stored: send the whole conversation."""
-    from lfx_local_runtimes.routes.openai.output import Output, ResponseEvents, whole_response
+    """Like chat/completions, in the form of OpenAI's Responses API. Nothing is stored: send the whole conversation."""
+    from lfx_local_runtimes.routes.openai.output import Output, ResponseEvents, complete_response
 
     config = body.config()
     (stream,) = _start(manager, body.model, request_id, [config])
     output = Output(_about("resp_", request_id, body.model), body, config.tool_choice)
     gone = disconnected(request.receive)
     if not body.stream:
-        (result,) = await whole([stream], gone)
-        return JSONResponse(whole_response(output, result))
+        (result,) = await wait_for_all([stream], gone)
+        return JSONResponse(complete_response(output, result))
     return await EventStream.begin(ResponseEvents(stream, gone, output))
 
 

@@ -1,7 +1,7 @@
-"""Answers of responses: the items of the output as they grow, and the events that tell of it, in the `openai` package's types.
+"""Answers of responses: the items of the output while they grow, and their events, in the types of the `openai` package.
 
-One model request makes at most a reasoning item, then a message, then function calls. A whole answer takes the same way as a
-streamed one, as a single piece.
+One model request makes at most a reasoning item, then a message, then function calls. An answer that is not streamed goes
+through the same code as one piece.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import Any
 from openai.types import responses as types
 
 from lfx_local_runtimes.errors import RequestCancelled
-from lfx_local_runtimes.routes.delivery import Feed, Tagged, Told
+from lfx_local_runtimes.routes.delivery import Feed, ProgressComments, Tagged
 from lfx_local_runtimes.routes.openai.responses_body import ResponsesBody
 from lfx_local_runtimes.routes.openai.wire import (
     About,
@@ -27,7 +27,7 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextD
 
 
 class Output:
-    """The output of one response: `push` what the model says, then `close`. Both return the frames that tell of it."""
+    """The output of one response: `push` what the model says, then `close`. Both return the frames to send."""
 
     def __init__(self, about: About, body: ResponsesBody, tool_choice: str) -> None:
         self._about = about
@@ -49,7 +49,7 @@ class Output:
         return frame(event.model_dump(mode="json", by_alias=True, exclude_unset=True), type_)
 
     def begin(self) -> str:
-        """The first events: the response is there and in progress."""
+        """The first events: the response exists and is in progress."""
         response = self._response("in_progress")
         return self._event(types.ResponseCreatedEvent, "response.created", response=response) + self._event(
             types.ResponseInProgressEvent, "response.in_progress", response=response
@@ -72,7 +72,7 @@ class Output:
         return "".join(frames)
 
     def close(self, result: GenerationResult) -> str:
-        """The last events, with the whole response."""
+        """The last events, with the complete response."""
         frames = self._leave("incomplete" if result.finish_reason == "length" else "completed")
         if result.finish_reason == "length":
             response = self._response("incomplete", result)
@@ -90,7 +90,7 @@ class Output:
         return {"item_id": self._item["id"], "output_index": len(self._items) - 1}
 
     def _enter(self, kind: str, call: ToolCallDelta | None = None) -> str:
-        """Begin an item, unless one of the kind is open (a function call is always a new one)."""
+        """Begin an item, unless one of this kind is open. A function call always begins a new item."""
         if self._open and call is None and self._item["type"] == kind:
             return ""
         frames = self._leave()
@@ -126,7 +126,7 @@ class Output:
         return part | {"logprobs": logprob_rows(self._logprobs)} if text and self._logprobs else part
 
     def _prepared(self, kind: str) -> str:
-        """What every delta of the open item begins with; only its text and its number differ."""
+        """The beginning of every delta of the open item. Only the text and the number behind it differ."""
         event, name, fixed = _DELTAS[kind]
         fields = event.model_validate({**self._place(), **fixed, "type": name, "delta": "", "sequence_number": 0})
         constant = fields.model_dump(mode="json", exclude_unset=True, exclude={"delta", "sequence_number"})
@@ -178,7 +178,7 @@ class Output:
 
     # -- the response ------------------------------------------------------------------------------------------------
 
-    def whole(self, result: GenerationResult) -> dict[str, Any]:
+    def response(self, result: GenerationResult) -> dict[str, Any]:
         """The finished response."""
         fields = self._response("incomplete" if result.finish_reason == "length" else "completed", result)
         return types.Response.model_validate(fields).model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -203,7 +203,7 @@ class Output:
         return fields
 
     def _choice(self) -> object:
-        """The choice as this API writes it, however the client did."""
+        """The choice in the form of this API."""
         choice = self._tool_choice
         return choice if choice in ("none", "auto", "required") else {"type": "function", "name": choice}
 
@@ -232,11 +232,11 @@ def _usage(result: GenerationResult) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def whole_response(output: Output, result: GenerationResult) -> dict[str, Any]:
-    """The body of a whole answer.
+def complete_response(output: Output, result: GenerationResult) -> dict[str, Any]:
+    """The body of a complete answer.
 
     Raises:
-        RequestCancelled: it was cut short.
+        RequestCancelled: it was cancelled.
     """
     check_complete(result)
     calls = tuple(
@@ -244,7 +244,7 @@ def whole_response(output: Output, result: GenerationResult) -> dict[str, Any]:
     )
     output.push(TextDelta(result.text, result.tokens_generated, result.reasoning or "", calls, result.logprobs or ()))
     output.close(result)
-    return output.whole(result)
+    return output.response(result)
 
 
 class ResponseEvents(Feed):
@@ -253,18 +253,18 @@ class ResponseEvents(Feed):
     def __init__(self, stream: GenerationStream, gone: Awaitable[None], output: Output) -> None:
         super().__init__([stream], gone)
         self._output = output
-        self._told = Told()
+        self._progress = ProgressComments()
         self._begun = False
 
     def write(self, events: list[Tagged]) -> str:
-        """Named events; an error is the last of all."""
+        """Named events. After an error nothing follows."""
         frames = [] if self._begun else [self._output.begin()]
         self._begun = True
         for _, event in events:
             if isinstance(event, TextDelta):
                 frames.append(self._output.push(event))
             elif isinstance(event, Progress):
-                frames.append(self._told.comment(event))
+                frames.append(self._progress.comment(event))
             elif isinstance(event, Failed):
                 frames.append(failure(event.error))
             elif isinstance(event, Finished) and event.cancelled:

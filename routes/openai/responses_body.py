@@ -1,4 +1,4 @@
-"""What clients send to responses: its items are our messages."""
+"""What clients send to responses. Its items become `ChatMessage`s."""
 
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 LOGPROBS = "message.output_text.logprobs"
 
-_WHOLE_HISTORY = "Nothing is kept between requests: send the whole conversation as input."
+_WHOLE_HISTORY = "Nothing is stored between requests: send the whole conversation as input."
 RESPONSES_REFUSALS: Refusals = {
     "previous_response_id": ((), _WHOLE_HISTORY),
     "conversation": ((), _WHOLE_HISTORY),
@@ -33,7 +33,7 @@ RESPONSES_REFUSALS: Refusals = {
 
 
 class Said(Lenient):
-    """A message; the kind may be left out."""
+    """A message. Its type may be left out."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -50,7 +50,7 @@ class Called(Lenient):
 
 
 class Returned(Lenient):
-    """What a call came to."""
+    """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -65,28 +65,30 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
 
 
 class ResponseTool(Function):
-    """A function, as responses names it."""
+    """A function in the form of responses."""
 
     type: Literal["function"]
     strict: bool | None = None
 
 
 class TextFormat(SchemaFormat):
-    """What the answer must be."""
+    """The format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
 
 
 class TextOptions(Lenient):
-    """How to write the text."""
+    """Options of the text."""
 
     format: TextFormat | None = None
 
 
 class Reasoning(Lenient):
-    """How to reason."""
+    """Options of the reasoning."""
 
-    effort: str | None = Field(default=None, description="`none` is a reasoning_budget of 0; else not used.")
+    effort: str | None = Field(
+        default=None, description="`none` means a reasoning_budget of 0. Other values are not used."
+    )
 
 
 class ResponsesBody(Sampling):
@@ -114,19 +116,19 @@ class ResponsesBody(Sampling):
         for place, tool in enumerate(_list(data, "tools")):
             kind = tool.get("type") if isinstance(tool, dict) else None
             if isinstance(kind, str) and kind != "function":
-                raise Unsupported(f"tools.{place}.type", "Only functions are: the client runs them.", kind)
+                raise Unsupported(f"tools.{place}.type", "Only functions are supported, which the client runs.", kind)
         return data
 
     @property
     def form(self) -> TextFormat | None:
-        """The format asked for, if any."""
+        """The format that the client wants, if it names one."""
         return self.text.format if self.text else None
 
     def config(self) -> GenerationConfig:
         """The engine's configuration.
 
         Raises:
-            InvalidField: an item is not understood, or what is asked for does not go together.
+            InvalidField: an item is not understood, or the fields contradict each other.
         """
         named = [tool.tool() for tool in self.tools or ()]
         choice, left = read_choice(self.tool_choice, named)
@@ -148,7 +150,7 @@ class ResponsesBody(Sampling):
         return configure(options)
 
     def _turns(self) -> list[dict[str, Any]]:
-        """Our messages' fields; calls join the assistant's message before them."""
+        """The fields of the `ChatMessage`s. Calls become part of the assistant's message before them."""
         found: list[dict[str, Any]] = [{"role": "system", "content": self.instructions}] if self.instructions else []
         items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
         for place, item in enumerate(items):
@@ -169,7 +171,7 @@ class ResponsesBody(Sampling):
 
 
 def _item(item: dict[str, Any], place: int) -> Said | Called | Returned | None:
-    """One item, read; None for reasoning, which models are not shown again."""
+    """One item; None for reasoning, which is not shown to the model again."""
     kind = item.get("type", "message")
     if kind == "reasoning":
         return None

@@ -1,4 +1,4 @@
-"""The routes' common ground: OpenAI's error envelope, the request's id in and out."""
+"""What OpenAI's routes share: the error envelope, and the request's id as a header."""
 
 import re
 import uuid
@@ -20,7 +20,7 @@ everybody for a while."""
 
 
 class OpenAIRoute(FaultRoute):
-    """Answers faults in OpenAI's envelope, those of authentication too, and everything with its request id."""
+    """Answers all faults in OpenAI's envelope, also those of authentication. Every answer has the request's id."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the handler."""
@@ -31,7 +31,7 @@ class OpenAIRoute(FaultRoute):
             request_id = request.state.local_runtimes_request_id = wanted or uuid.uuid4().hex
             if not _ID.fullmatch(request_id):
                 fault = InvalidField(
-                    f"{HEADER} is no acceptable id.", param=HEADER, hint="Use up to 64 letters, digits, dots, _ and -."
+                    f"{HEADER} is not a valid id.", param=HEADER, hint="Use up to 64 letters, digits, dots, _ and -."
                 )
                 return self.answer(fault)
             response = await handle(request)
@@ -41,13 +41,13 @@ class OpenAIRoute(FaultRoute):
         return named
 
     def answer(self, fault: RuntimeFault) -> Response:
-        """The envelope, and whether to try again: by themselves clients do after any 5xx, however long it took."""
+        """The envelope, and a header that says whether to try again. Without it, clients repeat a request after every 5xx."""
         status = openai_status(fault)
         headers = {"x-should-retry": "false"} if status >= 500 and status not in _WORTH_A_RETRY else None
         return JSONResponse(openai_envelope(fault), status, headers)
 
     def refused(self, error: HTTPException) -> Response:
-        """What authentication raised."""
+        """Answer an exception of authentication."""
         code = "invalid_api_key" if error.status_code in (401, 403) else None
         body = openai_error(error.status_code, str(error.detail), None, code)
         return JSONResponse(body, error.status_code, error.headers)

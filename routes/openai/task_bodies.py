@@ -1,4 +1,4 @@
-"""What clients send to embeddings and rerank: the fields of the `Ask`, with the names of the API."""
+"""What clients send to embeddings and rerank: the fields of the `Ask`, with the names of that API."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResul
 
 
 class Named(BaseModel):
-    """The model, as OpenAI calls it. The request's id is a header."""
+    """The model, under OpenAI's name for it. The request's id is a header."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -20,12 +20,12 @@ class Named(BaseModel):
 
 
 class EmbeddingsBody(Named, Limited, EmbeddingAsk):
-    """The body of embeddings. prompt, normalize, overflow and keep_alive are ours."""
+    """The body of embeddings. prompt, normalize, overflow and keep_alive are not OpenAI's."""
 
     model_config = ConfigDict(extra="ignore", alias_generator=lambda name: "input" if name == "texts" else name)
 
     encoding_format: Literal["float", "base64"] | None = Field(
-        default=None, description="base64: of little-endian float32. Default float."
+        default=None, description="base64 encodes little-endian float32. Default float."
     )
     user: str | None = Field(default=None, description="Accepted, not used.")
 
@@ -37,7 +37,7 @@ class EmbeddingsBody(Named, Limited, EmbeddingAsk):
 
 
 class RerankBody(Named, Limited, RerankAsk):
-    """The body of rerank, as Jina and Cohere have it. overflow and keep_alive are ours."""
+    """The body of rerank, in Jina's and Cohere's form. overflow and keep_alive are additions."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -62,12 +62,12 @@ class RerankBody(Named, Limited, RerankAsk):
 
 
 def usage_of(result: TaskResult) -> dict[str, int]:
-    """Tokens read; none are written."""
+    """The tokens that were read; none are generated."""
     tokens = int(result.metadata.get("tokens", 0))
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def cut_of(result: TaskResult) -> dict[str, Any]:
-    """What the answer says beside the standard's fields where inputs were cut: how many tokens, by input."""
+    """An additional field of the answer if inputs were cut: the number of tokens, by input."""
     cut = result.metadata.get("truncated")
     return {"truncated": dict(cut)} if cut else {}

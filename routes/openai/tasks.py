@@ -1,6 +1,6 @@
-"""The routes of tasks beside chat and completions, in the forms that OpenAI, Jina and Cohere have for them.
+"""The routes of tasks other than text, in the forms of OpenAI, Jina and Cohere.
 
-A task without such a form has its native one, with the model in `model` and the request's id in a header.
+A task without such a form has its native form, with the model in `model` and the request's id in a header.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager
-from lfx_local_runtimes.routes.delivery import disconnected, whole
+from lfx_local_runtimes.routes.delivery import disconnected, wait_for_all
 from lfx_local_runtimes.routes.openai.route import RequestId
 from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, Named, RerankBody
 from lfx_local_runtimes.routes.tasks.bodies import ask_of, body_of, by_path
@@ -23,7 +23,7 @@ from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
 @dataclass(frozen=True)
 class Form:
-    """How an API writes a task: its path, its body, its answer as JSON, and what the documentation says."""
+    """A task in an API: its path, its body, its answer as JSON, and its documentation."""
 
     path: str
     bodies: Sequence[type[BaseModel]]
@@ -48,12 +48,12 @@ def _write_ranking(body: RerankBody, result: Any, request_id: str) -> bytes:
 FORMS: Mapping[str, Form] = {
     "embedding": Form(
         "embeddings", [EmbeddingsBody], _write_embeddings,
-        "A vector for each input. Beside OpenAI's fields: prompt, normalize, overflow, keep_alive. Token ids are the "
-        "model's own. If inputs were too long and cut, `truncated` says which and by how many tokens.",
+        "A vector for each input. In addition to OpenAI's fields: prompt, normalize, overflow, keep_alive. Token ids are those "
+        "of the model. If inputs were too long and were cut, `truncated` says which ones and by how many tokens.",
     ),
     "rerank": Form(
         "rerank", [RerankBody], _write_ranking,
-        "The documents, best first, in the form that Jina and Cohere have for it. OpenAI has none.",
+        "The documents, best first, in the form of Jina and Cohere. OpenAI has none.",
     ),
 }  # fmt: skip
 """By task."""
@@ -73,7 +73,7 @@ def _native_form(path: str, rows: Sequence[TaskRow]) -> Form:
 
     bodies = [body_of(row, Named, "OpenAI") for row in rows]
     response: Any = Union[tuple(writers)]  # noqa: UP007 - the types are known at run time only
-    about = "\n\n".join([*(row.summary for row in rows), "As the native route."])
+    about = "\n\n".join([*(row.summary for row in rows), "Like the native route."])
     return Form(path, bodies, write, about, response)
 
 
@@ -82,7 +82,7 @@ def _add(router: APIRouter, rows: Sequence[TaskRow], form: Form) -> None:
 
     async def serve(body: Any, request: Request, manager: Manager, request_id: RequestId) -> Response:
         run = manager.start(body.model, ask_of(body, asks[type(body)]), request_id=request_id)
-        (result,) = await whole([run], disconnected(request.receive))
+        (result,) = await wait_for_all([run], disconnected(request.receive))
         return Response(await run_in_threadpool(form.write, body, result, request_id), media_type="application/json")
 
     serve.__annotations__["body"] = body_annotation(rows, form.bodies)

@@ -11,11 +11,11 @@ from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingResult
 
 
 def embeddings_json(model: str, result: EmbeddingResult, *, base64: bool) -> bytes:
-    """The body. With `base64` a vector is little-endian float32, which the type of the package does not know."""
+    """The body. With `base64` a vector is little-endian float32, for which the `openai` package has no type."""
     usage = Usage.model_validate(usage_of(result))
-    whole = CreateEmbeddingResponse(data=[], model=model, object="list", usage=usage).model_dump()
+    body = CreateEmbeddingResponse(data=[], model=model, object="list", usage=usage).model_dump()
     form = Embedding(embedding=[], index=0, object="embedding").model_dump()
     vectors = [b64encode(row.astype("<f4").tobytes()).decode() for row in result.vectors] if base64 else None
     rows = enumerate(vectors or result.vectors.tolist())
-    whole["data"] = [{**form, "index": index, "embedding": vector} for index, vector in rows]
-    return to_json({**whole, **cut_of(result)})
+    body["data"] = [{**form, "index": index, "embedding": vector} for index, vector in rows]
+    return to_json({**body, **cut_of(result)})

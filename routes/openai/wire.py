@@ -1,4 +1,4 @@
-"""How things are written on the wire, whichever API: JSON, server-sent events, log-probabilities, ids."""
+"""The forms that all of OpenAI's routes share: JSON, server-sent events, log-probabilities, ids."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ DONE = "data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What every piece of an answer repeats: the id, the time it was made (Unix seconds), the model."""
+    """The fields that every part of an answer repeats: the id, its time (Unix seconds), the model."""
 
     id: str
     created: int
@@ -22,7 +22,7 @@ class About:
 
 
 def dumps(data: object) -> str:
-    """Compact JSON in ASCII: some clients break lines at characters that JSON lets stand."""
+    """Compact JSON in ASCII. JSON allows characters at which some clients break a line."""
     return json.dumps(data, separators=(",", ":"))
 
 
@@ -32,12 +32,12 @@ def frame(data: object, event: str = "") -> str:
 
 
 def failure(fault: RuntimeFault) -> str:
-    """An error in the middle of a stream, in the form at which OpenAI's clients raise."""
+    """An error in the middle of a stream. In this form OpenAI's clients raise it."""
     return frame(openai_envelope(fault))
 
 
 def check_complete(result: GenerationResult) -> None:
-    """An answer that was cut short is no answer.
+    """Raise if an answer is incomplete because it was cancelled.
 
     Raises:
         RequestCancelled: somebody cancelled it.
@@ -47,7 +47,7 @@ def check_complete(result: GenerationResult) -> None:
 
 
 def logprob_rows(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """Log-probabilities as chat/completions and responses write them."""
+    """Log-probabilities in the form of chat/completions and responses."""
     return [{**_row(one), "top_logprobs": [_row(other) for other in one.top]} for one in logprobs]
 
 
@@ -56,10 +56,10 @@ def _row(one: TokenLogprob) -> dict[str, Any]:
 
 
 def call_fields(call: Any) -> dict[str, Any]:
-    """A tool call as chat/completions writes it."""
+    """A tool call in the form of chat/completions."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def cached_tokens(result: GenerationResult) -> int:
-    """Tokens of the prompt that did not have to be computed."""
+    """Tokens of the prompt that were in the cache."""
     return int(result.metadata.get("cached_tokens", 0))

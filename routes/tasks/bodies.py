@@ -1,4 +1,4 @@
-"""What clients may ask of a task, in either API: the fields of its `Ask`, with a limit on the inputs of one request."""
+"""The bodies of the tasks' routes: the fields of the `Ask`, with a limit for the inputs of one request."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, Union
@@ -8,15 +8,15 @@ from pydantic import BaseModel, PlainValidator, ValidationInfo, field_validator
 from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskRow
 
 MAX_INPUTS = 2048
-"""Inputs of one request, as OpenAI has it."""
+"""The most inputs in one request; OpenAI's limit."""
 
 AskT = TypeVar("AskT", bound=Ask[Any])
 
 
 class Limited(BaseModel):
-    """Put before an `Ask`: at most `MAX_INPUTS` inputs, counted before anything else is looked at.
+    """A base class to put before an `Ask`: at most `MAX_INPUTS` inputs. They are counted before other checks.
 
-    A zero-shot classifier may read every text with every label, so their product counts.
+    A zero-shot classifier may read every text with every label, so the product counts.
     """
 
     @field_validator("texts", "documents", mode="before", check_fields=False)
@@ -36,27 +36,27 @@ class Limited(BaseModel):
 
 
 def body_of(row: TaskRow, head: type[BaseModel], prefix: str = "") -> type[BaseModel]:
-    """The body of a task's route: the fields of `head` (which say what model is meant), then those of its ask."""
+    """The body of a task's route: the fields of `head`, which name the model, then those of its ask."""
     name = f"{prefix}{row.ask.__name__.removesuffix('Ask')}Body"
     return type(name, (head, Limited, row.ask), {"__doc__": row.ask.__doc__, "__module__": __name__})
 
 
 def ask_of(body: BaseModel, ask: type[AskT]) -> AskT:
-    """The part of a validated body that is the engine room's."""
+    """The part of a validated body for the engine room."""
     return ask.model_construct(**{name: getattr(body, name) for name in ask.model_fields})
 
 
 def one_of(rows: Sequence[TaskRow], bodies: Sequence[type[BaseModel]]) -> Any:
-    """The type of a body that is meant for one of several tasks with the same path.
+    """The type of a body for one of several tasks with the same path.
 
-    A task with a `needed` field is meant if the body brings that field. The errors are those of one body, not of all.
+    A task with a `needed` field is chosen if the body has that field. Errors are those of the chosen task only.
     """
     if len(bodies) == 1:
         return bodies[0]
 
     def read(value: Any) -> BaseModel:
-        given = value if isinstance(value, dict) else {}
-        choice = next((i for i, row in enumerate(rows) if row.needed and given.get(row.needed) is not None), None)
+        fields = value if isinstance(value, dict) else {}
+        choice = next((i for i, row in enumerate(rows) if row.needed and fields.get(row.needed) is not None), None)
         if choice is None:
             choice = next(i for i, row in enumerate(rows) if row.needed is None)
         return bodies[choice].model_validate(value)
@@ -67,7 +67,7 @@ def one_of(rows: Sequence[TaskRow], bodies: Sequence[type[BaseModel]]) -> Any:
 
 
 def by_path() -> dict[str, list[TaskRow]]:
-    """The tasks whose routes are made from their rows, by path."""
+    """By path, the tasks whose routes are made from their rows."""
     from lfx_local_runtimes.runtimes.tasks import task_rows
 
     found: dict[str, list[TaskRow]] = {}

@@ -8,13 +8,13 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager
-from lfx_local_runtimes.routes.delivery import disconnected, whole
+from lfx_local_runtimes.routes.delivery import disconnected, wait_for_all
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Addressed
 from lfx_local_runtimes.routes.tasks.bodies import ask_of, body_of, by_path, one_of
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
-_LOADS = "The model is loaded if it must be; a client that leaves ends the computation."
+_LOADS = "The model is loaded if necessary. If the client leaves, the computation ends."
 
 
 def make_router() -> APIRouter:
@@ -32,8 +32,8 @@ def _add(router: APIRouter, path: str, rows: Sequence[TaskRow]) -> None:
 
     async def serve(body: Any, request: Request, manager: Manager) -> Response:
         run = manager.start(body.model_name, ask_of(body, asks[type(body)]), request_id=body.request_id)
-        (result,) = await whole([run], disconnected(request.receive))
-        written = await run_in_threadpool(writers[type(result)].dump_json, result)  # it may hold many numbers
+        (result,) = await wait_for_all([run], disconnected(request.receive))
+        written = await run_in_threadpool(writers[type(result)].dump_json, result)  # it may contain many numbers
         return Response(written, media_type="application/json")
 
     serve.__annotations__["body"] = body_annotation(rows, bodies)

@@ -1,4 +1,4 @@
-"""The task `llm`: text from a prompt or a conversation. What callers ask, what streams, what they get."""
+"""The task `llm`: text from a prompt or a conversation. Its request, its deltas and its result."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,7 +10,7 @@ from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow
 
 
 class ToolCall(Strict):
-    """A call the model made: the function's name and its arguments as JSON text."""
+    """A call that the model made: the function's name, and its arguments as JSON text."""
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -18,19 +18,19 @@ class ToolCall(Strict):
 
 
 class ChatMessage(Strict):
-    """One turn of a conversation. An assistant's turn may hold tool calls; a tool's says which call it answers."""
+    """One turn of a conversation. An assistant's turn may contain tool calls. A tool's turn names the call that it answers."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: Annotated[str, StringConstraints(max_length=200)] | None = None
     name: Annotated[str, StringConstraints(max_length=200)] | None = Field(
-        default=None, description="Of the function a tool message answers for."
+        default=None, description="For a tool message: the name of its function."
     )
 
 
 class Tool(Strict):
-    """A function the model may call."""
+    """A function that the model may call."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: Annotated[str, StringConstraints(max_length=100_000)] = ""
@@ -40,9 +40,9 @@ class Tool(Strict):
 
 
 class Grammar(Strict):
-    """What the answer must look like; every token that would break it is ruled out.
+    """The form that the answer must have. The model cannot choose a token that would break it.
 
-    `json_schema` takes a schema, `regex` and `gbnf` and `lark` their text, `json_object` nothing.
+    `json_schema` needs a schema; `regex`, `gbnf` and `lark` need their text; `json_object` needs nothing.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "gbnf", "lark"]
@@ -59,10 +59,10 @@ class Grammar(Strict):
 
 
 class GenerationConfig(Ask["GenerationResult"]):
-    """One request for text: a `prompt` or `messages`, and how to sample.
+    """One request for text: a `prompt` or `messages`, and sampling options.
 
-    A prompt is one user turn and goes through the chat template, unless `raw` is set. Sampling means the same on every
-    engine and is applied in this order: `logit_bias`, `grammar`, repetition penalty (over prompt and answer), frequency
+    A prompt is one user turn in the chat template, unless `raw` is set. Sampling options mean the same on every engine.
+    They are applied in this order: `logit_bias`, `grammar`, repetition penalty (over prompt and answer), frequency
     and presence penalty (over the answer), top-k, top-p, min-p, temperature. Temperature 0 is greedy.
     """
 
@@ -72,25 +72,36 @@ class GenerationConfig(Ask["GenerationResult"]):
         default=None,
         min_length=1,
         max_length=MAX_PROMPT_CHARS,
-        description="The model's own token ids in place of a prompt; nothing is added to them. Needs raw.",
+        description="Token ids of the model instead of a prompt. Nothing is added to them. Needs raw.",
     )
     messages: tuple[ChatMessage, ...] | None = Field(default=None, min_length=1, max_length=10_000)
-    raw: bool = Field(default=False, description="Continue the prompt as it stands, without a template.")
+    raw: bool = Field(default=False, description="Continue the prompt as it is, without a chat template.")
     max_tokens: int = Field(default=512, ge=1, le=16_777_216)
     temperature: float = Field(default=0.7, ge=0, le=5, allow_inf_nan=False)
     top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=40, ge=0, description="0 is off.")
+    top_k: int = Field(default=40, ge=0, description="0 turns it off.")
     min_p: float = Field(default=0.05, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0, le=10)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, max_length=1024, description="Added to the logits of tokens by id; -100 bans a token."
+        default_factory=dict,
+        max_length=1024,
+        description="For token ids: a number that is added to the token's logit. -100 bans a token.",
     )
-    logprobs: bool = Field(default=False, description="Tell how likely each token was, before any of the above.")
-    top_logprobs: int = Field(default=0, ge=0, le=20, description="And the likeliest others. Needs logprobs.")
-    min_tokens: int = Field(default=0, ge=0, description="The model may not end the answer before.")
-    ignore_eos: bool = Field(default=False, description="The model may not end the answer at all.")
+    logprobs: bool = Field(
+        default=False, description="Return the log-probability of each token, before any of the options above."
+    )
+    top_logprobs: int = Field(
+        default=0,
+        ge=0,
+        le=20,
+        description="Also return this many of the most likely tokens at each place. Needs logprobs.",
+    )
+    min_tokens: int = Field(default=0, ge=0, description="The answer has at least this many tokens.")
+    ignore_eos: bool = Field(
+        default=False, description="The model cannot end the answer. It ends at max_tokens or the end of the context."
+    )
     stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1000)], ...] = Field(
         default=(), max_length=64
     )
@@ -100,17 +111,17 @@ class GenerationConfig(Ask["GenerationResult"]):
     tool_choice: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
         default="auto", description="none, auto, required, or the name of the function to call."
     )
-    parallel_tool_calls: bool = Field(default=True, description="More than one call in an answer is allowed.")
+    parallel_tool_calls: bool = Field(default=True, description="Allow more than one call in an answer.")
     reasoning_budget: int | None = Field(
-        default=None, ge=0, description="Tokens the model may think for; then it has to answer. Unset: no limit."
+        default=None, ge=0, description="Tokens that the model may think for. Then it has to answer. Unset: no limit."
     )
     continue_final_message: bool = Field(
-        default=False, description="The last message is the assistant's and is continued, not answered."
+        default=False, description="The last message is the assistant's. The answer continues it."
     )
     truncate: bool = Field(
-        default=False, description="Cut the oldest tokens of a prompt that is too long, instead of an error."
+        default=False, description="If a prompt is too long, remove its oldest tokens instead of failing."
     )
-    return_prompt: bool = Field(default=False, description="Tell the exact prompt in the metadata.")
+    return_prompt: bool = Field(default=False, description="Return the exact prompt in the metadata.")
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -161,7 +172,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 class TokenLogprob(Strict):
-    """How likely a token was: its text, its bytes and its natural logarithm of probability; then the likeliest others."""
+    """A token with the natural logarithm of its probability. `top` are the most likely tokens at its place."""
 
     token: str
     logprob: float
@@ -170,7 +181,7 @@ class TokenLogprob(Strict):
 
 
 class GenerationResult(Strict):
-    """A finished answer. Times are seconds; `metadata` says what made it."""
+    """A finished answer. Times are in seconds. `metadata` says how it was made."""
 
     text: str
     model_name: str
@@ -182,7 +193,7 @@ class GenerationResult(Strict):
     logprobs: tuple[TokenLogprob, ...] | None = None
     execution_time: float = Field(description="From the start of the computation to the last token.")
     time_to_first_token: float | None = Field(
-        description="From the start of the computation; None when there was none."
+        description="From the start of the computation. None if there was no token."
     )
     metadata: dict[str, Any] = Field(description="engine, device, quantization, seed, template, request_id, warnings …")
 
@@ -194,7 +205,7 @@ class GenerationResult(Strict):
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """More of the answer's tool call number `index`: `id` and `name` come first and once, `arguments` in pieces."""
+    """More of tool call number `index`. `id` and `name` come once, at its start. `arguments` come in pieces."""
 
     index: int
     id: str | None = None
@@ -204,14 +215,14 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta(Delta):
-    """More of the answer: of its text, of the reasoning before it, of its tool calls. `tokens` have been generated."""
+    """More of the answer: text, reasoning before it, tool calls. `tokens` is the number generated so far."""
 
     text: str
     tokens: int
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of the tokens since the last delta, if they were asked for."""
+    """Of the tokens since the last delta, if the request wants them."""
 
     def merged(self, later: Delta) -> "TextDelta | None":
         """Both as one: text and reasoning joined, tool calls and logprobs in order."""

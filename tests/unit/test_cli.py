@@ -133,7 +133,7 @@ def test_models_of_a_folder(invoke: Invoke, tmp_path: Path) -> None:
 
 def test_pull_says_where_a_model_is_that_is_here(invoke: Invoke, registered: str, models: Path) -> None:
     result = invoke("pull", registered)
-    assert (result.exit_code, result.stdout) == (0, f"polly is here already: {models / MODEL}\n")
+    assert (result.exit_code, result.stdout) == (0, f"polly is on this machine already: {models / MODEL}\n")
 
 
 def test_pull_fetches(invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_ctrl_c_cancels_a_pull(invoke: Invoke, models: Path, monkeypatch: pytest
     monkeypatch.setattr(Catalog, "fetch", fetch)
     result = invoke("pull", "org/name")
     assert result.exit_code == cli.INTERRUPTED
-    assert "goes on from here" in result.stderr
+    assert "same command again" in result.stderr
 
 
 # -- talking -------------------------------------------------------------------------------------------------------------

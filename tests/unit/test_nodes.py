@@ -35,9 +35,9 @@ from lfx_local_runtimes.nodes.inputs import (
     GEMMA_PRESETS,
     SAMPLING_DEFAULTS,
     TOOL_ROUNDS,
+    describe_schema,
     schema_of,
     stop_texts,
-    told_of,
 )
 from lfx_local_runtimes.nodes.provider import live_models
 from lfx_local_runtimes.nodes.reports import Reporter
@@ -473,7 +473,7 @@ async def test_structured_output_is_data_of_the_schema(stage: Theatre) -> None:
     asked = stage.requests[-1]
     assert asked.grammar is not None
     assert asked.grammar.json_schema == schema_of(ROWS)
-    assert asked.turns[0].content == f"Be brief.\n\n{told_of(schema_of(ROWS) or {})}"
+    assert asked.turns[0].content == f"Be brief.\n\n{describe_schema(schema_of(ROWS) or {})}"
 
 
 def test_a_schema_and_what_the_model_is_told() -> None:
@@ -487,7 +487,7 @@ def test_a_schema_and_what_the_model_is_told() -> None:
         "required": ["city", "years"],
         "additionalProperties": False,
     }
-    assert told_of(schema).splitlines()[1:] == ["- city (string): where", "- years (list of integer)"]
+    assert describe_schema(schema).splitlines()[1:] == ["- city (string): where", "- years (list of integer)"]
     assert schema_of([]) is None
 
 

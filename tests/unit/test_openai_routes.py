@@ -405,7 +405,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
         ("chat", {"regex": "a", "tools": [TOOL], "tool_choice": "required"}, None, "grammar"),
         ("chat", {"continue_final_message": True}, None, "continue_final_message"),
         ("chat", {"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content", ""),
-        ("complete", {"prompt": []}, "prompt", "from 1 to 128"),
+        ("complete", {"prompt": []}, "prompt", "1 to 128"),
         ("complete", {"prompt": ["x"] * 65, "n": 2}, "prompt", "65 prompts"),
         ("respond", {"input": []}, "input", "empty"),
         ("respond", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content", "input_image"),

@@ -160,7 +160,7 @@ def test_a_result_says_that_it_was_judged_by_entailment() -> None:
         (RerankAsk, {"query": "a", "documents": ("a",), "overflow": "chunk"}, "chunk is for embeddings"),
         (ClassificationAsk, {"texts": ("a",), "top_k": 0}, "top_k"),
         (ZeroShotAsk, {"texts": ("a",), "labels": ("x", "x")}, "twice"),
-        (ZeroShotAsk, {"texts": ("a",), "labels": ("x",), "hypothesis": "It is so."}, "where the label goes"),
+        (ZeroShotAsk, {"texts": ("a",), "labels": ("x",), "hypothesis": "It is so."}, "replaced by the label"),
         (NerAsk, {"texts": ("a",), "min_score": 2}, "min_score"),
     ],
 )

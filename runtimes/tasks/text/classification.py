@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Label:
-    """A label and its score, 0 to 1 (a regression's score is the number itself)."""
+    """A label and its score from 0 to 1. The score of a regression is its number."""
 
     label: str
     score: float
@@ -23,7 +23,7 @@ class Label:
 
 @dataclass(frozen=True)
 class ClassificationResult(TaskResult):
-    """For each text its labels, likeliest first."""
+    """For each text its labels, best score first."""
 
     labels: tuple[tuple[Label, ...], ...]
 
@@ -33,9 +33,10 @@ class ClassificationAsk(ReadingAsk[ClassificationResult]):
 
     task: ClassVar[str] = "classification"
     texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
-    top_k: int | None = Field(default=None, ge=1, description="Tell the likeliest labels only.")
+    top_k: int | None = Field(default=None, ge=1, description="Return only this many of the best labels.")
     multi_label: bool | None = Field(
-        default=None, description="Every label stands for itself. Unset: as the model's configuration says."
+        default=None,
+        description="Score each label on its own, so that several can be true. Unset: as the model's configuration says.",
     )
 
 
@@ -59,7 +60,7 @@ class Classification(Reading[ClassificationAsk, ClassificationResult]):
 
 
 def best(labels: Sequence[str], row: Sequence[float]) -> tuple[Label, ...]:
-    """Labels and their scores, likeliest first."""
+    """Labels and their scores, best first."""
     pairs = (Label(label, float(score)) for label, score in zip(labels, row, strict=True))
     return tuple(sorted(pairs, key=lambda one: -one.score))
 
@@ -79,5 +80,5 @@ def scores(logits: "np.ndarray[Any, Any]", activation: str) -> "np.ndarray[Any, 
 
 ROW = TaskRow(
     name="classification", family="reading", ask=ClassificationAsk, result=ClassificationResult, work=Classification(),
-    path="classify", summary="Each text's labels, likeliest first: the model's own.",
+    path="classify", summary="For each text, the labels that the model was trained for, with scores, best first.",
 )  # fmt: skip

@@ -24,7 +24,7 @@ class EmbeddingResult(TaskResult):
 
 
 class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
-    """Texts, or token ids, to embed. A text that is read in parts (`chunk`) gets their mean, weighted by their tokens."""
+    """Texts or token ids to embed. With `chunk`, the vector of a long text is the mean of its parts, weighted by tokens."""
 
     task: ClassVar[str] = "embedding"
     can_chunk: ClassVar[bool] = True
@@ -33,14 +33,18 @@ class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
     )
     prompt: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
         default=None,
-        description="The name of one of the model's own prompts (query, passage …), or a text to put before.",
+        description="Put before each text: the name of one of the model's own prompts (query, passage …), or a text.",
     )
     role: Literal["query", "document"] | None = Field(
         default=None,
-        description="What the texts are: where no prompt is given, the model's own for that is put before.",
+        description="What the texts are. Without `prompt`, the model's own prompt for this role is put before them.",
     )
-    dimensions: int | None = Field(default=None, ge=1, description="Keep the first ones only (Matryoshka models).")
-    normalize: bool | None = Field(default=None, description="Vectors of length 1. Unset: as the model's files say.")
+    dimensions: int | None = Field(
+        default=None, ge=1, description="Keep only this many numbers from the start of each vector (Matryoshka models)."
+    )
+    normalize: bool | None = Field(
+        default=None, description="Scale vectors to length 1. Unset: as the model's files say."
+    )
 
     @field_validator("texts", mode="before")
     @classmethod

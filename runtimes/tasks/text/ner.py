@@ -1,4 +1,4 @@
-"""Named entities: spans of a text with a label each."""
+"""Named entities: parts of a text, each with a label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class NerResult(TaskResult):
-    """For each text its entities, in order."""
+    """For each text its entities, in the order of the text."""
 
     entities: tuple[tuple[Entity, ...], ...]
 
@@ -37,14 +37,14 @@ class NerAsk(ReadingAsk[NerResult]):
 
     task: ClassVar[str] = "ner"
     texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
-    min_score: float = Field(default=0.0, ge=0, le=1, description="Leave entities out that score less.")
+    min_score: float = Field(default=0.0, ge=0, le=1, description="Leave out entities with a lower score.")
 
 
 _Span = tuple[str, int, int, float]
 
 
 class Ner(Reading[NerAsk, NerResult]):
-    """One logit per token and label; neighbouring tokens of one entity become a span, as the tags B- and I- say.
+    """One logit per token and label. Neighbouring tokens of one entity become a span, by the tags B- and I-.
 
     The rule is that of Transformers' token-classification pipeline with `aggregation_strategy="simple"`.
     """
@@ -99,5 +99,5 @@ def _tag(label: str) -> tuple[str, str]:
 
 ROW = TaskRow(
     name="ner", family="reading", ask=NerAsk, result=NerResult, work=Ner(), path="ner",
-    summary="Each text's entities: label, text, characters from start to end, score.",
+    summary="For each text, its entities: label, text, start and end in characters, score.",
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What models that read do: tasks that turn pieces of text into vectors, scores, labels or spans.
+"""Tasks of models that read: they turn pieces of text into vectors, scores, labels or spans.
 
-A reading knows nothing of engines: it cuts what is asked into pieces of text, and turns a model's output for each piece
-into a result. An engine knows nothing of readings: it tokenizes pieces and computes batches of them.
+A reading knows no engine. It divides a request into pieces of text, and turns the model's output for each piece into a
+result. An engine knows no reading. It tokenizes pieces and computes batches of them.
 """
 
 from abc import ABC, abstractmethod
@@ -21,15 +21,19 @@ MAX_TEXTS = 1_000_000
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
 Overflow = Literal["truncate", "error", "chunk"]
-"""What happens to a text that is longer than the model reads: its end is cut, and the result says so; it is refused; or
-it is read in parts, if the task can put them together."""
+"""What happens if a text is longer than the model can read. truncate: the end is cut, and the result says so. error: the
+request fails. chunk: the text is read in parts, if the task can join them."""
 
 
 class ReadingAsk(Ask[ResultT]):
-    """What a caller asks of a model that reads."""
+    """A request to a model that reads."""
 
     can_chunk: ClassVar[bool] = False
-    overflow: Overflow = Field(default="truncate", description="truncate a text that is too long, or error.")
+    overflow: Overflow = Field(
+        default="truncate",
+        description="If a text is too long. truncate: its end is not read, and the metadata says so. error: the request "
+        "fails. chunk, for embeddings only: the text is read in parts, and the vector is their mean.",
+    )
 
     @field_validator("overflow")
     @classmethod
@@ -41,7 +45,7 @@ class ReadingAsk(Ask[ResultT]):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a model reads at once: a text or token ids, or a pair of texts."""
+    """What a model reads at once: a text, token ids, or a pair of texts."""
 
     text: str | tuple[int, ...]
     pair: str | None = None
@@ -49,36 +53,36 @@ class Piece:
 
 @dataclass(slots=True)
 class Tokens:
-    """A piece as tokens, special ones included, or a part of a piece that is too long for one."""
+    """The tokens of a piece, special ones included; or of one part, if the piece is too long."""
 
     ids: list[int]
     types: list[int]
     """0 for the first text of a pair, 1 for the second."""
     offsets: list[tuple[int, int]] = field(default_factory=list)
-    """Where each token stands in the text, in characters."""
+    """For each token its start and end in the text, in characters."""
     special: list[int] = field(default_factory=list)
-    """1 for tokens that do not stand in the text."""
+    """1 for tokens that are not in the text."""
     cut: int = 0
-    """Tokens of the piece that no part holds."""
+    """Tokens of the piece that are in no part."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a model's files say about how its output is to be read."""
+    """How to read a model's output, as its files say."""
 
     task: str
     max_length: int
-    """Tokens of a piece at most."""
+    """The most tokens of one piece."""
     labels: tuple[str, ...] = ()
     pooling: str = "mean"
-    """mean, cls, max, lasttoken, mean_sqrt_len or weightedmean: from token states to one vector."""
+    """How one vector is made of the tokens' states: mean, cls, max, lasttoken, mean_sqrt_len or weightedmean."""
     dense: tuple["Dense", ...] = ()
     normalize: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """By name, put before a text."""
+    """By name: texts to put before a text."""
     default_prompt: str | None = None
     activation: str = "softmax"
-    """softmax, sigmoid or identity: from logits to scores."""
+    """How scores are made of logits: softmax, sigmoid or identity."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,14 @@ AskT = TypeVar("AskT", bound=ReadingAsk[Any])
 
 
 class Reading(ABC, Generic[AskT, ResultT]):
-    """The part of a task between what is asked and the model."""
+    """The part of a task between the request and the model."""
 
     @abstractmethod
     def pieces(self, ask: AskT, spec: Spec) -> Sequence[Piece]:
-        """What the model has to read, in order.
+        """The pieces that the model has to read, in order.
 
         Raises:
-            InvalidInput: the model cannot do what is asked.
+            InvalidInput: the model cannot do this.
         """
 
     @abstractmethod
@@ -110,15 +114,15 @@ class Reading(ABC, Generic[AskT, ResultT]):
 
         Args:
             output: float32; states or logits per token (rows, tokens, width) or logits per row (rows, labels).
-            batch: the rows; output beyond a row's tokens means nothing.
+            batch: the rows. Output behind a row's tokens has no meaning.
             spec: the model's.
         """
 
     @abstractmethod
     def result(self, ask: AskT, values: Sequence[Any], spec: Spec, about: TaskResult) -> ResultT:
-        """Put together what was asked: `values` has one for each piece, in order."""
+        """Make the result. `values` has one value for each piece, in order."""
 
     def join(self, values: Sequence[Any], lengths: Sequence[int]) -> Any:
-        """One value for a piece that was read in parts of so many tokens. Most pieces have one part."""
+        """Join the values of a piece's parts; `lengths` are their tokens. Most pieces have one part."""
         del lengths
         return values[0]

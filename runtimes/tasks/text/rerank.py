@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A document's place among those that were given, and its score."""
+    """A document's place in the request, and its score."""
 
     index: int
     score: float
@@ -30,16 +30,16 @@ class RerankResult(TaskResult):
 
 
 class RerankAsk(ReadingAsk[RerankResult]):
-    """A query and the documents to put in order."""
+    """A query, and documents to sort."""
 
     task: ClassVar[str] = "rerank"
     query: Text
     documents: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
-    top_n: int | None = Field(default=None, ge=1, description="Tell the best ones only.")
+    top_n: int | None = Field(default=None, ge=1, description="Return only this many of the best documents.")
 
 
 class Rerank(Reading[RerankAsk, RerankResult]):
-    """Query and document are read together; the one logit is the score."""
+    """The model reads query and document together. Its one logit is the score."""
 
     def pieces(self, ask: RerankAsk, spec: Spec) -> Sequence[Piece]:
         return [Piece(ask.query, document) for document in ask.documents]
@@ -54,5 +54,5 @@ class Rerank(Reading[RerankAsk, RerankResult]):
 
 ROW = TaskRow(
     name="rerank", family="reading", ask=RerankAsk, result=RerankResult, work=Rerank(), path="rerank",
-    summary="The documents' places and scores, best first.",
+    summary="How well each document answers the query: its place in the request and its score, best first.",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Zero-shot classification: labels of the caller's own, by a model for natural language inference or for embeddings."""
+"""Zero-shot classification: the caller chooses the labels. The model is one for natural language inference or embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 MAX_LABELS = 1000
 
 HYPOTHESES = {"entailment": "This example is {}.", "similarity": "{}"}
-"""By method, where none is given: that of Transformers' pipeline, and the label as it stands. On MiniLM a sentence around
-the label gains nothing, and puts much the same words into every label's vector."""
+"""The defaults, by method: the sentence of Transformers' pipeline, and the label itself. With MiniLM a sentence around the
+label improves nothing, and makes the labels' vectors more alike."""
 
 TEMPERATURE = 0.05
-"""Of the softmax over cosines: 1 / 20, which is the scale that sentence-transformers' contrastive losses train with."""
+"""The temperature of the softmax over cosines: 1 / 20, the scale of sentence-transformers' contrastive losses."""
 
 _EMBEDDING = Embedding()
 
 
 @dataclass(frozen=True)
 class ZeroShotResult(TaskResult):
-    """For each text the labels that were given, likeliest first. `metadata` has also the `method`."""
+    """For each text the caller's labels, best score first. `metadata` also has the `method`."""
 
     labels: tuple[tuple[Label, ...], ...]
 
@@ -44,34 +44,36 @@ class ZeroShotAsk(ReadingAsk[ZeroShotResult]):
     )
     hypothesis: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
         default=None,
-        description="The sentence that stands for a label, whose place is {}. "
+        description="The sentence that stands for a label; {} is replaced by the label. "
         f"Unset: {HYPOTHESES['entailment']} for an NLI model, the label itself for an embedding model.",
     )
-    multi_label: bool = Field(default=False, description="Several labels may be true at once.")
+    multi_label: bool = Field(default=False, description="Score each label on its own, so that several can be true.")
 
     @field_validator("hypothesis")
     @classmethod
     def _has_a_place(cls, value: str | None) -> str | None:
         if value is not None and "{}" not in value:
-            raise ValueError("must contain {} where the label goes")
+            raise ValueError("must contain {}, which is replaced by the label")
         return value
 
     @field_validator("labels")
     @classmethod
     def _no_label_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("a label is given twice")
+            raise ValueError("a label appears twice")
         return value
 
 
 class ZeroShot(Reading[ZeroShotAsk, ZeroShotResult]):
-    """One of two methods, by what the model is for.
+    """One of two methods, by the kind of the model.
 
-    entailment (Yin et al. 2019), NLI models: every text is read with every label's hypothesis; what counts is the logit of
-    entailment. One label of several: softmax over their entailments. Each for itself: entailment against contradiction.
+    entailment (Yin et al. 2019), for NLI models: the model reads every text with every label's hypothesis. The score comes
+    from the logit of entailment. One of several labels: softmax over their entailments. Each label on its own: entailment
+    against contradiction.
 
-    similarity (Sappadla et al. 2016), embedding models: texts and hypotheses are embedded, each once; what counts is their
-    cosine. One label of several: softmax over cosine / `TEMPERATURE`. Each for itself: the cosine; a negative one is 0.
+    similarity (Sappadla et al. 2016), for embedding models: each text and each hypothesis is embedded once. The score comes
+    from their cosine. One of several labels: softmax over cosine / `TEMPERATURE`. Each label on its own: the cosine, or 0 if
+    it is negative.
     """
 
     def pieces(self, ask: ZeroShotAsk, spec: Spec) -> Sequence[Piece]:
@@ -104,18 +106,18 @@ def _method(spec: Spec) -> str:
 
 
 def _sentences(ask: ZeroShotAsk, method: str) -> tuple[str, ...]:
-    """One for each label."""
+    """One sentence for each label."""
     hypothesis = HYPOTHESES[method] if ask.hypothesis is None else ask.hypothesis
     return tuple(hypothesis.replace("{}", label) for label in ask.labels)
 
 
-def _each_for_itself(ask: ZeroShotAsk) -> bool:
-    """A single label has no others to share with."""
+def _each_on_its_own(ask: ZeroShotAsk) -> bool:
+    """Each label is scored on its own. A single label always is: it has no others to share with."""
     return ask.multi_label or len(ask.labels) == 1
 
 
 def _embedding(ask: ZeroShotAsk) -> EmbeddingAsk:
-    """The texts, and behind them the labels' sentences: checked already, and perhaps too many for an ask of its own."""
+    """The texts, then the labels' sentences. They are not checked again: they may be too many for one ask."""
     return EmbeddingAsk.model_construct(texts=(*ask.texts, *_sentences(ask, "similarity")), normalize=True)
 
 
@@ -124,7 +126,7 @@ def _similarities(ask: ZeroShotAsk, vectors: "np.ndarray[Any, Any]") -> "np.ndar
     import numpy as np
 
     cosines = vectors[: len(ask.texts)] @ vectors[len(ask.texts) :].T
-    return np.clip(cosines, 0, 1) if _each_for_itself(ask) else scores(cosines / TEMPERATURE, "softmax")
+    return np.clip(cosines, 0, 1) if _each_on_its_own(ask) else scores(cosines / TEMPERATURE, "softmax")
 
 
 def _entailments(ask: ZeroShotAsk, values: Sequence[Any], spec: Spec) -> "np.ndarray[Any, Any]":
@@ -135,7 +137,7 @@ def _entailments(ask: ZeroShotAsk, values: Sequence[Any], spec: Spec) -> "np.nda
     yes = entailment(spec.labels)
     assert yes is not None  # `pieces` has refused the others
     no = -1 if yes == 0 else 0
-    if _each_for_itself(ask):
+    if _each_on_its_own(ask):
         return scores(logits[..., [no, yes]], "softmax")[..., 1]
     return scores(logits[..., yes], "softmax")
 
@@ -147,5 +149,5 @@ def entailment(labels: Sequence[str]) -> int | None:
 
 ROW = TaskRow(
     name="zero_shot", family="reading", ask=ZeroShotAsk, result=ZeroShotResult, work=ZeroShot(), path="classify",
-    needed="labels", summary="Each text's labels, likeliest first: those given, by an NLI or an embedding model.",
+    needed="labels", summary="For each text, the labels of the request with scores, best first, by an NLI or an embedding model.",
 )  # fmt: skip
