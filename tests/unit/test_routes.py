@@ -198,7 +198,9 @@ def test_health_stats_and_status(client: TestClient, registered: str) -> None:
     assert health["status"] == "healthy"
     assert health["loaded_models"] == 1
     assert health["models"][registered]["status"] == "ready"
-    assert set(health["models"][registered]) == {"status", "device", "memory_used_mb"}
+    assert set(health["models"][registered]) == {
+        "status", "device", "memory_used_mb", "pid", "uptime_s", "restarts",
+    }  # fmt: skip
 
     stats = client.get("/stats").json()
     assert (stats["counters"]["loads"], stats["pid"]) == (1, os.getpid())
