@@ -182,14 +182,14 @@ def check_shape(what: Any, result: Any) -> None:
 def test_what_was_cut_is_told_by_the_number_of_the_input(pair: Pair) -> None:
     cut = [ask(one, long(pair.reader.asks[0])).metadata["truncated"] for one in pair.both]
     assert cut[0] == cut[1]
-    assert [*cut[1]] == [1]
+    assert [*cut[1]] in ([1], [2, 3])  # an NLI model reads the second text with each of two labels
     assert all(isinstance(place, int) for place in cut[1])
-    assert cut[1][1] > 0
+    assert all(count > 0 for count in cut[1].values())
 
 
 def test_a_text_that_is_too_long_is_refused_if_asked(pair: Pair) -> None:
     for runtime in pair.both:
-        with pytest.raises(ContextOverflow, match="Input 1 has") as caught:
+        with pytest.raises(ContextOverflow, match=r"Input [12] has") as caught:
             ask(runtime, long(pair.reader.asks[0]).model_copy(update={"overflow": "error"}))
         assert caught.value.model_name == "a reader"
         ask(runtime, pair.reader.asks[0])
@@ -225,7 +225,7 @@ async def test_unloaded_it_answers_no_more(pair: Pair) -> None:
     """The last test: the pair is not loaded after it."""
     pid = pair.process.pid
     for runtime in pair.both:
-        assert runtime.get_memory_usage()["total_mb"] > 0
+        assert sum(runtime.get_memory_usage()["devices"].values()) > 0
         await runtime.unload()
         assert runtime.get_memory_usage() == {"devices": {}, "total_mb": 0}
         with pytest.raises(EngineFailure, match="not loaded"):

@@ -71,7 +71,7 @@ class Parrot(ScriptedRuntime):
 @pytest.fixture
 def registered(models: Path) -> str:
     Parrot.asked.clear()
-    register_engine("parrot", Parrot)
+    register_engine("parrot", lambda config, plan: Parrot(config, plan))  # inline: the tests look into it
     config = ModelConfig.model_validate(
         {"model_id": str(models / MODEL), "model_name": "polly", "runtime_type": "parrot"}
     )
@@ -242,8 +242,10 @@ def test_an_unknown_model_is_one_line_and_status_1(
 def test_ps_and_stop(invoke: Invoke, running: RuntimeManager) -> None:
     assert running.stream("polly", GenerationConfig(prompt="hi")).wait().text == "hi "
     header, row = [line.split() for line in invoke("ps").stdout.splitlines()]
-    assert header[:6] == ["NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE"]
-    assert row[:8] == ["polly", "parrot", "cpu", "1", "MiB", "ready", "idle", "0s"]
+    assert header == ["NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE", "PID", "UPTIME", "RESTARTS", "CONFINED"]
+    assert row[:7] == ["polly", "parrot", "cpu", "1", "MiB", "ready", "idle"]
+    assert row[8] == "inline"
+    assert row[10:] == ["0", "none"]
     assert ["polly", "safetensors", "0", "MiB", "ready"] in [
         line.split() for line in invoke("models").stdout.splitlines()
     ]

@@ -256,7 +256,11 @@ async def test_a_model_is_served_by_the_engine_of_a_package(tmp_path: Path) -> N
 
 def central_modules() -> list[Path]:
     root = Path(inspect.getfile(runtimes)).parent
-    return [*sorted((root / "planning").glob("*.py")), root / "engines" / "registry.py", root / "residency.py"]
+    return [
+        *sorted((root / "planning").glob("*.py")),
+        root / "engines" / "registry.py",
+        root / "memory" / "residency.py",
+    ]
 
 
 def names_of_engines(source: str) -> list[str]:

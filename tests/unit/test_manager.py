@@ -254,7 +254,7 @@ async def test_what_health_and_stats_tell(stage: Theatre) -> None:
     health, stats = stage.manager.health(), stage.manager.stats()
     assert (health["status"], health["loaded_models"], health["device"]) == ("healthy", 1, "cpu")
     assert health["models"]["parrot"]["status"] == "ready"
-    assert stats["counters"] == {"loads": 1, "requests_finished": 1}
+    assert stats["counters"] == {"loads": 1, "requests_finished": 1, "deaths": 0}
     assert stats["running_requests"] == 0
 
 

@@ -1,5 +1,6 @@
 """The engine `llama_cpp`."""
 
+from lfx_local_runtimes.runtimes.engines.llama_cpp.native import ENVIRONMENT
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow
 
 _HERE = "lfx_local_runtimes.runtimes.engines.llama_cpp"
@@ -11,6 +12,7 @@ ROWS = (
         f"{_HERE}.offer:offer",
         extra="llamacpp",
         warm=f"{_HERE}.native:warm",
+        environment=ENVIRONMENT,
         overhead=70 * 2**20,
     ),
 )
