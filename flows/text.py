@@ -15,10 +15,10 @@ from lfx_local_runtimes.flows.canvas import Flow
 
 def local_chat() -> Flow:
     """Chat with one model."""
-    flow = Flow("Local Chat", "Chat with a model that runs inside Langflow.", "local-chat")
+    flow = Flow("Local Chat", "Chat with a model that runs on this machine.", "local-chat")
     flow.note(
         "### Local Chat\n"
-        "The answer comes from a model that runs **inside Langflow**: no server, no key, no network.\n\n"
+        "The answer comes from a model that runs **on this machine**: no server to start, no key, no network.\n\n"
         "1. Open the **Playground** and ask something.\n"
         "2. Choose another model in the *Local Model* node; *refresh* lists what is on this machine.\n\n"
         "Headless: `lfx run flows/local_chat.json \"What is the capital of France?\"`\n\n"
@@ -161,7 +161,7 @@ def tools_agent() -> Flow:
     flow = Flow("Tools Agent", "Langflow's Agent calculates with a tool, on a local model.", "tools-agent")
     flow.note(
         "### Tools Agent\n"
-        "Langflow's own **Agent** asks a model that runs inside Langflow. The model calls the **Calculator** and answers with "
+        "Langflow's own **Agent** asks a model that runs on this machine. The model calls the **Calculator** and answers with "
         "its result.\n\n"
         "`gemma-3-270m` is a base model, too small to decide by itself when to call a tool: *Tool Choice* in the "
         "*Local Model* node makes it call the calculator first, and the Agent's instructions are an example to continue. "

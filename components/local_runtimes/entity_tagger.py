@@ -15,7 +15,7 @@ class EntityTaggerComponent(EntityTaggerBaseComponent):
     """Names of people, places and the like in a text."""
 
     display_name = "Entity Tagger"
-    description = "Find people, places, organisations and the like in a text, with a model that runs inside Langflow."
+    description = "Find people, places, organisations and the like in a text, with a model that runs on this machine."
     icon = "Highlighter"
     name = "EntityTagger"
 

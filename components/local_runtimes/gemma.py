@@ -13,10 +13,10 @@ from lfx_local_runtimes.nodes import (
 
 
 class GemmaComponent(GemmaBaseComponent):
-    """Text from a Gemma that runs inside Langflow."""
+    """Text from a Gemma that runs on this machine."""
 
     display_name = "Gemma"
-    description = "Generate text with a Gemma that runs inside Langflow, with its turn format, presets and sizes."
+    description = "Generate text with a Gemma that runs on this machine, with its turn format, presets and sizes."
     icon = "Gem"
     name = "Gemma"
 

@@ -14,10 +14,10 @@ from lfx_local_runtimes.nodes import (
 
 
 class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
-    """Vectors from a model that runs inside Langflow."""
+    """Vectors from a model that runs on this machine."""
 
     display_name = "Local Embeddings"
-    description = "Turn texts into vectors with a model that runs inside Langflow."
+    description = "Turn texts into vectors with a model that runs on this machine."
     icon = "Binary"
     name = "LocalEmbeddings"
 

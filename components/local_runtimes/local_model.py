@@ -11,11 +11,11 @@ from lfx_local_runtimes.nodes import (
 
 
 class LocalModelComponent(LocalModelBaseComponent):
-    """Text from a model that runs inside Langflow."""
+    """Text from a model that runs on this machine."""
 
     display_name = "Local Model"
     description = (
-        "Generate text with a model that runs inside Langflow: GGUF on llama.cpp, safetensors on Transformers."
+        "Generate text with a model that runs on this machine: GGUF on llama.cpp, safetensors on Transformers."
     )
     icon = "Cpu"
     name = "LocalModel"

@@ -15,7 +15,7 @@ class LocalRerankComponent(LocalRerankBaseComponent):
     """Search results sorted by how well they answer a query."""
 
     display_name = "Local Rerank"
-    description = "Sort search results by how well they answer a query, with a model that runs inside Langflow."
+    description = "Sort search results by how well they answer a query, with a model that runs on this machine."
     icon = "ArrowDownWideNarrow"
     name = "LocalRerank"
 

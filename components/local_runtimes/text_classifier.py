@@ -17,7 +17,7 @@ class TextClassifierComponent(TextClassifierBaseComponent):
     """Labels that a model was trained to give."""
 
     display_name = "Text Classifier"
-    description = "Label a text (sentiment, topic, toxicity …) with a model that was trained for it, inside Langflow."
+    description = "Label a text (sentiment, topic, toxicity …) with a model on this machine that was trained for it."
     icon = "Tag"
     name = "TextClassifier"
 

@@ -18,7 +18,7 @@ class ZeroShotClassifierComponent(ZeroShotBaseComponent):
     """Labels that the user chooses, with an output for each."""
 
     display_name = "Zero-Shot Classifier"
-    description = "Label a text with your own labels and route it by label, with a model that runs inside Langflow."
+    description = "Label a text with your own labels and route it by label, with a model that runs on this machine."
     icon = "Split"
     name = "ZeroShotClassifier"
 
