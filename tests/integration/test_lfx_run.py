@@ -16,6 +16,7 @@ from lfx_local_runtimes.settings import PREFIX
 pytestmark = pytest.mark.integration
 
 END_WITHIN_S = 3.0
+SAVED = Path(__file__).parents[1] / "saved_flows"
 
 LFX = str(Path(sys.executable).parent / "lfx")
 
@@ -47,6 +48,12 @@ def test_local_chat_answers() -> None:
     answer, ended = lfx_run("local_chat", "What is the capital of France?")
     assert "Paris" in answer
     assert ended < END_WITHIN_S
+
+
+@pytest.mark.parametrize("version", sorted(folder.name for folder in SAVED.iterdir()))
+def test_local_chat_of_an_earlier_version_answers(version: str) -> None:
+    """Its embedded source is what runs; `tests/unit/test_saved_flows.py` has the other flows, on scripted models."""
+    assert "Paris" in lfx_run(str(SAVED / version / "local_chat"), "What is the capital of France?")[0]
 
 
 def test_model_status_lists_the_models() -> None:
