@@ -24,7 +24,7 @@ def loaded_gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeMa
     """One manager for the module: the suite makes about forty requests. The alias is what per-call overrides name."""
     manager = RuntimeManager(Settings(home=tmp_path_factory.mktemp("home"), offline=True))
     gemma = manager.catalog.resolve(GEMMA).config
-    manager.register_model(ModelConfig(model_id=gemma.model_id, model_name=ALIAS))
+    manager.register_model(ModelConfig(model_id=gemma.model_id, model_name=ALIAS, deterministic=True))
     for name in (GEMMA, ALIAS):
         asyncio.run(manager.load_model(name))
     yield manager
@@ -69,7 +69,7 @@ class _Capabilities:
 
     @property
     def model_override_value(self) -> str:
-        return ALIAS
+        return GEMMA if self.chat_model_params["model"] == ALIAS else ALIAS
 
 
 class TestUnit(_Capabilities, ChatModelUnitTests):
@@ -80,8 +80,14 @@ class TestIntegration(_Capabilities, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         # A base model does not stop by itself, and would fill a text with spaces for ever. One line of it is enough.
-        return {"model": GEMMA, "max_tokens": 160, "temperature": 0, "frequency_penalty": 1.0, "stop": ["\n"]}
+        return {"model": ALIAS, "max_tokens": 160, "temperature": 0, "frequency_penalty": 1.0, "stop": ["\n"]}
 
     @pytest.mark.xfail(reason="The choice is free, and a base model was never trained to call a tool.", strict=True)
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
+
+    @pytest.mark.xfail(
+        reason="A base model of 270M may translate the Japanese text that it should repeat.", strict=False
+    )
+    def test_unicode_tool_call_integration(self, model: BaseChatModel, **options: Any) -> None:
+        super().test_unicode_tool_call_integration(model, **options)

@@ -87,7 +87,7 @@ def test_data_files_are_there(wheel: Path, installed: dict[str, Any]) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"lfx_local_runtimes/flows/{path.name}" for path in (REPOSITORY / "flows").glob("*.json")}
     expected |= {"lfx_local_runtimes/py.typed", "lfx_local_runtimes/components/extension.json"}
-    expected |= {"lfx_local_runtimes/runtimes/runtime_rules.json"}
+    expected |= {"lfx_local_runtimes/runtimes/planning/runtime_rules.json"}
     assert expected <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "runtimes/", "routes/"))]
     assert (Path(installed["extension"]) / "extension.json").is_file()
