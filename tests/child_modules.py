@@ -129,7 +129,7 @@ def slow_end(link: Link) -> int:
     link.send(Frame({}))
     while link.receive() is not None:
         pass
-    print("finished in peace")
+    print("finished in peace", end="")
     return 5
 
 

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -178,6 +179,17 @@ def test_lines_are_put_together_from_pieces(pieces: tuple[bytes, ...], lines: tu
     said = LastLines(Pieces(*pieces), "x")
     said.read()
     assert said.lines == lines
+
+
+def test_of_many_lines_only_the_last_are_kept() -> None:
+    said = LastLines(Pieces(*[b"x" * 900 + b"\n"] * 50_000), "x")
+    tracemalloc.start()
+    try:
+        said.read()
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(said.lines) == endings.MAX_LINES
 
 
 # -- what it starts with ---------------------------------------------------------------------------------------------
@@ -480,11 +492,14 @@ def test_a_reader_hears_of_the_end_at_once(start: Start) -> None:
     assert heard == [child.report]
 
 
+@posix
 def test_a_writer_that_is_stuck_does_not_hold_up_the_end(start: Start) -> None:
     child = start("deaf")
     child.receive()
     outbox = Outbox(child.writer)
     outbox.put(Frame({}, (b"x" * 10 * 2**20,)))
+    while select.select([], [child._process.stdin], [], 0)[1]:  # until the pipe is full
+        time.sleep(0.01)
     child.close(0.05)
     assert not child.alive
     assert child.writer.close()
@@ -607,7 +622,13 @@ def test_pid_and_start_are_known(start: Start) -> None:
 @posix
 def test_a_child_outlives_the_thread_that_started_it(start: Start) -> None:
     started: list[Child] = []
-    thread = threading.Thread(target=lambda: started.append(start("echo")))
+
+    def begin() -> None:
+        child = start("echo")
+        child.ask(Frame({}), DEADLINE_S)  # it runs, and has asked the kernel to end it with its parent
+        started.append(child)
+
+    thread = threading.Thread(target=begin)
     thread.start()
     thread.join(DEADLINE_S)
     (child,) = started
