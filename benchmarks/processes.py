@@ -169,7 +169,7 @@ async def embeddings() -> float:
     from benchmarks.encoders import mixed
     from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 
-    manager = _manager(models.minilm(), "transformers")
+    manager = _manager(models.minilm(), "transformers", context_length=None)
     times = []
     for number in range(ROUNDS + 1):
         begin = time.perf_counter()
@@ -244,7 +244,7 @@ def _ask(tokens: int, **options: Any) -> Any:
     return GenerationConfig(prompt="Once upon a time", raw=True, max_tokens=tokens, temperature=0, **options)
 
 
-def _manager(path: Path, engine: str, **options: Any) -> Any:
+def _manager(path: Path, engine: str, context_length: int | None = 2048, **options: Any) -> Any:
     from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager, RuntimeType
 
     manager = RuntimeManager(models.settings())
@@ -252,7 +252,7 @@ def _manager(path: Path, engine: str, **options: Any) -> Any:
     manager.register_model(
         ModelConfig(
             model_id=str(path), model_name="measured", runtime_type=RuntimeType(engine), device_type=DeviceType.CPU,
-            context_length=512 if "MiniLM" in path.name else 2048, **options,
+            context_length=context_length, **options,
         )
     )  # fmt: skip
     return manager
