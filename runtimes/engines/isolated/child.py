@@ -34,8 +34,9 @@ def main(link: Link) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # standard error, which the parent keeps
     while (frame := link.receive()) is not None and frame.header["t"] == "warm":
         os.environ.update(frame.header["environment"])
-        if (reference := frame.header["reference"]) is not None:
-            pkgutil.resolve_name(reference)()
+        if (warm := frame.header["warm"]) is not None:
+            pkgutil.resolve_name(warm)()
+            pkgutil.resolve_name(frame.header["factory"])
         link.send(Frame({"t": "warmed"}))
     if frame is None:
         return 0

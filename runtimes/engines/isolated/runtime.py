@@ -102,6 +102,8 @@ class IsolatedRuntime(ModelRuntime):
         self._killed: str | None = None
         """Why this half killed the process."""
         self._measured: dict[str, int] = {}
+        self._overdue: threading.Timer | None = None
+        """Kills a process that does not end when it should."""
 
     # -- what the manager asks -----------------------------------------------------------------------------------------
 
@@ -356,10 +358,17 @@ class IsolatedRuntime(ModelRuntime):
 
     def stop(self) -> threading.Thread | None:
         child, thread = self._child, super().stop()
-        if thread is not None:
-            why = f"it did not end within {UNLOAD_S:g} s"
-            _later(UNLOAD_S, lambda: self._kill(child, why) if thread.is_alive() else None)
+        if thread is not None and self._overdue is None:
+            self._overdue = _later(UNLOAD_S, lambda: self._kill(child, f"it did not end within {UNLOAD_S:g} s"))
+            if not thread.is_alive():
+                self._forget_overdue()
         return thread
+
+    def _forget_overdue(self) -> None:
+        """The model's thread has ended: there is nothing left to kill."""
+        timer, self._overdue = self._overdue, None
+        if timer is not None:
+            timer.cancel()
 
     def kill(self, why: str) -> None:
         self._kill(self._child, why)
@@ -386,6 +395,7 @@ class IsolatedRuntime(ModelRuntime):
         )
 
     def _close(self) -> None:
+        self._forget_overdue()
         self._close_process()
         if self._scratch is not None:
             self._scratch.close()

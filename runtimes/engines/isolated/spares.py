@@ -60,13 +60,13 @@ class Spares:
         with self._lock:
             if any(self._waiting.values()):
                 return
-        self._start(_PLAIN, Frame({"t": "warm", "reference": None, "environment": {}}))
+        self._start(_PLAIN, Frame({"t": "warm", "warm": None, "environment": {}}))
 
     def refill(self, row: EngineRow) -> None:
         """A model of this engine was loaded: have a process wait for the next one."""
         if row.warm is not None:
-            frame = Frame({"t": "warm", "reference": row.warm, "environment": dict(row.environment)})
-            self._start(row.name, frame)
+            head = {"warm": row.warm, "factory": row.factory_reference, "environment": dict(row.environment)}
+            self._start(row.name, Frame({"t": "warm", **head}))
 
     def take(self, row: EngineRow) -> Child:
         """A process for a model of this engine: the best that waits, else a new one.
