@@ -45,6 +45,20 @@ class CodeReport:
     """Why the code cannot be checked. Such code is never approved and never run."""
 
 
+@dataclass(frozen=True)
+class Clearance:
+    """What the gate lets pass for one load."""
+
+    name: str
+    """The model that the code was approved for."""
+    who: str
+    """Asks for the load."""
+    reports: tuple[CodeReport, ...] = ()
+    """The code that may run. Without it the model runs none of its own."""
+    needs_full: bool = False
+    """The code may run only in a process that is confined in full."""
+
+
 def shown(text: object) -> str:
     """Text from a stranger, safe to print: other characters than printable ASCII are escaped, and it is cut."""
     plain = ascii(str(text)[:_MAX_TEXT])[1:-1]

@@ -119,6 +119,7 @@ def load_frame(
     settings: Settings,
     *,
     policy: Any,
+    needs_full: bool,
     environment: Mapping[str, str],
 ) -> Frame:
     """Load a model: what makes its runtime (`"module:attribute"`), how, and what it may use. No secret goes along."""
@@ -126,6 +127,7 @@ def load_frame(
         "environment": dict(environment),
         "t": "load", "factory": factory, "config": write(config, []), "plan": write(plan, []),
         "settings": settings.model_dump(mode="json", exclude=_SECRETS), "policy": policy,
+        "needs_full": needs_full,
     })  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from lfx_local_runtimes.runtimes.processes.environment import scratch_environmen
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 from lfx_local_runtimes.runtimes.processes.paths import model_paths
 from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request, RequestState
+from lfx_local_runtimes.runtimes.trust.gate import confirm
 from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -134,11 +135,15 @@ class IsolatedRuntime(ModelRuntime):
         self._check_can_confine()
         if self.config.trust_remote_code:  # Transformers copies such code before it imports it
             self._scratch = Scratch()
+        clearance = context.clearance
+        assert clearance is not None  # the gate was asked before
         policy = self._policy(plan, reference)
+        if policy is None:
+            confirm(clearance, plan.info, context.settings, self._confinement)
         folder = None if self._scratch is None else self._scratch.path
         frame = codec.load_frame(
             reference, self.config, plan, context.settings, policy=policy and policy.to_json(),
-            environment={**self._row.environment, **scratch_environment(folder)},
+            needs_full=clearance.needs_full, environment={**self._row.environment, **scratch_environment(folder)},
         )  # fmt: skip
         try:
             if not self._load_in(self._take_process(self._spares, context), frame, context):
@@ -207,7 +212,7 @@ class IsolatedRuntime(ModelRuntime):
         head = frame.header
         kind = codec.text(head, "t")
         if kind == "confined" and self._confining:
-            self._take_confinement(head)
+            self._take_confinement(head, context)
         elif kind == "unfit" and self._confining and self._spares is not None:
             return False
         elif self._confining:
@@ -227,7 +232,7 @@ class IsolatedRuntime(ModelRuntime):
             raise ProtocolError(f"A model that loads says nothing of {kind[:100]!r}.")
         return False
 
-    def _take_confinement(self, head: Mapping[str, Any]) -> None:
+    def _take_confinement(self, head: Mapping[str, Any], context: LoadContext) -> None:
         self._confining = False
         try:
             self._confinement = Confinement.from_json(head["confinement"])
@@ -235,6 +240,9 @@ class IsolatedRuntime(ModelRuntime):
             raise ProtocolError("A frame has no confinement.") from error
         if self._settings.confine == "require" and self._confinement.level != "full":
             raise LoadFailed(f"The process could not be confined in full: {'; '.join(self._confinement.missing)}.")
+        assert self._plan is not None
+        assert context.clearance is not None
+        confirm(context.clearance, self._plan.info, context.settings, self._confinement)
 
     def _take_loaded(self, said: codec.Loaded) -> None:
         """What the process says of itself, as far as it could be true."""
