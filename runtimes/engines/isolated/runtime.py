@@ -175,7 +175,9 @@ class IsolatedRuntime(ModelRuntime):
 
     def _take_process(self, spares: Spares | None, context: LoadContext) -> Child:
         try:
-            child = self._child = start_child() if spares is None else spares.take(self._row)
+            # The libraries of a spare read where the home folder is when they were imported, before there was a scratch.
+            warm = self._scratch is None
+            child = self._child = start_child() if spares is None else spares.take(self._row, warm=warm)
         except ChildFailure as error:
             raise EngineFailure(str(error), hint="The machine may be out of processes or of memory.") from error
         child.name = f"The process of {self.config.model_name}"
