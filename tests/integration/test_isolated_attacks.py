@@ -26,6 +26,7 @@ import pytest
 
 from lfx_local_runtimes.errors import EngineDied, LoadFailed, RemoteCodeRefused, RuntimeFault
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager
+from lfx_local_runtimes.runtimes.chat import template_sandbox
 from lfx_local_runtimes.runtimes.formats import inspect as inspection
 from lfx_local_runtimes.runtimes.processes.endings import MAX_LINES
 from lfx_local_runtimes.runtimes.processes.frames import Frame, encode
@@ -165,6 +166,7 @@ class Room:
         ended, answers = threading.Event(), list[int]()
 
         def go_on() -> None:
+            answers.append(self.ask())
             while not ended.wait(0.1):
                 answers.append(self.ask())
 
@@ -321,6 +323,20 @@ def test_code_that_misuses_what_it_has_ends_its_process(
     assert says in str(room.manager.model_status(name).last_exit)
     assert [line["event"] for line in room.log(name)] == ["approved", "loaded"]
     assert name in caplog.text
+
+
+# -- other processes of ours ---------------------------------------------------------------------------------------------
+
+
+def test_a_template_that_got_out_of_its_sandbox_is_confined(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_sandbox, "_WORKER", "tests.nosy_worker")
+    sandbox = template_sandbox.TemplateSandbox(limit_s=60)
+    model = room.models / "bystander.gguf"
+    with room.unharmed(), contextlib.closing(sandbox):
+        outcomes = json.loads(sandbox.render("", room.given(room.folder, model)))
+    ends = {**ENDS, "one large file": "PermissionError"}  # it may not write at all
+    assert set(outcomes) == set(ATTACKS)
+    assert {name: end for name, end in outcomes.items() if not end.startswith(ends.get(name, "PermissionError"))} == {}
 
 
 # -- a pickle ------------------------------------------------------------------------------------------------------------
