@@ -97,7 +97,7 @@ def _large_file(given: Given) -> None:
         with file.open("wb") as opened:
             opened.truncate(_LARGE_FILE)
     finally:
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 class _Evil:

@@ -222,6 +222,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     before = tempfile.tempdir
     made = Room(tmp_path_factory.mktemp("a"))
     tempfile.tempdir = str(made.folder / "tmp")
+    made.ask()  # loaded here, it may stay for all tests
     yield made
     made.close()
     assert _soon(lambda: not made.processes())
