@@ -27,14 +27,17 @@ import pytest
 from lfx_local_runtimes.errors import EngineDied, LoadFailed, RemoteCodeRefused, RuntimeFault
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.chat import template_sandbox
+from lfx_local_runtimes.runtimes.engines.onnx import export
 from lfx_local_runtimes.runtimes.formats import inspect as inspection
 from lfx_local_runtimes.runtimes.processes.endings import MAX_LINES
 from lfx_local_runtimes.runtimes.processes.frames import Frame, encode
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.trust.review import Reviewer
 from lfx_local_runtimes.settings import Settings
 from tests import attack_code, gguf_mutants, isolated_engines
 from tests.attack_code import ATTACKS, Given, given_for
 from tests.builders import encode_gguf, write_gguf
+from tests.encoder_models import save_encoder
 from tests.trusted_models import Calls
 
 pytestmark = [
@@ -193,7 +196,7 @@ class Room:
         assert _soon(lambda: not self.manager._residency._spares._starting)
 
     def scratch_folders(self) -> list[str]:
-        return [one.name for one in (self.folder / "tmp").iterdir()]
+        return [one.name for one in (self.folder / "tmp").glob("lfx-local-runtimes-*")]
 
     def close(self) -> None:
         self.manager.close()
@@ -335,9 +338,26 @@ def test_a_template_that_got_out_of_its_sandbox_is_confined(room: Room, monkeypa
     model = room.models / "bystander.gguf"
     with room.unharmed(), contextlib.closing(sandbox):
         outcomes = json.loads(sandbox.render("", room.given(room.folder, model)))
-    ends = {**ENDS, "one large file": "PermissionError"}  # it may not write at all
+    assert succeeded(outcomes, {"one large file": "PermissionError"}) == {}  # it may not write at all
+
+
+def test_an_export_that_was_taken_over_is_confined(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_WORKER", "tests.nosy_export")
+    folder = save_encoder(room.models / "encoder", "Bert", "Model")
+    given = room.given(room.folder, folder / "model.safetensors")
+    (folder / "given.json").write_text(json.dumps(given))
+    room.register("encoder", folder, "onnx")
+    with room.unharmed(), pytest.raises(LoadFailed) as fault:
+        room.manager.start("encoder", EmbeddingAsk(texts=("a",))).wait()
+    assert succeeded(json.loads(fault.value.message), {"one large file": "done"}) == {}  # ONNX files are large
+    assert [one.name for one in (room.folder / "home" / "onnx").glob("*/*") if one.name != ".lock"] == []
+
+
+def succeeded(outcomes: dict[str, str], ends: dict[str, str]) -> dict[str, str]:
+    """The attacks that did not end as they must."""
     assert set(outcomes) == set(ATTACKS)
-    assert {name: end for name, end in outcomes.items() if not end.startswith(ends.get(name, "PermissionError"))} == {}
+    wanted = {**dict.fromkeys(ATTACKS, "PermissionError"), **ENDS, **ends}
+    return {name: end for name, end in outcomes.items() if not end.startswith(wanted[name])}
 
 
 # -- a pickle ------------------------------------------------------------------------------------------------------------

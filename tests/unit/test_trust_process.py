@@ -15,9 +15,11 @@ from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.engines.isolated import codec, spares
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import make_runtime
+from lfx_local_runtimes.runtimes.engines.onnx import export, export_worker
 from lfx_local_runtimes.runtimes.processes.child import Child
-from lfx_local_runtimes.runtimes.processes.confinement import Policy
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy
 from lfx_local_runtimes.runtimes.trust.gate import approvals_of
+from lfx_local_runtimes.runtimes.trust.report import Clearance
 from lfx_local_runtimes.settings import PREFIX, Settings, get_settings
 from tests import isolated_engines
 from tests.isolated_engines import Actor, scripted_plan
@@ -245,3 +247,43 @@ def test_a_runtime_made_by_hand_asks_at_every_load(tmp_path: Path, by_hand: Any,
     with pytest.raises(fault, match="nobody has approved it yet"):
         runtime.start().result()
     assert [line["event"] for line in log(folder)] == ["refused", "refused", "loaded", "loaded", "refused"]
+
+
+# -- the export of ONNX files ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("needs_full", [True, False])
+def test_an_export_with_code_of_the_model_wants_all_of_it(monkeypatch: pytest.MonkeyPatch, needs_full: bool) -> None:
+    held = Confinement("partial", missing=("no Landlock",))
+    monkeypatch.setattr(export_worker, "confine", lambda policy: held)
+    for policy, why in ((None, "none"), (Policy().to_json(), "partial; no Landlock")):
+        failure = export_worker.confined({"policy": policy, "needs_full": needs_full})
+        assert (why in failure.get("message", "")) == needs_full
+
+
+@pytest.mark.parametrize(
+    ("code", "clearance", "confine", "needs_full"),
+    [
+        (True, None, "auto", True),
+        (True, Clearance("m", "ada", needs_full=True), "auto", True),
+        (True, Clearance("m", "ada", needs_full=True), "off", True),
+        (True, Clearance("m", "ada", needs_full=False), "auto", False),
+        (False, None, "auto", False),
+        (False, None, "require", True),
+    ],
+)
+def test_what_an_export_must_give_up(
+    folder: Path, code: bool, clearance: Clearance | None, confine: str, needs_full: bool
+) -> None:
+    wanted = config(folder)
+    context = LoadContext(settings=settings(folder, confine=confine), clearance=clearance)
+    plan = scripted_plan(wanted, Actor.engine)
+    work = folder.parent / "work"
+    limits = export._limits({"trust_remote_code": code}, work, plan, context)
+    assert limits["needs_full"] is needs_full
+    if confine == "off":
+        assert limits["policy"] is None
+    else:
+        policy = Policy.from_json(limits["policy"])  # type: ignore[arg-type]
+        assert (policy.read, policy.write) == ((folder,), (work,))
+        assert policy.memory

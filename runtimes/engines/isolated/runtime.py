@@ -30,7 +30,7 @@ from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildF
 from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy, available
 from lfx_local_runtimes.runtimes.processes.environment import scratch_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
-from lfx_local_runtimes.runtimes.processes.paths import model_paths
+from lfx_local_runtimes.runtimes.processes.paths import files_of
 from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request, RequestState
 from lfx_local_runtimes.runtimes.trust.gate import confirm
 from lfx_local_runtimes.settings import Settings
@@ -199,7 +199,7 @@ class IsolatedRuntime(ModelRuntime):
             return None
         on_card = plan.device.type is DeviceType.CUDA
         return Policy(
-            read=(*_files(plan, self._settings), *_package(reference)),
+            read=(*files_of(plan.info, self._settings.model_roots), *_package(reference)),
             write=() if self._scratch is None else (self._scratch.path,),
             devices=("cuda",) if on_card else (),
             memory=None if on_card else self._most(plan),
@@ -431,17 +431,3 @@ def _package(reference: str) -> Iterator[Path]:
             yield from (Path(folder) for folder in spec.submodule_search_locations if Path(folder).is_dir())
         elif spec is not None and spec.has_location and spec.origin is not None:
             yield Path(spec.origin)
-
-
-def _files(plan: LoadPlan, settings: Settings) -> tuple[Path, ...]:
-    """What the process may read: the model's folder, or its files and the small ones that go with them."""
-    info = plan.info
-    found = set(info.files)
-    if info.path.is_dir():
-        found |= set(model_paths(info.path, settings.model_roots))
-    elif info.folder != info.path.parent:  # an ONNX file beside its model's folder
-        found |= set(model_paths(info.folder, settings.model_roots))
-    else:
-        found |= {info.path, *info.folder.glob("*.json")}
-    linked = {file.resolve() for file in found if file.is_symlink()}
-    return tuple(sorted(path for path in found | linked if path.exists()))  # what has gone, the engine reports

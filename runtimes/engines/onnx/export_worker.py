@@ -19,6 +19,7 @@ from lfx_local_runtimes.runtimes.engines.transformers.encoder import auto_class
 from lfx_local_runtimes.runtimes.engines.transformers.load import libraries, load_encoder
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy, confine
 from lfx_local_runtimes.runtimes.processes.frames import Frame
 from lfx_local_runtimes.runtimes.processes.inside import Link
 from lfx_local_runtimes.settings import Settings
@@ -152,11 +153,22 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def confined(request: dict[str, Any]) -> dict[str, Any]:
+    """Give up what the request's policy does not name; returns why that is not enough, as `make` does."""
+    held = Confinement("none") if request["policy"] is None else confine(Policy.from_json(request["policy"]))
+    if request["needs_full"] and held.level != "full":
+        why = "; ".join((held.level, *held.missing))
+        return {"message": f"The process of the export is not fully confined here ({why}).", "hint": _OTHERWISE}
+    return {}
+
+
 def main(link: Link) -> int:
     """Do what the one request says; the answer says whether that failed, and why."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     request = link.receive()
-    failure = make(request.header) if request is not None else {}
+    if request is None:
+        return 0
+    failure = confined(request.header) or make(request.header)
     link.send(Frame(failure))
     return int(bool(failure))
