@@ -350,6 +350,9 @@ def test_an_export_that_was_taken_over_is_confined(room: Room, monkeypatch: pyte
     with room.unharmed(), pytest.raises(LoadFailed) as fault:
         room.manager.start("encoder", EmbeddingAsk(texts=("a",))).wait()
     assert succeeded(json.loads(fault.value.message), {"one large file": "done"}) == {}  # ONNX files are large
+    (folder / "fill").touch()
+    with room.unharmed(), pytest.raises(LoadFailed, match=r"was killed: it wrote more than 25. MiB"):
+        room.manager.start("encoder", EmbeddingAsk(texts=("a",))).wait()
     assert [one.name for one in (room.folder / "home" / "onnx").glob("*/*") if one.name != ".lock"] == []
 
 

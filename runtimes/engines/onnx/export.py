@@ -8,7 +8,6 @@ folder.
 import hashlib
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +20,12 @@ from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.onnx import read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildNotStarted
+from lfx_local_runtimes.runtimes.processes.cleaner import remove
 from lfx_local_runtimes.runtimes.processes.confinement import Policy
 from lfx_local_runtimes.runtimes.processes.environment import child_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, ProtocolError
 from lfx_local_runtimes.runtimes.processes.paths import files_of
+from lfx_local_runtimes.runtimes.processes.written import overrun
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
 
@@ -37,6 +38,8 @@ _LARGEST = 1_500 * 2**20
 _MAX_FILE = 2 * 2**30
 _BASE_MEMORY, _TIMES = 4 * 2**30, 8
 """Bytes of private memory that the worker may take, and so many times the model in fp32 besides."""
+_BASE_FILES, _FILES = 256 * 2**20, 8
+"""The same for what it may write."""
 
 
 def with_export(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> LoadPlan:
@@ -100,7 +103,7 @@ def _key(plan: LoadPlan) -> str:
 def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: LoadContext) -> None:
     """Have the worker write a file. It works in a folder of its own, of which nothing else stays."""
     work = target.with_name(".work")
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    remove(os.fspath(work))  # of a process that was killed
     work.mkdir()
     context.report(Progress(str(request["do"]), 0, plan.info.size_bytes))
     try:
@@ -108,7 +111,7 @@ def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: Loa
         try:
             limits = _limits(request, work, plan, context)
             child.send(Frame({**request, "target": os.fspath(work / target.name), **limits}))
-            _wait(child, context)
+            _wait(child, context, work, _FILES * 4 * (plan.info.parameters or 0) + _BASE_FILES)
         finally:
             child.close(0)
         (work / target.name).replace(target)
@@ -118,7 +121,7 @@ def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: Loa
         hint = "It may have run out of memory. Use the Transformers engine."
         raise LoadFailed(str(error), hint=hint) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(os.fspath(work))
 
 
 def _limits(request: dict[str, object], work: Path, plan: LoadPlan, context: LoadContext) -> dict[str, object]:
@@ -135,16 +138,18 @@ def _limits(request: dict[str, object], work: Path, plan: LoadPlan, context: Loa
     return {"policy": policy.to_json(), "needs_full": needs_full}
 
 
-def _wait(child: Child, context: LoadContext) -> None:
+def _wait(child: Child, context: LoadContext, work: Path, most: int) -> None:
     """Until the worker has ended well.
 
     Raises:
-        LoadFailed: it failed, or the load was cancelled.
+        LoadFailed: it failed, it wrote more bytes than `most`, or the load was cancelled.
         ChildDied: it ended without a word.
     """
     while child.wait(_POLL_S) is None:
         if context.cancelled:
             raise LoadFailed("The export was cancelled.")
+        if why := overrun(work, child.pid, most, _MAX_FILE):
+            raise LoadFailed(f"The export was killed: {why}.", hint="Use the Transformers engine.")
     answer = child.receive().header  # it ends after its one frame
     if "message" in answer:
         raise LoadFailed(answer["message"], hint=answer["hint"])
