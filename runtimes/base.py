@@ -28,7 +28,7 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Gener
 from lfx_local_runtimes.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from lfx_local_runtimes.runtimes.trust.report import Clearance
+    from lfx_local_runtimes.runtimes.trust.report import Clearance, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,10 @@ class LoadContext:
         self.clearance = clearance
         self._cancelled = threading.Event()
         self._on_cancel: Callable[[], None] = lambda: None
+
+    def may_run(self, kind: "Kind") -> bool:
+        """The gate lets this kind of the model's code pass."""
+        return self.clearance is not None and kind in self.clearance.code
 
     @property
     def cancelled(self) -> bool:

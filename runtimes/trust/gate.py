@@ -90,7 +90,8 @@ def check(
     passed = [report for kind in kinds_asked(config, info) if (report := gate.check(kind)) is not None]
     for report in passed:
         gate.loaded(report)
-    return Clearance(known, loader, tuple(passed), bool(passed) and not settings.allow_unconfined_code)
+    code = {report.kind: report.sha256 for report in passed}
+    return Clearance(known, loader, code, bool(code) and not settings.allow_unconfined_code)
 
 
 def confirm(clearance: Clearance, info: ModelInfo, settings: Settings, confinement: Confinement) -> None:
@@ -107,7 +108,8 @@ def confirm(clearance: Clearance, info: ModelInfo, settings: Settings, confineme
     """
     if clearance.needs_full and confinement.level != "full":
         gate = _Gate(clearance.name, info, settings, confinement.level, clearance.who)
-        gate.refuse_unconfined(clearance.reports[0].kind, clearance.reports[0], confinement.missing)
+        kind, sha256 = next(iter(clearance.code.items()))
+        gate.refuse_unconfined(kind, sha256, confinement.missing)
 
 
 def log_refusal(refusal: NotAllowed, name: str, info: ModelInfo, settings: Settings) -> None:
@@ -150,13 +152,13 @@ class _Gate:
         if kind == REMOTE_CODE and report is None:
             return None
         if self._level != "full" and not self._settings.allow_unconfined_code:
-            self.refuse_unconfined(kind, report)
+            self.refuse_unconfined(kind, report.sha256 if report else None)
         report = report or scan_pickle(self._info)
         assert report is not None  # pickle weights are pickle weights
         if report.problems:
             self._refuse(
                 kind, f"{self._name} {_HAS[kind]}, and the scan cannot check it: {'; '.join(report.problems[:3])}.",
-                "Use another copy of the model.", report,
+                "Use another copy of the model.", report.sha256,
             )  # fmt: skip
         approvals = approvals_of(self._settings)
         if not approvals.approved(self._name, report):
@@ -164,23 +166,23 @@ class _Gate:
             state = "it has changed since somebody approved it" if known else "nobody has approved it yet"
             self._refuse(
                 kind, f"{self._name} {_HAS[kind]}, and {state}.",
-                f"Look at it and approve it: {approve_command(self._name)}", report,
+                f"Look at it and approve it: {approve_command(self._name)}", report.sha256,
             )  # fmt: skip
         return report
 
-    def refuse_unconfined(self, kind: Kind, report: CodeReport | None, missing: Sequence[str] = ()) -> NoReturn:
+    def refuse_unconfined(self, kind: Kind, sha256: str | None, missing: Sequence[str] = ()) -> NoReturn:
         """Its process is not confined as it must be."""
         why = "; ".join((self._level, *missing))
         self._refuse(
             kind, f"{self._name} {_HAS[kind]}, and its process is not fully confined here ({why}).",
             "Run it on a Linux with Landlock and seccomp. LOCAL_RUNTIMES_ALLOW_UNCONFINED_CODE=true runs it "
-            "without: the code can then do everything that your user can do.", report,
+            "without: the code can then do everything that your user can do.", sha256,
         )  # fmt: skip
 
     def loaded(self, report: CodeReport) -> None:
         """Write that the code is about to run. What is not in the log does not run."""
         try:
-            self._audit.write(self._entry("loaded", report.kind, report, None))
+            self._audit.write(self._entry("loaded", report.kind, report.sha256, None))
         except AuditFault as fault:
             logger.exception("refused to load the code of %s", self._name)
             raise _FAULTS[report.kind](
@@ -188,22 +190,19 @@ class _Gate:
                 model_name=self._name, hint=fault.hint,
             ) from fault  # fmt: skip
 
-    def _refuse(self, kind: Kind, message: str, hint: str, report: CodeReport | None = None) -> NoReturn:
+    def _refuse(self, kind: Kind, message: str, hint: str, sha256: str | None = None) -> NoReturn:
         refusal = _FAULTS[kind](message, model_name=self._name, hint=hint)
         try:
-            self._audit.write(self._entry("refused", kind, report, message))
+            self._audit.write(self._entry("refused", kind, sha256, message))
         except AuditFault as fault:  # it stays refused
             logger.exception("refused to load the code of %s: %s", self._name, message)
             refusal.hint = f"{hint} Besides, {_as_clause(fault.message)}"
             raise refusal from fault
         raise refusal
 
-    def _entry(
-        self, event: Literal["loaded", "refused"], kind: Kind, report: CodeReport | None, reason: str | None
-    ) -> Entry:
+    def _entry(self, event: Literal["loaded", "refused"], kind: Kind, sha256: str | None, reason: str | None) -> Entry:
         return Entry(
-            event, self._name, kind, report.sha256 or None if report else None, source_of(self._info), self._who,
-            self._level, reason,
+            event, self._name, kind, sha256 or None, source_of(self._info), self._who, self._level, reason,
         )  # fmt: skip
 
 

@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.errors import LoadFailed, NotAllowed, PickleRefused, RemoteCodeRefused
-from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
+from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.engines.isolated import codec, spares
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import make_runtime
 from lfx_local_runtimes.runtimes.engines.onnx import export, export_worker
+from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.processes.child import Child
 from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy
 from lfx_local_runtimes.runtimes.trust.gate import approvals_of
 from lfx_local_runtimes.runtimes.trust.report import Clearance
 from lfx_local_runtimes.settings import PREFIX, Settings, get_settings
-from tests import isolated_engines
+from tests import isolated_engines, knowing_engine
 from tests.isolated_engines import Actor, scripted_plan
 from tests.trusted_models import code_of, pickle_of, scan_here, write_code, write_pickle
 
@@ -50,9 +51,8 @@ def settings(folder: Path, **options: Any) -> Settings:
 
 
 def config(folder: Path, **options: Any) -> ModelConfig:
-    return ModelConfig(
-        model_id=str(folder), model_name="m", runtime_type="actor", **{"trust_remote_code": True, **options}
-    )
+    usual = {"runtime_type": "actor", "trust_remote_code": True}
+    return ModelConfig.model_validate({"model_id": str(folder), "model_name": "m", **usual, **options})
 
 
 def approve(folder: Path) -> str:
@@ -81,7 +81,7 @@ def test_the_process_itself_refuses(folder: Path) -> None:
     wanted = config(folder)
     frame = codec.load_frame(
         f"{Actor.__module__}:Actor", wanted, scripted_plan(wanted, Actor.engine), settings(folder),
-        policy=Policy(read=(folder,)).to_json(), needs_full=True, environment={},
+        policy=Policy(read=(folder,)).to_json(), clearance=Clearance("m", "ada", {"remote_code": "0"}, needs_full=True), environment={},
     )  # fmt: skip
     child = Child(WEAK)
     try:
@@ -104,7 +104,8 @@ def test_the_parent_refuses_whatever_the_process_does(
     made = codec.load_frame
     monkeypatch.setattr(spares, "CHILD", WEAK)
     if not hears:
-        monkeypatch.setattr(codec, "load_frame", lambda *given, **named: made(*given, **{**named, "needs_full": False}))
+        free = Clearance("m", "ada")
+        monkeypatch.setattr(codec, "load_frame", lambda *given, **named: made(*given, **{**named, "clearance": free}))
     sha256 = approve(folder)
     fault = refusal(folder)
     assert "not fully confined here (partial; the kernel has no Landlock" in fault.message
@@ -264,7 +265,6 @@ def test_an_export_with_code_of_the_model_wants_all_of_it(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("code", "clearance", "confine", "needs_full"),
     [
-        (True, None, "auto", True),
         (True, Clearance("m", "ada", needs_full=True), "auto", True),
         (True, Clearance("m", "ada", needs_full=True), "off", True),
         (True, Clearance("m", "ada", needs_full=False), "auto", False),
@@ -287,3 +287,29 @@ def test_what_an_export_must_give_up(
         policy = Policy.from_json(limits["policy"])  # type: ignore[arg-type]
         assert (policy.read, policy.write) == ((folder,), (work,))
         assert policy.memory
+
+
+# -- what the scan did not see ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isolation", ["process", "inline"])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_engine_runs_what_passed_the_gate_and_not_what_the_configuration_asks_for(
+    folder: Path, isolation: str, there: bool
+) -> None:
+    register_engine(knowing_engine.ROW)
+    wanted = config(folder, runtime_type="knowing")
+    if there:
+        approve(folder)
+    else:
+        (folder / "config.json").write_text("{}")  # the scan finds no code
+    chosen = settings(folder, isolation=isolation, allow_unconfined_code=True)
+    runtime = make_runtime(wanted, scripted_plan(wanted, "knowing"), chosen)
+    runtime.start(LoadContext(settings=chosen)).result()
+    try:
+        text = runtime.stream(GenerationConfig(prompt="a", raw=True)).wait().text
+        assert text.strip() == ("remote_code" if there else "nothing")
+    finally:
+        thread = runtime.stop()
+        assert thread is not None
+        thread.join()

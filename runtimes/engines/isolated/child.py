@@ -51,7 +51,8 @@ def main(link: Link) -> int:
             link.send(Frame({"t": "unfit", "why": str(error)}))
             return 0
         link.send(Frame({"t": "confined", "confinement": confinement.to_json()}))
-    if head["needs_full"] and confinement.level != "full":  # code of the model would run
+    clearance: Clearance = codec.read(head["clearance"], Clearance)
+    if clearance.needs_full and confinement.level != "full":  # code of the model would run
         fault = LoadFailed(f"The process is not confined in full: {'; '.join(confinement.missing)}.")
         link.send(Frame({"t": "refused", "fault": codec.write_fault(fault)}))
         return 0
@@ -126,6 +127,7 @@ class Server:
         self._config: ModelConfig = codec.read(head["config"], ModelConfig)
         self._plan: LoadPlan = codec.read(head["plan"], LoadPlan)
         self._settings = Settings.model_validate(head["settings"])
+        self._clearance: Clearance = codec.read(head["clearance"], Clearance)
         self._factory: str = head["factory"]
         self._runtime: ModelRuntime | None = None
         self._requests: dict[str, WireRequest] = {}
@@ -145,7 +147,7 @@ class Server:
         return 0
 
     def _load(self) -> None:
-        context = LoadContext(self._progress, self._settings, Clearance("", ""))  # the parent has asked the gate
+        context = LoadContext(self._progress, self._settings, self._clearance)
         try:
             runtime = self._runtime = pkgutil.resolve_name(self._factory)(self._config, self._plan)
             runtime.on_death(self._died)

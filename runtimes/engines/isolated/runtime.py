@@ -143,7 +143,7 @@ class IsolatedRuntime(ModelRuntime):
         folder = None if self._scratch is None else self._scratch.path
         frame = codec.load_frame(
             reference, self.config, plan, context.settings, policy=policy and policy.to_json(),
-            needs_full=clearance.needs_full, environment={**self._row.environment, **scratch_environment(folder)},
+            clearance=clearance, environment={**self._row.environment, **scratch_environment(folder)},
         )  # fmt: skip
         try:
             if not self._load_in(self._take_process(self._spares, context), frame, context):

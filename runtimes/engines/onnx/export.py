@@ -28,6 +28,7 @@ from lfx_local_runtimes.runtimes.processes.paths import files_of
 from lfx_local_runtimes.runtimes.processes.written import overrun
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
+from lfx_local_runtimes.runtimes.trust.report import REMOTE_CODE
 
 _VERSION = 1
 """Of what is written: a new one makes the files anew."""
@@ -78,8 +79,8 @@ def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
         with held_lock(folder / ".lock", lambda: context.cancelled):
             whole = folder / "model_fp32.onnx"
             if not whole.is_file():
-                trust = config.trust_remote_code and context.settings.trust_remote_code
-                model = {"model": os.fspath(plan.info.path.absolute()), "task": plan.task, "trust_remote_code": trust}
+                code = context.may_run(REMOTE_CODE)
+                model = {"model": os.fspath(plan.info.path.absolute()), "task": plan.task, "trust_remote_code": code}
                 _make({"do": "export", **model}, whole, plan, context)
             if not target.is_file():
                 _make({"do": "quantize", "source": os.fspath(whole), "trust_remote_code": False}, target, plan, context)
@@ -127,7 +128,7 @@ def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: Loa
 def _limits(request: dict[str, object], work: Path, plan: LoadPlan, context: LoadContext) -> dict[str, object]:
     """What the worker gives up, and whether it must be all of it."""
     settings, clearance = context.settings, context.clearance
-    code = bool(request["trust_remote_code"]) and (clearance is None or clearance.needs_full)
+    code = bool(request["trust_remote_code"]) and clearance is not None and clearance.needs_full
     needs_full = code or settings.confine == "require"
     if settings.confine == "off":
         return {"policy": None, "needs_full": needs_full}
