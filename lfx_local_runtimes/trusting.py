@@ -1,7 +1,5 @@
 """`lfx-local-runtimes trust`: show the code that comes with a model, and ask whether it may run."""
 
-import getpass
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +68,9 @@ class TrustCommand:
 
     def revoke(self, name: str) -> None:
         """Take a model's approvals back."""
-        gone = self._reviewer.revoke(name, _who())
+        from lfx_local_runtimes.runtimes.trust.gate import this_user
+
+        gone = self._reviewer.revoke(name, this_user())
         typer.echo(f"{name}: {len(gone)} revoked." if gone else f"{name}: nothing was approved.")
 
     def approve(self, name: str, *, yes: bool) -> None:
@@ -80,6 +80,7 @@ class TrustCommand:
             CodeUnchecked: some of it cannot be checked.
             RuntimeFault: as `Reviewer.approve`.
         """
+        from lfx_local_runtimes.runtimes.trust.gate import this_user
         from lfx_local_runtimes.runtimes.trust.review import CodeUnchecked
 
         seen = self._reviewer.look(name)
@@ -98,7 +99,7 @@ class TrustCommand:
             if report.sha256 in seen.approved:
                 typer.echo("Approved already.")
             elif yes or typer.confirm(f"May {model} run this code?", default=False):
-                self._reviewer.approve(model, report.sha256, _who())
+                self._reviewer.approve(model, report.sha256, this_user())
                 typer.echo("Approved.")
             else:
                 refused = True
@@ -133,11 +134,3 @@ class TrustCommand:
                 typer.echo(f"It still needs {setting}=true where the model is loaded.")
             if remote and not seen.config.trust_remote_code:
                 typer.echo("It still needs trust_remote_code in the model's configuration: register it with that.")
-
-
-def _who() -> str:
-    """The login name."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # no such user: a container
-        return f"user {os.getuid()}" if hasattr(os, "getuid") else "unknown"

@@ -15,7 +15,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, WrongTask, as_fault
 from lfx_local_runtimes.runtimes.config import ModelConfig
@@ -26,6 +26,9 @@ from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progr
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.runtimes.trust.report import Clearance, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +45,22 @@ class LoadContext:
     Args:
         report: hears of the progress.
         settings: unset, the environment's.
+        clearance: the gate's answer about code that comes with the model. Unset: it has not been asked.
     """
 
-    def __init__(self, report: Callable[[Progress], None] | None = None, settings: Settings | None = None) -> None:
+    def __init__(
+        self, report: Callable[[Progress], None] | None = None, settings: Settings | None = None,
+        clearance: "Clearance | None" = None,
+    ) -> None:  # fmt: skip
         self.report = report or (lambda progress: None)
         self.settings = settings or get_settings()
+        self.clearance = clearance
         self._cancelled = threading.Event()
         self._on_cancel: Callable[[], None] = lambda: None
+
+    def may_run(self, kind: "Kind") -> bool:
+        """The gate lets this kind of the model's code pass."""
+        return self.clearance is not None and kind in self.clearance.code
 
     @property
     def cancelled(self) -> bool:
@@ -249,6 +261,7 @@ class ModelRuntime(ABC):
     def _run(self, context: LoadContext, loaded: "Future[None]", inbox: Inbox) -> None:
         try:
             plan = self._plan or plan_for_engine(self.config, self.engine)
+            self._ask_gate(plan, context)
             self._plan = prepare_plan(plan, self.config, context)
             self.warnings = list(self._plan.warnings)
             self._load(self._plan, context)
@@ -269,6 +282,14 @@ class ModelRuntime(ABC):
             logger.exception("%s on %s", self.engine, self.config.model_name)
             fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
         self._end(fault, died=not self._stopping)
+
+    def _ask_gate(self, plan: LoadPlan, context: LoadContext) -> None:
+        """Raises a refusal if the model brings code that may not run. A manager has asked for its loads already."""
+        if context.clearance is None:
+            from lfx_local_runtimes.runtimes.trust.gate import check, level_of  # a model's process never needs it
+
+            level = level_of(self.isolation, context.settings)
+            context.clearance = check(self.config, plan.info, context.settings, level)
 
     def _end(self, fault: RuntimeFault, *, died: bool = False) -> None:
         """Close the model, report a death, and fail what is still in hand: whoever asks again then gets a fresh load."""

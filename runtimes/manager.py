@@ -17,6 +17,8 @@ from lfx_local_runtimes.errors import (
     ModelBusy,
     ModelConflict,
     ModelNotFound,
+    PickleRefused,
+    RemoteCodeRefused,
     RequestNotFound,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
@@ -34,6 +36,7 @@ from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
+from lfx_local_runtimes.runtimes.trust.gate import log_refusal
 from lfx_local_runtimes.settings import Settings, get_settings
 
 ProgressCallback = Callable[[Progress], Any]
@@ -160,7 +163,11 @@ class RuntimeManager:
         slot.config, slot.source = config.model_copy(update={"model_name": slot.name}), source
         path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
         info = self._checker.submit(read_model, path, thorough=True).result()
-        plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
+        try:
+            plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
+        except (PickleRefused, RemoteCodeRefused) as refusal:
+            log_refusal(refusal, key.name, info, self.settings)
+            raise
         return Prepared(key, slot.config, source, plans)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Chat templates that came with a model or a request, rendered where they can do no harm.
 
 Jinja's sandbox stops code, but neither endless loops nor unbounded memory. So a template runs in a process of its own
-(`template_worker`), which is killed when its time is up. There are few such processes. They stay for the next template
+(`template_worker`), which is confined, and killed when its time is up. There are few such processes. They stay for the next template
 and end with this program.
 """
 

@@ -1,6 +1,7 @@
 """The process that renders chat templates for `template_sandbox`: standard library and Jinja only.
 
-The first frame out says that it is ready. Then each request gets one answer with a `text`, a `refusal` (the template's
+It is confined, as a model's process is: a template that got out of Jinja's sandbox could read Python's own files, and no
+other. The first frame out says that it is ready. Then each request gets one answer with a `text`, a `refusal` (the template's
 own `raise_exception`) or an `error`.
 """
 
@@ -20,6 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from lfx_local_runtimes.runtimes.processes.confinement import Policy, confine
 from lfx_local_runtimes.runtimes.processes.frames import Frame
 from lfx_local_runtimes.runtimes.processes.inside import Link
 
@@ -160,6 +162,7 @@ def main(link: Link) -> None:
     """Answer requests until there are no more."""
     _limit_memory()
     answer = make_renderer()
+    confine(Policy(memory=MEMORY_LIMIT))
     link.send(Frame({"ready": True}))
     while (request := link.receive()) is not None:
         # The parent keeps the time. This is for a parent that died where the kernel does not end its children.

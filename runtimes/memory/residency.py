@@ -262,7 +262,7 @@ class Residency:
             runtime = make_runtime(prepared.config, plan, self._settings, self._spares)
             try:
                 level = level_of(runtime.isolation, self._settings)
-                check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
+                context.clearance = check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
                 self._load_one(slot, runtime, plan, context)
             except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
                 if context.cancelled:

@@ -5,6 +5,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 
 _SYSTEM = (
     # libraries and their settings
@@ -93,6 +97,24 @@ def model_paths(model: Path, roots: Iterable[Path] = ()) -> tuple[Path, ...]:
                 if any(target.is_relative_to(place) for place in trusted):
                     found.add(target)
     return tuple(sorted(found))
+
+
+def files_of(info: "ModelInfo", roots: Iterable[Path]) -> tuple[Path, ...]:
+    """What a process that loads a model may read: its folder, or its files and the small ones that go with them.
+
+    Args:
+        info: the model.
+        roots: as for `model_paths`.
+    """
+    found = set(info.files)
+    if info.path.is_dir():
+        found |= set(model_paths(info.path, roots))
+    elif info.folder != info.path.parent:  # an ONNX file beside its model's folder
+        found |= set(model_paths(info.folder, roots))
+    else:
+        found |= {info.path, *info.folder.glob("*.json")}
+    linked = {file.resolve() for file in found if file.is_symlink()}
+    return tuple(sorted(path for path in found | linked if path.exists()))  # what has gone, the engine reports
 
 
 def _private_folders() -> list[Path]:

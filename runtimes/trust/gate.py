@@ -1,21 +1,25 @@
-"""Whether code that comes with a model may run. Asked before the first of its files is opened by an engine."""
+"""Whether code that comes with a model may run. Asked before the first of its files is opened by an engine.
 
+It is asked twice. `check` goes by what this machine should be able to confine. `confirm` goes by what the model's process
+says that it has given up.
+"""
+
+import getpass
 import logging
+import os
 import shlex
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NoReturn
 
 from lfx_local_runtimes.errors import NotAllowed, PickleRefused, RemoteCodeRefused
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.processes.confinement import Level, available
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Level, available
 from lfx_local_runtimes.runtimes.trust.approvals import Approvals
 from lfx_local_runtimes.runtimes.trust.audit import AuditFault, AuditLog, Entry
-from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE, CodeReport, Kind
+from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE, Clearance, CodeReport, Kind
 from lfx_local_runtimes.runtimes.trust.scan import scan_pickle, scan_remote_code, source_of
 from lfx_local_runtimes.settings import Settings
-
-IN_PROCESS = "python"
-"""Who loads a model if nobody says."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,19 @@ def approve_command(name: str) -> str:
     return f"lfx-local-runtimes trust {shlex.quote(name)}"
 
 
+def this_user() -> str:
+    """The login name of who runs this program."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no such user: a container
+        return f"user {os.getuid()}" if hasattr(os, "getuid") else "unknown"
+
+
+def this_program() -> str:
+    """Who loads a model if nobody says: requests of many callers may have waited for it."""
+    return f"{this_user()} (process {os.getpid()})"
+
+
 def level_of(isolation: str, settings: Settings) -> Level:
     """The confinement that a model's process will have; `isolation` is its runtime's: `process` or `inline`."""
     return available().level if isolation == "process" and settings.confine != "off" else "none"
@@ -50,9 +67,9 @@ def level_of(isolation: str, settings: Settings) -> Level:
 
 def check(
     config: ModelConfig, info: ModelInfo, settings: Settings, confinement_level: Level, *,
-    name: str | None = None, who: str = IN_PROCESS,
-) -> None:  # fmt: skip
-    """Return if a model's code may run, or if it has none. Every refusal and every load is in the audit log.
+    name: str | None = None, who: str | None = None,
+) -> Clearance:  # fmt: skip
+    """What of a model's code may run. Every refusal and every load of code is in the audit log.
 
     The operator must allow the kind of code, the engine must be confined fully (unless `allow_unconfined_code` is set),
     and somebody must have approved this very code under the model's name. Reads pickle weights in whole, to hash them.
@@ -63,15 +80,46 @@ def check(
         settings: what the operator allows, and where approvals and the audit log are.
         confinement_level: of the process that would run the code.
         name: the name it was approved under; unset, the configuration's. For a variant: the name of the model itself.
-        who: asks for the load.
+        who: asks for the load. Unset: this program.
 
     Raises:
         RemoteCodeRefused, PickleRefused: it may not run, or the audit log cannot be written.
     """
-    gate = _Gate(name or config.model_name, info, settings, confinement_level, who)
+    known, loader = name or config.model_name, who or this_program()
+    gate = _Gate(known, info, settings, confinement_level, loader)
     passed = [report for kind in kinds_asked(config, info) if (report := gate.check(kind)) is not None]
     for report in passed:
         gate.loaded(report)
+    code = {report.kind: report.sha256 for report in passed}
+    return Clearance(known, loader, code, bool(code) and not settings.allow_unconfined_code)
+
+
+def confirm(clearance: Clearance, info: ModelInfo, settings: Settings, confinement: Confinement) -> None:
+    """Return if the process that will run the code is confined as it must be.
+
+    Args:
+        clearance: of this load.
+        info: the model's files.
+        settings: where the audit log is.
+        confinement: what the process says of itself, before it reads the model.
+
+    Raises:
+        RemoteCodeRefused, PickleRefused: it is not. The audit log has that.
+    """
+    if clearance.needs_full and confinement.level != "full":
+        gate = _Gate(clearance.name, info, settings, confinement.level, clearance.who)
+        kind, sha256 = next(iter(clearance.code.items()))
+        gate.refuse_unconfined(kind, sha256, confinement.missing)
+
+
+def log_refusal(refusal: NotAllowed, name: str, info: ModelInfo, settings: Settings) -> None:
+    """Write down that a load of a model's code was refused before the gate was asked. A log that fails changes nothing."""
+    kind = PICKLE if isinstance(refusal, PickleRefused) else REMOTE_CODE
+    entry = Entry("refused", name, kind, None, source_of(info), this_program(), reason=refusal.message)
+    try:
+        audit_of(settings).write(entry)
+    except AuditFault:
+        logger.exception("refused to load the code of %s: %s", name, refusal.message)
 
 
 def kinds_asked(config: ModelConfig, info: ModelInfo) -> tuple[Kind, ...]:
@@ -104,17 +152,13 @@ class _Gate:
         if kind == REMOTE_CODE and report is None:
             return None
         if self._level != "full" and not self._settings.allow_unconfined_code:
-            self._refuse(
-                kind, f"{self._name} {_HAS[kind]}, and its process is not fully confined here ({self._level}).",
-                "Run it on a Linux with Landlock and seccomp. LOCAL_RUNTIMES_ALLOW_UNCONFINED_CODE=true runs it "
-                "without: the code can then do everything that your user can do.", report,
-            )  # fmt: skip
+            self.refuse_unconfined(kind, report.sha256 if report else None)
         report = report or scan_pickle(self._info)
         assert report is not None  # pickle weights are pickle weights
         if report.problems:
             self._refuse(
                 kind, f"{self._name} {_HAS[kind]}, and the scan cannot check it: {'; '.join(report.problems[:3])}.",
-                "Use another copy of the model.", report,
+                "Use another copy of the model.", report.sha256,
             )  # fmt: skip
         approvals = approvals_of(self._settings)
         if not approvals.approved(self._name, report):
@@ -122,14 +166,23 @@ class _Gate:
             state = "it has changed since somebody approved it" if known else "nobody has approved it yet"
             self._refuse(
                 kind, f"{self._name} {_HAS[kind]}, and {state}.",
-                f"Look at it and approve it: {approve_command(self._name)}", report,
+                f"Look at it and approve it: {approve_command(self._name)}", report.sha256,
             )  # fmt: skip
         return report
+
+    def refuse_unconfined(self, kind: Kind, sha256: str | None, missing: Sequence[str] = ()) -> NoReturn:
+        """Its process is not confined as it must be."""
+        why = "; ".join((self._level, *missing))
+        self._refuse(
+            kind, f"{self._name} {_HAS[kind]}, and its process is not fully confined here ({why}).",
+            "Run it on a Linux with Landlock and seccomp. LOCAL_RUNTIMES_ALLOW_UNCONFINED_CODE=true runs it "
+            "without: the code can then do everything that your user can do.", sha256,
+        )  # fmt: skip
 
     def loaded(self, report: CodeReport) -> None:
         """Write that the code is about to run. What is not in the log does not run."""
         try:
-            self._audit.write(self._entry("loaded", report.kind, report, None))
+            self._audit.write(self._entry("loaded", report.kind, report.sha256, None))
         except AuditFault as fault:
             logger.exception("refused to load the code of %s", self._name)
             raise _FAULTS[report.kind](
@@ -137,22 +190,19 @@ class _Gate:
                 model_name=self._name, hint=fault.hint,
             ) from fault  # fmt: skip
 
-    def _refuse(self, kind: Kind, message: str, hint: str, report: CodeReport | None = None) -> None:
+    def _refuse(self, kind: Kind, message: str, hint: str, sha256: str | None = None) -> NoReturn:
         refusal = _FAULTS[kind](message, model_name=self._name, hint=hint)
         try:
-            self._audit.write(self._entry("refused", kind, report, message))
+            self._audit.write(self._entry("refused", kind, sha256, message))
         except AuditFault as fault:  # it stays refused
             logger.exception("refused to load the code of %s: %s", self._name, message)
             refusal.hint = f"{hint} Besides, {_as_clause(fault.message)}"
             raise refusal from fault
         raise refusal
 
-    def _entry(
-        self, event: Literal["loaded", "refused"], kind: Kind, report: CodeReport | None, reason: str | None
-    ) -> Entry:
+    def _entry(self, event: Literal["loaded", "refused"], kind: Kind, sha256: str | None, reason: str | None) -> Entry:
         return Entry(
-            event, self._name, kind, report.sha256 or None if report else None, source_of(self._info), self._who,
-            self._level, reason,
+            event, self._name, kind, sha256 or None, source_of(self._info), self._who, self._level, reason,
         )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a scan found, as plain data. Everything in it came from a stranger: text is printable ASCII and bounded."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 Kind = Literal["remote_code", "pickle"]
@@ -43,6 +43,20 @@ class CodeReport:
     """The modules that the files import. For a pickle: the names that it looks up."""
     problems: tuple[str, ...] = ()
     """Why the code cannot be checked. Such code is never approved and never run."""
+
+
+@dataclass(frozen=True)
+class Clearance:
+    """What the gate lets pass for one load."""
+
+    name: str
+    """The model that the code was approved for."""
+    who: str
+    """Asks for the load."""
+    code: Mapping[Kind, str] = field(default_factory=dict)
+    """The SHA-256 of the code that may run, by its kind. An engine runs no other: what the scan did not see is refused."""
+    needs_full: bool = False
+    """The code may run only in a process that is confined in full."""
 
 
 def shown(text: object) -> str:

@@ -23,9 +23,11 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntim
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
+from lfx_local_runtimes.runtimes.trust.gate import approvals_of
 from lfx_local_runtimes.settings import PREFIX, get_settings
 from tests.plugin_models import save_llama
 from tests.transformers_runtimes import Start, copy_of, noise, run
+from tests.trusted_models import code_of, pickle_of
 
 pytestmark = pytest.mark.integration
 
@@ -88,7 +90,9 @@ def test_code_of_a_model_runs_with_both_permissions_only(
     folder, marker = copy_of(tiny_llama, tmp_path / "code", **REMOTE), tmp_path / "ran"
     (folder / "mine.py").write_text(REMOTE_CODE.format(marker=str(marker)))
     monkeypatch.setenv(f"{PREFIX}TRUST_REMOTE_CODE", str(in_settings))
+    monkeypatch.setenv(f"{PREFIX}ALLOW_UNCONFINED_CODE", "true")  # the runtime runs in this process
     get_settings.cache_clear()
+    approvals_of(get_settings()).approve(folder.name, code_of(folder), "ada")
     if in_config and in_settings:
         assert noise(start(folder, trust_remote_code=True)).tokens_generated > 0
     else:
@@ -108,7 +112,9 @@ def test_pickle_needs_permission(
     with pytest.raises(PickleRefused):
         start(folder)
     monkeypatch.setenv(f"{PREFIX}ALLOW_PICKLE", "true")
+    monkeypatch.setenv(f"{PREFIX}ALLOW_UNCONFINED_CODE", "true")  # the runtime runs in this process
     get_settings.cache_clear()
+    approvals_of(get_settings()).approve(folder.name, pickle_of(folder), "ada")
     assert noise(start(folder)).text == noise(start(tiny_llama)).text
 
 

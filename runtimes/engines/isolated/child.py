@@ -17,11 +17,12 @@ from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.isolated import codec
 from lfx_local_runtimes.runtimes.engines.isolated.rendering import RemoteRenderer
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.processes.confinement import Policy, confine
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy, confine
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 from lfx_local_runtimes.runtimes.processes.inside import Link
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Request
 from lfx_local_runtimes.runtimes.tasks import task_row
+from lfx_local_runtimes.runtimes.trust.report import Clearance
 from lfx_local_runtimes.settings import Settings
 
 _FLUSH_S = 5.0
@@ -43,6 +44,7 @@ def main(link: Link) -> int:
     head = frame.header
     os.environ.update(head["environment"])
     remember(head["factory"])
+    confinement = Confinement("none", missing=("nobody asked for it",))
     if head["policy"] is not None:  # before a model is read and before any other thread starts
         try:
             confinement = confine(Policy.from_json(head["policy"]))
@@ -50,6 +52,11 @@ def main(link: Link) -> int:
             link.send(Frame({"t": "unfit", "why": str(error)}))
             return 0
         link.send(Frame({"t": "confined", "confinement": confinement.to_json()}))
+    clearance: Clearance = codec.read(head["clearance"], Clearance)
+    if clearance.needs_full and confinement.level != "full":  # code of the model would run
+        fault = LoadFailed(f"The process is not confined in full: {'; '.join(confinement.missing)}.")
+        link.send(Frame({"t": "refused", "fault": codec.write_fault(fault)}))
+        return 0
     return Server(link, head).run()
 
 
@@ -121,6 +128,7 @@ class Server:
         self._config: ModelConfig = codec.read(head["config"], ModelConfig)
         self._plan: LoadPlan = codec.read(head["plan"], LoadPlan)
         self._settings = Settings.model_validate(head["settings"])
+        self._clearance: Clearance = codec.read(head["clearance"], Clearance)
         self._factory: str = head["factory"]
         self._runtime: ModelRuntime | None = None
         self._requests: dict[str, WireRequest] = {}
@@ -140,7 +148,7 @@ class Server:
         return 0
 
     def _load(self) -> None:
-        context = LoadContext(self._progress, self._settings)
+        context = LoadContext(self._progress, self._settings, self._clearance)
         try:
             runtime = self._runtime = pkgutil.resolve_name(self._factory)(self._config, self._plan)
             runtime.on_death(self._died)

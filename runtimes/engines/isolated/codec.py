@@ -25,6 +25,7 @@ from lfx_local_runtimes.runtimes.processes.frames import Attachment, Frame, Prot
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Progress
 from lfx_local_runtimes.runtimes.tasks import task_row, task_rows
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta
+from lfx_local_runtimes.runtimes.trust.report import Clearance
 from lfx_local_runtimes.settings import Settings
 
 _SECRETS = {"hf_token", "api_key"}
@@ -119,6 +120,7 @@ def load_frame(
     settings: Settings,
     *,
     policy: Any,
+    clearance: Clearance,
     environment: Mapping[str, str],
 ) -> Frame:
     """Load a model: what makes its runtime (`"module:attribute"`), how, and what it may use. No secret goes along."""
@@ -126,6 +128,7 @@ def load_frame(
         "environment": dict(environment),
         "t": "load", "factory": factory, "config": write(config, []), "plan": write(plan, []),
         "settings": settings.model_dump(mode="json", exclude=_SECRETS), "policy": policy,
+        "clearance": write(clearance, []),
     })  # fmt: skip
 
 

@@ -30,8 +30,9 @@ from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildF
 from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy, available
 from lfx_local_runtimes.runtimes.processes.environment import scratch_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
-from lfx_local_runtimes.runtimes.processes.paths import model_paths
+from lfx_local_runtimes.runtimes.processes.paths import files_of
 from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request, RequestState
+from lfx_local_runtimes.runtimes.trust.gate import confirm
 from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -136,11 +137,15 @@ class IsolatedRuntime(ModelRuntime):
         self._check_can_confine()
         if self.config.trust_remote_code:  # Transformers copies such code before it imports it
             self._scratch = Scratch()
+        clearance = context.clearance
+        assert clearance is not None  # the gate was asked before
         policy = self._policy(plan, reference)
+        if policy is None:
+            confirm(clearance, plan.info, context.settings, self._confinement)
         folder = None if self._scratch is None else self._scratch.path
         frame = codec.load_frame(
             reference, self.config, plan, context.settings, policy=policy and policy.to_json(),
-            environment={**self._row.environment, **scratch_environment(folder)},
+            clearance=clearance, environment={**self._row.environment, **scratch_environment(folder)},
         )  # fmt: skip
         try:
             if not self._load_in(self._take_process(self._spares, context), frame, context):
@@ -172,7 +177,9 @@ class IsolatedRuntime(ModelRuntime):
 
     def _take_process(self, spares: Spares | None, context: LoadContext) -> Child:
         try:
-            child = self._child = start_child() if spares is None else spares.take(self._row)
+            # The libraries of a spare read where the home folder is when they were imported, before there was a scratch.
+            warm = self._scratch is None
+            child = self._child = start_child() if spares is None else spares.take(self._row, warm=warm)
         except ChildFailure as error:
             raise EngineFailure(str(error), hint="The machine may be out of processes or of memory.") from error
         child.name = f"The process of {self.config.model_name}"
@@ -194,7 +201,7 @@ class IsolatedRuntime(ModelRuntime):
             return None
         on_card = plan.device.type is DeviceType.CUDA
         return Policy(
-            read=(*_files(plan, self._settings), *_package(reference)),
+            read=(*files_of(plan.info, self._settings.model_roots), *_package(reference)),
             write=() if self._scratch is None else (self._scratch.path,),
             devices=("cuda",) if on_card else (),
             memory=None if on_card else self._most(plan),
@@ -209,7 +216,7 @@ class IsolatedRuntime(ModelRuntime):
         head = frame.header
         kind = codec.text(head, "t")
         if kind == "confined" and self._confining:
-            self._take_confinement(head)
+            self._take_confinement(head, context)
         elif kind == "unfit" and self._confining and self._spares is not None:
             return False
         elif self._confining:
@@ -229,7 +236,7 @@ class IsolatedRuntime(ModelRuntime):
             raise ProtocolError(f"A model that loads says nothing of {kind[:100]!r}.")
         return False
 
-    def _take_confinement(self, head: Mapping[str, Any]) -> None:
+    def _take_confinement(self, head: Mapping[str, Any], context: LoadContext) -> None:
         self._confining = False
         try:
             self._confinement = Confinement.from_json(head["confinement"])
@@ -237,6 +244,9 @@ class IsolatedRuntime(ModelRuntime):
             raise ProtocolError("A frame has no confinement.") from error
         if self._settings.confine == "require" and self._confinement.level != "full":
             raise LoadFailed(f"The process could not be confined in full: {'; '.join(self._confinement.missing)}.")
+        assert self._plan is not None
+        assert context.clearance is not None
+        confirm(context.clearance, self._plan.info, context.settings, self._confinement)
 
     def _take_loaded(self, said: codec.Loaded) -> None:
         """What the process says of itself, as far as it could be true."""
@@ -431,17 +441,3 @@ def _package(reference: str) -> Iterator[Path]:
             yield from (Path(folder) for folder in spec.submodule_search_locations if Path(folder).is_dir())
         elif spec is not None and spec.has_location and spec.origin is not None:
             yield Path(spec.origin)
-
-
-def _files(plan: LoadPlan, settings: Settings) -> tuple[Path, ...]:
-    """What the process may read: the model's folder, or its files and the small ones that go with them."""
-    info = plan.info
-    found = set(info.files)
-    if info.path.is_dir():
-        found |= set(model_paths(info.path, settings.model_roots))
-    elif info.folder != info.path.parent:  # an ONNX file beside its model's folder
-        found |= set(model_paths(info.folder, settings.model_roots))
-    else:
-        found |= {info.path, *info.folder.glob("*.json")}
-    linked = {file.resolve() for file in found if file.is_symlink()}
-    return tuple(sorted(path for path in found | linked if path.exists()))  # what has gone, the engine reports

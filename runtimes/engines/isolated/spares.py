@@ -68,13 +68,17 @@ class Spares:
             head = {"warm": row.warm, "factory": row.factory_reference, "environment": dict(row.environment)}
             self._start(row.name, Frame({"t": "warm", **head}))
 
-    def take(self, row: EngineRow) -> Child:
+    def take(self, row: EngineRow, *, warm: bool = True) -> Child:
         """A process for a model of this engine: the best that waits, else a new one.
+
+        Args:
+            row: the engine.
+            warm: its library may have been imported already.
 
         Raises:
             ChildNotStarted: the system did not start it.
         """
-        for kind in (row.name, _PLAIN):
+        for kind in (row.name, _PLAIN) if warm else (_PLAIN,):
             while (child := self._pop(kind)) is not None:
                 if child.alive:
                     return child

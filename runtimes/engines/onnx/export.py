@@ -1,13 +1,13 @@
 """An ONNX file made from a safetensors model, once, and kept in the data folder.
 
 It is made in a process of its own: torch's exporter changes the state of the process it runs in, takes several times the
-model's memory, and cannot be interrupted.
+model's memory, and cannot be interrupted. The process is confined as a model's is: it reads the model, and writes one
+folder.
 """
 
 import hashlib
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +20,15 @@ from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.onnx import read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.processes.child import Child, ChildDied, ChildNotStarted
+from lfx_local_runtimes.runtimes.processes.cleaner import remove
+from lfx_local_runtimes.runtimes.processes.confinement import Policy
 from lfx_local_runtimes.runtimes.processes.environment import child_environment
 from lfx_local_runtimes.runtimes.processes.frames import Frame, ProtocolError
+from lfx_local_runtimes.runtimes.processes.paths import files_of
+from lfx_local_runtimes.runtimes.processes.written import overrun
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
+from lfx_local_runtimes.runtimes.trust.report import REMOTE_CODE
 
 _VERSION = 1
 """Of what is written: a new one makes the files anew."""
@@ -31,6 +36,11 @@ _WORKER = "lfx_local_runtimes.runtimes.engines.onnx.export_worker"
 _POLL_S = 0.1
 _LARGEST = 1_500 * 2**20
 """Bytes: past that torch writes several files, and protobuf holds no more than 2 GiB in one."""
+_MAX_FILE = 2 * 2**30
+_BASE_MEMORY, _TIMES = 4 * 2**30, 8
+"""Bytes of private memory that the worker may take, and so many times the model in fp32 besides."""
+_BASE_FILES, _FILES = 256 * 2**20, 8
+"""The same for what it may write."""
 
 
 def with_export(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> LoadPlan:
@@ -69,11 +79,11 @@ def exported(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Path:
         with held_lock(folder / ".lock", lambda: context.cancelled):
             whole = folder / "model_fp32.onnx"
             if not whole.is_file():
-                trust = config.trust_remote_code and context.settings.trust_remote_code
-                model = {"model": os.fspath(plan.info.path.absolute()), "task": plan.task, "trust_remote_code": trust}
+                code = context.may_run(REMOTE_CODE)
+                model = {"model": os.fspath(plan.info.path.absolute()), "task": plan.task, "trust_remote_code": code}
                 _make({"do": "export", **model}, whole, plan, context)
             if not target.is_file():
-                _make({"do": "quantize", "source": os.fspath(whole)}, target, plan, context)
+                _make({"do": "quantize", "source": os.fspath(whole), "trust_remote_code": False}, target, plan, context)
     except OSError as error:
         raise EngineFailure(
             f"{target} cannot be written: {error}", hint="Free some space, or set LOCAL_RUNTIMES_HOME."
@@ -94,14 +104,15 @@ def _key(plan: LoadPlan) -> str:
 def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: LoadContext) -> None:
     """Have the worker write a file. It works in a folder of its own, of which nothing else stays."""
     work = target.with_name(".work")
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    remove(os.fspath(work))  # of a process that was killed
     work.mkdir()
     context.report(Progress(str(request["do"]), 0, plan.info.size_bytes))
     try:
-        child = Child(_WORKER, name="The export", environment=_environment(), folder=work)
+        child = Child(_WORKER, name="The export", environment=child_environment(scratch=work), folder=work)
         try:
-            child.send(Frame({**request, "target": os.fspath(work / target.name)}))
-            _wait(child, context)
+            limits = _limits(request, work, plan, context)
+            child.send(Frame({**request, "target": os.fspath(work / target.name), **limits}))
+            _wait(child, context, work, _FILES * 4 * (plan.info.parameters or 0) + _BASE_FILES)
         finally:
             child.close(0)
         (work / target.name).replace(target)
@@ -111,25 +122,35 @@ def _make(request: dict[str, object], target: Path, plan: LoadPlan, context: Loa
         hint = "It may have run out of memory. Use the Transformers engine."
         raise LoadFailed(str(error), hint=hint) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(os.fspath(work))
 
 
-def _environment() -> dict[str, str]:
-    """Where the libraries keep their caches; no token."""
-    caches = ("HF_HOME", "HF_HUB_CACHE", "HF_MODULES_CACHE", "XDG_CACHE_HOME")
-    return child_environment({name: os.environ[name] for name in caches if name in os.environ})
+def _limits(request: dict[str, object], work: Path, plan: LoadPlan, context: LoadContext) -> dict[str, object]:
+    """What the worker gives up, and whether it must be all of it."""
+    settings, clearance = context.settings, context.clearance
+    code = bool(request["trust_remote_code"]) and clearance is not None and clearance.needs_full
+    needs_full = code or settings.confine == "require"
+    if settings.confine == "off":
+        return {"policy": None, "needs_full": needs_full}
+    source = request.get("source")
+    read = files_of(plan.info, settings.model_roots) if source is None else (Path(str(source)),)
+    memory = _BASE_MEMORY + _TIMES * 4 * (plan.info.parameters or 0)
+    policy = Policy(read=read, write=(work,), memory=memory, file_size=_MAX_FILE)
+    return {"policy": policy.to_json(), "needs_full": needs_full}
 
 
-def _wait(child: Child, context: LoadContext) -> None:
+def _wait(child: Child, context: LoadContext, work: Path, most: int) -> None:
     """Until the worker has ended well.
 
     Raises:
-        LoadFailed: it failed, or the load was cancelled.
+        LoadFailed: it failed, it wrote more bytes than `most`, or the load was cancelled.
         ChildDied: it ended without a word.
     """
     while child.wait(_POLL_S) is None:
         if context.cancelled:
             raise LoadFailed("The export was cancelled.")
+        if why := overrun(work, child.pid, most, _MAX_FILE):
+            raise LoadFailed(f"The export was killed: {why}.", hint="Use the Transformers engine.")
     answer = child.receive().header  # it ends after its one frame
     if "message" in answer:
         raise LoadFailed(answer["message"], hint=answer["hint"])

@@ -6,22 +6,23 @@ Transformers 5 wrong. int8 is ONNX Runtime's dynamic quantization, with a scale 
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lfx_local_runtimes.errors import EngineFailure, LoadFailed, RuntimeFault
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.config import RuntimeType
 from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import auto_class
 from lfx_local_runtimes.runtimes.engines.transformers.load import libraries, load_encoder
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
+from lfx_local_runtimes.runtimes.processes.confinement import Confinement, Policy, confine
 from lfx_local_runtimes.runtimes.processes.frames import Frame
 from lfx_local_runtimes.runtimes.processes.inside import Link
-from lfx_local_runtimes.settings import Settings
+from lfx_local_runtimes.runtimes.trust.report import REMOTE_CODE, Clearance, Kind
 
 _TOLERANCE = 1e-3
 """How far the file may be from the model, relative to the largest number the model computes."""
@@ -37,12 +38,10 @@ def export(model: Path, task: str, target: Path, *, trust_remote_code: bool) -> 
         RuntimeFault: the model cannot be loaded.
     """
     torch, _ = libraries()
-    config = ModelConfig(
-        model_id=str(model), model_name=model.name, model_type=task, trust_remote_code=trust_remote_code
-    )
     plan = LoadPlan(read_model(model), RuntimeType.TRANSFORMERS, CPU, "fp32", DEFAULT_CONTEXT, task=task)
-    settings = Settings(trust_remote_code=trust_remote_code)
-    network, tokenizer = load_encoder(auto_class(task), plan, config, LoadContext(settings=settings))
+    code: Mapping[Kind, str] = {REMOTE_CODE: ""} if trust_remote_code else {}
+    context = LoadContext(clearance=Clearance(model.name, "", code))
+    network, tokenizer = load_encoder(auto_class(task), plan, context)
     output = "last_hidden_state" if task == "embedding" else "logits"
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
 
@@ -152,11 +151,22 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def confined(request: dict[str, Any]) -> dict[str, Any]:
+    """Give up what the request's policy does not name; returns why that is not enough, as `make` does."""
+    held = Confinement("none") if request["policy"] is None else confine(Policy.from_json(request["policy"]))
+    if request["needs_full"] and held.level != "full":
+        why = "; ".join((held.level, *held.missing))
+        return {"message": f"The process of the export is not fully confined here ({why}).", "hint": _OTHERWISE}
+    return {}
+
+
 def main(link: Link) -> int:
     """Do what the one request says; the answer says whether that failed, and why."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     request = link.receive()
-    failure = make(request.header) if request is not None else {}
+    if request is None:
+        return 0
+    failure = confined(request.header) or make(request.header)
     link.send(Frame(failure))
     return int(bool(failure))

@@ -30,7 +30,7 @@ class TransformersEncoder(EncoderRuntime):
     def _open(self, plan: LoadPlan, context: LoadContext) -> "TorchNetwork":
         torch, _ = libraries()
         torch.set_num_threads(self.config.threads or physical_cores())  # counts for this thread
-        model, tokenizer = load_encoder(auto_class(plan.task), plan, self.config, context)
+        model, tokenizer = load_encoder(auto_class(plan.task), plan, context)
         return TorchNetwork(model, tokenizer, plan, self.config)
 
     def _close(self) -> None:

@@ -21,13 +21,13 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.settings import Settings
+from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE
 
 _EXTRA = "transformers"
 _CHATTY = ("transformers", "accelerate", "torchao", "bitsandbytes", "torch.utils._pytree")
@@ -86,7 +86,7 @@ def warm() -> None:
         getattr(transformers, name)
 
 
-def load(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Loaded:
+def load(plan: LoadPlan, context: LoadContext) -> Loaded:
     """Bring a model into memory as planned.
 
     Raises:
@@ -97,14 +97,12 @@ def load(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Loaded:
         MissingExtra: a library is not installed.
     """
     _check_dtype(plan)
-    settings = context.settings
-    trust = config.trust_remote_code and settings.trust_remote_code
     torch, transformers = libraries()
     with progress_events(context, plan.info.size_bytes), faults(plan):
         if plan.info.format is ModelFormat.GGUF:
             model, tokenizer, missing = _from_gguf(torch, transformers, plan)
         else:
-            model, tokenizer, missing = _from_folder("AutoModelForCausalLM", plan, settings, trust)
+            model, tokenizer, missing = _from_folder("AutoModelForCausalLM", plan, context)
     _check_complete(plan, missing)
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
@@ -112,7 +110,7 @@ def load(plan: LoadPlan, config: ModelConfig, context: LoadContext) -> Loaded:
     return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer))
 
 
-def load_encoder(auto: str, plan: LoadPlan, config: ModelConfig, context: LoadContext) -> tuple[Any, Any]:
+def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any]:
     """The same for a model that reads: the model, by one of Transformers' `auto` classes, and its tokenizer.
 
     Raises:
@@ -120,9 +118,7 @@ def load_encoder(auto: str, plan: LoadPlan, config: ModelConfig, context: LoadCo
     """
     _check_dtype(plan)
     with progress_events(context, plan.info.size_bytes), faults(plan):
-        settings = context.settings
-        trust = config.trust_remote_code and settings.trust_remote_code
-        model, tokenizer, missing = _from_folder(auto, plan, settings, trust)
+        model, tokenizer, missing = _from_folder(auto, plan, context)
     _check_complete(plan, [name for name in missing if "pooler." not in name])  # BERT's own pooler is not used
     return model.eval(), tokenizer
 
@@ -155,8 +151,9 @@ def _check_dtype(plan: LoadPlan) -> None:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _from_folder(auto: str, plan: LoadPlan, settings: Settings, trust: bool) -> tuple[Any, Any, Collection[str]]:
+def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any, Collection[str]]:
     torch, transformers = libraries()
+    trust = context.may_run(REMOTE_CODE)
     path = plan.info.path
     folder = str(plan.info.folder)
     local = {"local_files_only": True, "trust_remote_code": trust}
@@ -166,7 +163,7 @@ def _from_folder(auto: str, plan: LoadPlan, settings: Settings, trust: bool) -> 
     if weights is not None and not str(weights).removesuffix(".index.json").endswith(".safetensors"):
         raise PickleRefused(f"{path.name} names {weights} as its weights.")
     tokenizer = read_tokenizer(plan.info.folder, trust_remote_code=trust)
-    pickle = plan.info.format is ModelFormat.PICKLE and settings.allow_pickle
+    pickle = plan.info.format is ModelFormat.PICKLE and context.may_run(PICKLE)
     model, report = getattr(transformers, auto).from_pretrained(
         folder,
         config=config,

@@ -47,7 +47,7 @@ class TransformersRuntime(BatchingRuntime):
         torch, _ = libraries()
         torch.set_num_threads(self.config.threads or physical_cores())  # counts for this thread
         # The model stays as it is loaded: requires_grad_(False) made prefill in bf16 ten times slower on the CPU.
-        loaded = self._loaded = load(plan, self.config, context)
+        loaded = self._loaded = load(plan, context)
         exact = self.config.deterministic  # what a row's neighbours are shows in its last bits
         if exact:
             plan = replace(plan, sequences=1)
