@@ -24,7 +24,8 @@ from lfx_local_runtimes.runtimes.engines.isolated import runtime as isolated
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import IsolatedRuntime
 from lfx_local_runtimes.runtimes.memory.slots import SlotState
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.processes.endings import MAX_LINES
+from lfx_local_runtimes.runtimes.processes.child import ChildDied
+from lfx_local_runtimes.runtimes.processes.endings import MAX_LINES, ExitReport
 from lfx_local_runtimes.runtimes.processes.frames import Frame, encode
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Request, RequestState
 from lfx_local_runtimes.runtimes.requests.channel import MERGE_AFTER
@@ -257,6 +258,25 @@ def test_the_neighbour_has_not_noticed(house: House) -> None:
     event = last_of(house.neighbour)
     assert isinstance(event, Finished)
     assert (event.result.text, event.result.finish_reason) == ("begun ", "cancelled")
+
+
+def test_the_kernel_ends_it_because_memory_ran_out(tmp_path: Path) -> None:
+    how = "was killed by the kernel because the machine ran out of memory"
+
+    class Killed:
+        pid = 7
+
+        def kill(self) -> None:
+            pass
+
+        def wait(self, limit_s: float) -> ExitReport:
+            return ExitReport(-9, how, ("", "loading tensors", "  "), out_of_memory=True)
+
+    runtime = runtime_of(Actor, tmp_path)
+    runtime._child = Killed()  # type: ignore[assignment]
+    fault = runtime._death(ChildDied("it", ExitReport(-9, how)))
+    assert fault.message == f"The process of {tmp_path.name} (actor, 7) {how}. It said last: loading tensors."
+    assert "smaller quantization" in fault.hint
 
 
 def test_who_asks_while_a_dead_model_is_closed_hears_of_its_death() -> None:

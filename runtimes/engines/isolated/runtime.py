@@ -45,6 +45,9 @@ _LAST_LINES = 3
 """So many of the last lines of a process that died go into the message."""
 _OFF = Confinement("none", missing=("LOCAL_RUNTIMES_CONFINE is off",))
 _HINT = "The next request loads it again. If that ends in the same way, fetch its files again, or use another engine."
+_MEMORY_HINT = (
+    "The next request loads it again. Use a smaller quantization or a shorter context, or unload other models."
+)
 
 
 def make_runtime(config: ModelConfig, plan: LoadPlan, settings: Settings, spares: Spares | None = None) -> ModelRuntime:
@@ -382,8 +385,9 @@ class IsolatedRuntime(ModelRuntime):
         how = f"was killed: {self._killed}" if self._killed else str(report.how if report else "does not end")
         lines = [line.strip() for line in report.last_lines if line.strip()][-_LAST_LINES:] if report else []
         said = f" It said last: {' | '.join(lines).rstrip('.')}." if lines else ""
+        hint = _MEMORY_HINT if report and report.out_of_memory else _HINT
         return EngineDied(
-            f"The process of {name} ({self.engine}, {child.pid}) {how}.{said}", model_name=name, hint=_HINT
+            f"The process of {name} ({self.engine}, {child.pid}) {how}.{said}", model_name=name, hint=hint
         )
 
     def _close(self) -> None:
