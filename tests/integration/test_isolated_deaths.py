@@ -24,7 +24,7 @@ from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeMa
 from lfx_local_runtimes.runtimes.config import ModelKey
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import IsolatedRuntime
 from lfx_local_runtimes.runtimes.memory.slots import SlotState
-from lfx_local_runtimes.runtimes.requests import Request
+from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.sources.packages import BGE_SMALL
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
@@ -52,6 +52,8 @@ class Case:
     model: str
     long: Ask[Any]
     short: Ask[Any]
+    moments: tuple[str, ...]
+    """When to kill it while a request waits, see `Killer`."""
 
 
 def writes(prompt: str, tokens: int) -> GenerationConfig:
@@ -59,9 +61,9 @@ def writes(prompt: str, tokens: int) -> GenerationConfig:
 
 
 CASES = [
-    Case("llama_cpp", "tiny_gguf", writes(LONG, 100), writes("one", 2)),
-    Case("transformers", "tiny_llama", writes(LONG, 100), writes("one", 2)),
-    Case("onnx", "bge_small", EmbeddingAsk(texts=(LONG,) * 500), EmbeddingAsk(texts=("one",))),
+    Case("llama_cpp", "tiny_gguf", writes(LONG, 100), writes("one", 2), ("start", "load", "prefill", "decode")),
+    Case("transformers", "tiny_llama", writes(LONG, 100), writes("one", 2), ("load", "prefill", "decode")),
+    Case("onnx", "bge_small", EmbeddingAsk(texts=(LONG,) * 500), EmbeddingAsk(texts=("one",)), ("start", "prefill")),
 ]
 
 
@@ -73,7 +75,11 @@ def bge_small() -> Path:
 
 
 class Killer:
-    """Kills the process of the model that is loaded or asked, at a moment, as soon as the parent hears of it."""
+    """Kills the process of the model that is loaded or asked, at a moment, as soon as the parent hears of it.
+
+    start: before it reads the model. load: a part of it is read. prefill: a request has begun. decode: its first token
+    is there. close: it was asked to end.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.moment = ""
@@ -83,9 +89,9 @@ class Killer:
         start, emit = Request.start, Request.emit
 
         def take_confinement(runtime: IsolatedRuntime, head: Any) -> None:
-            confined(runtime, head)  # it reads the model next
+            confined(runtime, head)
             self.pid = runtime.pid
-            self._at("load")
+            self._at("start")
 
         def started(request: Any) -> bool:
             self._at("prefill")
@@ -95,6 +101,8 @@ class Killer:
             emit(request, event)
             if isinstance(event, Delta):
                 self._at("decode")
+            elif isinstance(event, Progress) and event.done:
+                self._at("load")
 
         def stopped(runtime: IsolatedRuntime) -> Any:
             thread = stop(runtime)
@@ -143,8 +151,7 @@ def test_killed_at_every_moment(
     case: Case, manager: RuntimeManager, killer: Killer, request: pytest.FixtureRequest
 ) -> None:
     register(manager, case.engine, request.getfixturevalue(case.model), threads=1)
-    moments = ["load", "prefill", "decode"] if isinstance(case.long, GenerationConfig) else ["load", "prefill"]
-    for deaths, moment in enumerate(moments, start=1):
+    for deaths, moment in enumerate(case.moments, start=1):
         killer.moment = moment
         with pytest.raises(EngineDied, match=r"was killed from outside \(signal SIGKILL\)") as caught:
             manager.start(NAME, case.long).wait()
@@ -154,7 +161,7 @@ def test_killed_at_every_moment(
     assert manager.start(NAME, case.short).wait()
     killer.kill()
     assert reaches(manager, SlotState.FAILED)
-    check_gone(manager, killer, len(moments) + 1)
+    check_gone(manager, killer, len(case.moments) + 1)
     assert manager.start(NAME, case.short).wait()
     killer.moment = "close"
     assert asyncio.run(manager.unload_model(NAME)) is True
