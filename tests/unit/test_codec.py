@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -47,8 +47,9 @@ from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk, ZeroSh
 from lfx_local_runtimes.settings import Settings
 from tests.isolated_engines import Actor, runtime_of
 
-quick = settings(max_examples=20, deadline=None)
-thorough = settings(max_examples=100, deadline=None)
+UNHURRIED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+quick = settings(max_examples=20, **UNHURRIED)
+thorough = settings(max_examples=100, **UNHURRIED)
 
 
 def over_the_wire(frame: Frame) -> Frame:

@@ -344,7 +344,7 @@ def start(make: Start) -> Start:
 @pytest.fixture(scope="module")
 def sturdy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedRuntime]:
     """A loaded model for the tests that do not end it."""
-    runtime = runtime_of(Actor, tmp_path_factory.mktemp("models"), cancel_limit_s=0.3)
+    runtime = runtime_of(Actor, tmp_path_factory.mktemp("models"), cancel_limit_s=3)
     runtime.start().result(WAIT_S)
     yield runtime
     thread = runtime.stop()
@@ -409,6 +409,17 @@ def test_an_unload_that_hangs_ends_in_a_kill(start: Start, prompt: str | None, m
     assert runtime.death is None
     if request is not None:
         assert isinstance(last_of(request), Finished)
+
+
+def test_a_manager_that_closes_waits_for_no_model_that_hangs(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    name = house.model(close="hang native")
+    text_of(house.ask(name, "answers"))
+    pids = [house.pid(name), house.pid(house.neighbour.model_name)]
+    house.manager._residency.close(timeout=0.2)
+    assert isinstance(last_of(house.neighbour), Finished)
+    assert all(house.reaches(one, SlotState.REGISTERED) for one in (name, house.neighbour.model_name))
+    assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_a_load_that_is_no_longer_wanted_ends(make: Start) -> None:

@@ -239,6 +239,7 @@ def test_a_new_process_that_cannot_be_confined_is_not_used_either(
     with pytest.raises(LoadFailed, match=r"cannot be confined: 2 threads run already") as caught:
         load.result(WAIT_S)
     assert not isinstance(caught.value, EngineDied)
+    assert "LOCAL_RUNTIMES_CONFINE=off" in caught.value.hint
 
 
 def test_a_manager_shows_them_and_ends_them(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ _LAST_LINES = 3
 """So many of the last lines of a process that died go into the message."""
 _OFF = Confinement("none", missing=("LOCAL_RUNTIMES_CONFINE is off",))
 _HINT = "The next request loads it again. If that ends in the same way, fetch its files again, or use another engine."
+_UNFIT_HINT = "Something starts a thread in every Python process: a sitecustomize, a profiler. Remove it, or set LOCAL_RUNTIMES_CONFINE=off."
 _MEMORY_HINT = (
     "The next request loads it again. Use a smaller quantization or a shorter context, or unload other models."
 )
@@ -216,7 +217,7 @@ class IsolatedRuntime(ModelRuntime):
         if kind == "confined" and self._confining:
             self._take_confinement(head)
         elif kind == "unfit" and self._confining:
-            raise _Unfit(f"The process cannot be confined: {codec.text(head, 'why')}")
+            raise _Unfit(f"The process cannot be confined: {codec.text(head, 'why')}", hint=_UNFIT_HINT)
         elif self._confining:
             raise ProtocolError("It does not say what it has given up.")
         elif kind == "progress":
