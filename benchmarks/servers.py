@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -21,9 +22,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running one."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @contextlib.contextmanager
-def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
-    """A server as a child process; yields its URL once `ready` answers."""
+def started(command: list[str], ready: str, **environment: str) -> Iterator[Server]:
+    """A server as a child process, once `ready` answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(
@@ -39,19 +48,33 @@ def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
                 time.sleep(0.2)
             else:
                 raise RuntimeError(f"{command[:4]} did not start")
-            yield url
+            yield Server(url, process)
         finally:
             process.terminate()
             process.wait(20)
 
 
-def our_server() -> contextlib.AbstractContextManager[str]:
+@contextlib.contextmanager
+def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
+    """The same; yields its URL."""
+    with started(command, ready, **environment) as server:
+        yield server.url
+
+
+def our_process() -> contextlib.AbstractContextManager[Server]:
     """`lfx-local-runtimes serve`."""
     command = [sys.executable, "-m", "lfx_local_runtimes.cli", "serve"]
-    return served(
+    return started(
         command, "/health", LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE), LOCAL_RUNTIMES_OFFLINE="true",
         LOCAL_RUNTIMES_HOME=str(models.CACHE.with_name("benchmarks")),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def our_server() -> Iterator[str]:
+    """The same; yields its URL."""
+    with our_process() as server:
+        yield server.url
 
 
 def llama_cpp_server(path: Path, name: str, context: int, threads: int) -> contextlib.AbstractContextManager[str]:
