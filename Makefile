@@ -40,7 +40,7 @@ lint: $(INSTALLED)-dev typing  ## ruff, mypy strict, import layers
 	MYPYPATH=.dev $(BIN)/mypy -p lfx_local_runtimes
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
-bench: $(INSTALLED)-dev  ## measure against raw llama-cpp-python and Transformers (about 30 minutes)
+bench: $(INSTALLED)-dev  ## measure against raw llama-cpp-python and Transformers (about 30 minutes); fails if a target is missed
 	$(BIN)/python -m benchmarks
 
 lock:  ## write constraints.txt from what is installed now

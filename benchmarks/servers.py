@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks import models
+from benchmarks.device import device, gpu_layers
 
 
 def free_port() -> int:
@@ -67,6 +68,7 @@ def our_process() -> contextlib.AbstractContextManager[Server]:
     return started(
         command, "/health", LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE), LOCAL_RUNTIMES_OFFLINE="true",
         LOCAL_RUNTIMES_HOME=str(models.CACHE.with_name("benchmarks")),
+        LOCAL_RUNTIMES_FORCE_DEVICE=device().type.value,
     )  # fmt: skip
 
 
@@ -80,4 +82,5 @@ def our_server() -> Iterator[str]:
 def llama_cpp_server(path: Path, name: str, context: int, threads: int) -> contextlib.AbstractContextManager[str]:
     """The server that comes with llama-cpp-python."""
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--model_alias", name]
-    return served([*command, "--n_ctx", str(context), "--n_threads", str(threads)], "/v1/models")
+    options = ["--n_ctx", str(context), "--n_threads", str(threads), "--n_gpu_layers", str(gpu_layers())]
+    return served([*command, *options], "/v1/models")

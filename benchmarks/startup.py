@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
 from benchmarks import models
-from benchmarks.report import print_table, verdict
+from benchmarks.report import print_all, print_table, row, verdict
 from benchmarks.servers import our_process
 from lfx_local_runtimes.flows.build import FOLDER
 from lfx_local_runtimes.runtimes import inspect_model
@@ -47,16 +48,14 @@ _IMPORTS = {
 
 def main() -> None:
     """Print the tables."""
-    inspection()
-    imports()
-    langflow()
-    ends()
+    print_all(inspection, imports, langflow, ends)
 
 
 def inspection() -> None:
     """Header inspection of the Gemma file."""
-    path, rows = models.gguf(), []
-    for name, thorough in (("to list a model", False), ("before a load, the vocabulary checked too", True)):
+    path = models.gguf()
+
+    def measured(thorough: bool) -> list[str]:
         times = []
         for _ in range(21):
             begin = time.perf_counter()
@@ -64,14 +63,17 @@ def inspection() -> None:
             times.append(1000 * (time.perf_counter() - begin))
         middle = statistics.median(times[1:])
         target = "" if thorough else f"< 30 {verdict(middle, at_most=30)}"
-        rows.append([name, f"{middle:.1f}", f"{min(times):.1f}", target])
+        return [f"{middle:.1f}", f"{min(times):.1f}", target]
+
+    ways = {"to list a model": False, "before a load, the vocabulary checked too": True}
+    rows = [row(name, measured, thorough) for name, thorough in ways.items()]
     print_table("Header inspection, 262,144-token GGUF", ["", "median, ms", "best, ms", "target"], rows)
 
 
 def imports() -> None:
     """Import time over what is imported without us, in fresh interpreters."""
-    rows = []
-    for name, (first, ours, target) in _IMPORTS.items():
+
+    def measured(first: str, ours: str, target: float) -> list[str]:
         code = f"import time; {first}; begin = time.perf_counter(); {ours}; print(time.perf_counter() - begin)"
         command, folder = [sys.executable, "-c", code], tempfile.gettempdir()
         run = [
@@ -79,7 +81,9 @@ def imports() -> None:
             for _ in range(FRESH_INTERPRETERS + 1)
         ]
         middle = statistics.median(float(done.stdout) for done in run[1:])
-        rows.append([name, f"{middle:.3f}", f"< {target} {verdict(middle, at_most=target)}"])
+        return [f"{middle:.3f}", f"< {target} {verdict(middle, at_most=target)}"]
+
+    rows = [row(name, measured, *about) for name, about in _IMPORTS.items()]
     print_table("Import time", ["", "median, s", "target"], rows, f"{FRESH_INTERPRETERS} fresh interpreters each.")
 
 
@@ -113,13 +117,16 @@ def langflow() -> None:
 
 def ends() -> None:
     """Seconds that a process takes to end with a model loaded: after its work, and when it is told to."""
-    rows = []
-    for name, end in (
-        ("`lfx run`, after the answer of `local_chat.json`", _end_of_lfx_run),
-        ("`lfx-local-runtimes serve`, Ctrl-C while an answer is streamed", _end_of_serve),
-    ):
+
+    def measured(end: Callable[[], float]) -> list[str]:
         middle = statistics.median(end() for _ in range(ENDS))
-        rows.append([name, f"{middle:.2f}", f"≤ 3 {verdict(middle, at_most=3)}"])
+        return [f"{middle:.2f}", f"≤ 3 {verdict(middle, at_most=3)}"]
+
+    ways = {
+        "`lfx run`, after the answer of `local_chat.json`": _end_of_lfx_run,
+        "`lfx-local-runtimes serve`, Ctrl-C while an answer is streamed": _end_of_serve,
+    }
+    rows = [row(name, measured, end) for name, end in ways.items()]
     print_table("The end of a process", ["", "median, s", "target"], rows, f"{ENDS} processes each.")
 
 
