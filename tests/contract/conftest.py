@@ -45,7 +45,7 @@ class Case:
 INLINE = [
     Case("ScriptedRuntime", None, None, "scripted"),
     Case("LlamaCppRuntime", "gemma_gguf", "tiny_gguf", "llama_cpp"),
-    Case("TransformersRuntime", "gemma_safetensors", "tiny_llama", "transformers"),
+    Case("TransformersRuntime", "tiny_llama", "tiny_llama", "transformers"),
     Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp"),
 ]
 PROCESS = [
