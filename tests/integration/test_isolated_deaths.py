@@ -61,8 +61,8 @@ def writes(prompt: str, tokens: int) -> GenerationConfig:
 
 
 CASES = [
-    Case("llama_cpp", "tiny_gguf", writes(LONG, 100), writes("one", 2), ("start", "load", "prefill", "decode")),
-    Case("transformers", "tiny_llama", writes(LONG, 100), writes("one", 2), ("load", "prefill", "decode")),
+    Case("llama_cpp", "gemma_gguf", writes(LONG, 2000), writes("one", 2), ("start", "load", "prefill", "decode")),
+    Case("transformers", "tiny_llama", writes("one", 400), writes("one", 2), ("load", "prefill", "decode")),
     Case("onnx", "bge_small", EmbeddingAsk(texts=(LONG,) * 500), EmbeddingAsk(texts=("one",)), ("start", "prefill")),
 ]
 
@@ -179,11 +179,11 @@ def check_gone(manager: RuntimeManager, killer: Killer, deaths: int) -> None:
     assert not psutil.pid_exists(killer.pid)
 
 
-def test_streams_end_with_the_death(manager: RuntimeManager, killer: Killer, tiny_gguf: Path) -> None:
-    register(manager, "llama_cpp", tiny_gguf, threads=1)
-    limit = {"temperature": 0, "max_tokens": 400}
+def test_streams_end_with_the_death(manager: RuntimeManager, killer: Killer, gemma_gguf: Path) -> None:
+    register(manager, "llama_cpp", gemma_gguf, threads=1)
+    limit = {"temperature": 0, "max_tokens": 2000, "ignore_eos": True}  # far longer than it takes to kill it
     asks: dict[str, dict[str, Any]] = {
-        f"{PREFIX}/generate/stream": {"model_name": NAME, "prompt": "one", "ignore_eos": True, **limit},
+        f"{PREFIX}/generate/stream": {"model_name": NAME, "prompt": "one", **limit},
         "/v1/chat/completions": {"model": NAME, "stream": True, "messages": [{"role": "user", "content": "one"}], **limit},
         "/v1/completions": {"model": NAME, "stream": True, "prompt": "one", **limit},
     }  # fmt: skip

@@ -396,6 +396,24 @@ def test_a_cancel_that_is_answered_kills_nobody(sturdy: IsolatedRuntime) -> None
     assert int(text_of(ask(sturdy, "answers")).split()[0]) == pid
 
 
+def test_a_cancel_while_a_request_is_sent_reaches_the_process(
+    sturdy: IsolatedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the model would go on with an answer that nobody waits for."""
+    request = Request("x", GenerationConfig(prompt="wait"))
+    start_frame = codec.start_frame
+
+    def cancelled_meanwhile(*arguments: Any) -> Frame:
+        request.cancel()
+        return start_frame(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "start_frame", cancelled_meanwhile)
+        sturdy.submit(request)
+        assert isinstance(last_of(request), Finished)
+    assert text_of(ask(sturdy, "answers"))
+
+
 @pytest.mark.parametrize("prompt", [None, "wait"])
 def test_an_unload_that_hangs_ends_in_a_kill(start: Start, prompt: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "UNLOAD_S", 0.3)

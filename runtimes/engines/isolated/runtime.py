@@ -336,14 +336,14 @@ class IsolatedRuntime(ModelRuntime):
         self._put(Frame({"t": "stop"}))
 
     def _send(self, request: Request[Any], inbox: Inbox) -> None:
+        number = str(next(self._numbers))
+        request.on_cancel(lambda: self._cancel(number, request, inbox))  # first: a cancel from now on follows the start
         if request.cancelled:
             request.emit(request.empty())
             return
-        number = str(next(self._numbers))
         self._sent[number] = request
         request.on_end(lambda: self._forget_sent(number))
         self._put(codec.start_frame(number, request.id, request.ask))
-        request.on_cancel(lambda: self._cancel(number, request, inbox))
         request.on_feed(lambda: inbox.put(lambda: self._feed(number, request)))
 
     def _forget_sent(self, number: str) -> None:
