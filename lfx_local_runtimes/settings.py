@@ -77,7 +77,9 @@ class Settings(BaseSettings):
         default=1, ge=0, le=16, description="Processes that wait for the next model, for each engine that was used."
     )
     step_limit_s: float = Field(
-        default=600.0, gt=0, description="Seconds that one step of a model may take before its process is killed."
+        default=600.0,
+        gt=0,
+        description="Seconds that a model, or its load, may take without going on, before its process is killed.",
     )
     cancel_limit_s: float = Field(
         default=60.0, gt=0, description="Seconds after a cancel before a process that does not react is killed."

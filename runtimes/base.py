@@ -127,7 +127,9 @@ class ModelRuntime(ABC):
             self._rest()
 
     def _serve(self, request: Request[Any]) -> None:
-        """Answer one request: emit deltas and at the end `Finished`; look at `request.cancelled` at every step.
+        """Answer one request: emit deltas and at the end `Finished`.
+
+        At every step call `_step`, and look at `request.cancelled`. A step that takes too long ends the process.
 
         Raises:
             RuntimeFault: this request cannot be answered; other exceptions become `EngineFailure`.
@@ -279,7 +281,8 @@ class ModelRuntime(ABC):
         try:
             self._work(inbox)
         except BaseException as error:
-            logger.exception("%s on %s", self.engine, self.config.model_name)
+            if not isinstance(error, RuntimeFault):  # else whoever hears of the death reports it
+                logger.exception("%s on %s", self.engine, self.config.model_name)
             fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
         self._end(fault, died=not self._stopping)
 
@@ -296,10 +299,11 @@ class ModelRuntime(ABC):
         with self._lock:
             if self._thread is threading.current_thread():
                 self._thread = None
+            if died:
+                self.death = fault  # before the model is closed, which takes time: `submit` gives this reason
             requests = list(self._requests)
         self._shut()
         if died:
-            self.death = fault
             self._on_death()
         for request in requests:
             request.emit(request.empty() if request.cancelled else Failed(fault))

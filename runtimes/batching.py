@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any, Generic, Protocol, TypeVar
@@ -52,6 +53,14 @@ class BatchingRuntime(ModelRuntime):
     Requests are prepared (rendered, tokenized) on a thread beside the loop, so that they hold no running answer up.
     """
 
+    _preparing_since: float | None = None
+
+    @property
+    def step_age(self) -> float:
+        """The preparation of a request counts as a step too."""
+        began = self._preparing_since
+        return max(super().step_age, 0.0 if began is None else time.monotonic() - began)
+
     @abstractmethod
     def _prepare(self, request: Any) -> Any:
         """The request as the scheduler takes it.
@@ -89,5 +98,7 @@ class BatchingRuntime(ModelRuntime):
                 if request.cancelled:
                     request.emit(request.empty())
                 else:
+                    self._preparing_since = time.monotonic()
                     ready.put(self._prepare(request))
+            self._preparing_since = None
         ready.put(None)

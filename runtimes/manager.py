@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lfx_local_runtimes.errors import (
@@ -69,6 +69,8 @@ class RuntimeManager:
         if self.settings.force_device:
             select_device(force=self.settings.force_device, probe=probe)
         self._rules = Rules.load(self.settings.rules_file)
+        self._checker = ThreadPoolExecutor(1, "check of model files")
+        """One thread: glibc keeps what a check took for the thread that took it, and a load's own thread is a new one."""
         self._residency = Residency(
             MemoryLedger(self.settings, probe), self._prepare, keep_alive=self.settings.keep_alive_s,
             admission_wait=admission_wait, settings=self.settings,
@@ -160,7 +162,7 @@ class RuntimeManager:
         source = resolved.source if key.plain else "variant"
         slot.config, slot.source = config.model_copy(update={"model_name": slot.name}), source
         path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
-        info = read_model(path, thorough=True)
+        info = self._checker.submit(read_model, path, thorough=True).result()
         try:
             plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
         except (PickleRefused, RemoteCodeRefused) as refusal:
@@ -407,6 +409,7 @@ class RuntimeManager:
         for request in requests:
             request.cancel()
         self._residency.close()
+        self._checker.shutdown(wait=False)
 
 
 _IN_MEMORY = (SlotState.LOADING, SlotState.READY, SlotState.UNLOADING)

@@ -125,6 +125,7 @@ class ScriptedRuntime(ModelRuntime):
         self, steps: Iterable[Step], request: Request[GenerationConfig], answer: Answer, limit: int
     ) -> FinishReason:
         for step in steps:
+            self._step()
             if request.cancelled:
                 return "cancelled"
             if isinstance(step, Exception):

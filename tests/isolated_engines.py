@@ -19,6 +19,7 @@ from typing import Any
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import IsolatedRuntime, make_runtime
+from lfx_local_runtimes.runtimes.engines.isolated.spares import Spares
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow, register_engine
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
@@ -48,8 +49,6 @@ def recite(config: GenerationConfig) -> Iterator[Step]:
 def end(how: str) -> None:
     """End this process, after a word."""
     print(f"the last words before {how}", file=sys.stderr, flush=True)
-    if how.startswith("SIG"):
-        signal.signal(getattr(signal, how), signal.SIG_DFL) if how != "SIGKILL" else None
     if how == "SIGSEGV":
         ctypes.string_at(0)
     elif how == "SIGABRT":
@@ -66,8 +65,6 @@ def hang(how: str) -> None:
         ctypes.CDLL(None).sleep(FOREVER_S)
     elif how == "holding":  # no other thread of Python runs meanwhile
         ctypes.PyDLL(None).sleep(FOREVER_S)
-    else:
-        time.sleep(FOREVER_S)
 
 
 class Actions:
@@ -90,12 +87,19 @@ class Actions:
         yield threading.Event()
 
     @staticmethod
-    def exhaust() -> Iterator[Step]:
-        """Take more memory than it may."""
+    def exhaust(how: str) -> Iterator[Step]:
+        """Take more memory than it may: Python raises an error then, a native library aborts."""
         yield "begun "
-        kept = []
-        while True:
-            kept.append(bytearray(os.urandom(1)) * 2**28)
+        if how == "python":
+            kept = []
+            while True:
+                kept.append(bytes(2**26))  # zeros that nobody has written take no memory of the machine
+        take = ctypes.CDLL(None).malloc
+        take.restype, take.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        while take(2**26):
+            pass
+        print("bad_alloc", file=sys.stderr, flush=True)
+        os.abort()
 
     @staticmethod
     def prints(lines: str) -> Iterator[Step]:
@@ -174,7 +178,7 @@ class Actor(ScriptedRuntime):
 
 
 class Deaf(ModelRuntime):
-    """Ignores cancels: it looks at nothing until the model's folder says so."""
+    """Ignores cancels."""
 
     engine = "deaf"
 
@@ -194,6 +198,20 @@ class Deaf(ModelRuntime):
         return {"cpu": 1}
 
 
+def nothing() -> None:
+    """An import that is done at once."""
+
+
+def import_for_ever() -> None:
+    """An import that never ends."""
+    time.sleep(FOREVER_S)
+
+
+def import_with_thread() -> None:
+    """What some libraries do when they are imported: it makes a process unfit to be confined."""
+    threading.Thread(target=time.sleep, args=(FOREVER_S,), daemon=True).start()
+
+
 class Reciter(ScriptedRuntime):
     """The scripted engine of the contract."""
 
@@ -206,17 +224,15 @@ def register() -> None:
         register_engine(EngineRow(kind.engine, f"{__name__}:{kind.__name__}"))
 
 
-def actor(folder: Path, **settings: Any) -> IsolatedRuntime:
-    """A runtime of the actor in a process, not loaded."""
-    return runtime_of(Actor, folder, **settings)
-
-
-def runtime_of(kind: type[ModelRuntime], folder: Path, **settings: Any) -> IsolatedRuntime:
+def runtime_of(
+    kind: type[ModelRuntime], folder: Path, config: dict[str, Any] | None = None, spares: Spares | None = None,
+    **settings: Any,
+) -> IsolatedRuntime:  # fmt: skip
     """A runtime of an engine of this module in a process, not loaded."""
     register()
-    config = ModelConfig(model_id=str(folder), model_name=folder.name, context_length=100_000)
-    plan = scripted_plan(config, kind.engine)
-    made = make_runtime(config, plan, Settings(**settings))
+    options = {"model_id": str(folder), "model_name": folder.name, "context_length": 100_000, **(config or {})}
+    model = ModelConfig.model_validate(options)
+    made = make_runtime(model, scripted_plan(model, kind.engine), Settings(**settings), spares)
     assert isinstance(made, IsolatedRuntime)
     return made
 

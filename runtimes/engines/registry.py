@@ -219,15 +219,6 @@ def engine_row(name: str) -> EngineRow:
     return row
 
 
-def engine_factory(name: str) -> "EngineFactory":
-    """What makes an engine's runtimes.
-
-    Raises:
-        RuntimeFault: as `engine_row`.
-    """
-    return engine_row(name).make_runtime
-
-
 def prepare_plan(plan: "LoadPlan", config: ModelConfig, context: "LoadContext") -> "LoadPlan":
     """Do the work that an engine needs done before the load. Runtimes of no known engine need none.
 

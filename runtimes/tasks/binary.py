@@ -22,7 +22,8 @@ def _write_array(value: "np.ndarray[Any, Any]", info: SerializationInfo) -> Any:
         return value.tolist()
     import numpy as np
 
-    attachments.append(np.ascontiguousarray(value).data.cast("B"))
+    data = np.ascontiguousarray(value).data
+    attachments.append(data.cast("B") if data.nbytes else b"")  # Python refuses to cast an empty view
     return {"attachment": len(attachments) - 1, "dtype": str(value.dtype), "shape": value.shape}
 
 
@@ -30,6 +31,8 @@ def _read_array(value: Any, info: ValidationInfo) -> Any:
     import numpy as np
 
     if not isinstance(value, dict):
+        if info.context is not None:
+            raise ValueError("an array is an attachment")
         return np.asarray(value)
     data, dtype, shape = _attachment(value, info), value.get("dtype"), value.get("shape")
     if dtype not in _DTYPES or not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):

@@ -20,7 +20,6 @@ from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.engines import registry
 from lfx_local_runtimes.runtimes.engines.registry import (
     EngineRow,
-    engine_factory,
     engine_names,
     engine_row,
     prepare_plan,
@@ -121,7 +120,7 @@ def test_a_name_comes_with_a_factory_and_a_row_alone() -> None:
     register_engine(row)
     assert engine_row("toy") is row
     assert "toy" in engine_names()
-    assert isinstance(engine_factory("toy")(CONFIG, PLAN), ScriptedRuntime)
+    assert isinstance(engine_row("toy").make_runtime(CONFIG, PLAN), ScriptedRuntime)
     with pytest.raises(TypeError, match="a name and a factory"):
         register_engine("toy")
 

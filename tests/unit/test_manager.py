@@ -23,6 +23,7 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager, ScriptedRuntime
+from lfx_local_runtimes.runtimes import manager as manager_module
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import LoadOptions, ModelKey
 from lfx_local_runtimes.runtimes.planning import LoadPlan
@@ -268,6 +269,26 @@ def test_validate_tells_what_is_wrong(stage: Theatre) -> None:
     weights = next(stage.models.joinpath("parrot").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-10])
     assert not stage.manager.validate_model("parrot").valid
+
+
+async def test_one_thread_checks_the_files_of_all_loads(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C library keeps what a check took for the thread that took it."""
+    threads: list[threading.Thread] = []
+    check = manager_module.read_model
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return check(*arguments, **options)
+
+    monkeypatch.setattr(manager_module, "read_model", note)
+    for _ in range(3):
+        await stage.manager.load_model("parrot")
+        await stage.manager.unload_model("parrot")
+    assert len(threads) == 3
+    assert len(set(threads)) == 1
+    stage.manager.close()
+    threads[0].join(PATIENCE)
+    assert not threads[0].is_alive()
 
 
 def test_a_forced_device_that_is_not_there_fails_at_the_start(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from lfx_local_runtimes.runtimes.requests import (
     RequestState,
     Run,
 )
-from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult, TextDelta
+from lfx_local_runtimes.runtimes.requests.channel import MERGE_AFTER, Channel
+from lfx_local_runtimes.runtimes.tasks.base import Delta
+from lfx_local_runtimes.runtimes.tasks.generation import (
+    GenerationConfig,
+    GenerationResult,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 
 
 def result(reason: str = "stop") -> GenerationResult:
@@ -125,3 +133,64 @@ def test_a_reader_whose_loop_is_gone_does_not_hurt_the_writer(request_: Request)
     asyncio.run(begin())
     serve(request_)
     assert request_.state is RequestState.FINISHED
+
+
+# -- a reader who falls behind -----------------------------------------------------------------------------------------
+
+
+def test_a_reader_in_time_gets_every_delta() -> None:
+    channel = Channel()
+    for number in range(MERGE_AFTER * 3):
+        channel.put(TextDelta(str(number), number))
+        assert channel.get() == TextDelta(str(number), number)
+
+
+def test_what_nobody_reads_is_joined_and_complete(request_: Request) -> None:
+    count = MERGE_AFTER * 100
+    request_.start()
+    for number in range(count):
+        request_.emit(TextDelta(f"{number} ", number + 1))
+    request_.emit(Finished(result()))
+    *deltas, last = request_.channel.drain()
+    assert len(deltas) == MERGE_AFTER
+    assert [delta.text for delta in deltas[:2]] == ["0 ", "1 "]
+    assert "".join(delta.text for delta in deltas) == "".join(f"{number} " for number in range(count))
+    assert deltas[-1].tokens == count
+    assert last == Finished(result())
+
+
+def test_a_reader_who_comes_back_gets_single_deltas_again() -> None:
+    channel = Channel()
+    for number in range(MERGE_AFTER + 10):
+        channel.put(TextDelta("x", number))
+    assert len(channel.drain()) == MERGE_AFTER
+    channel.put(TextDelta("a", 1))
+    channel.put(TextDelta("b", 2))
+    assert channel.drain() == [TextDelta("a", 1), TextDelta("b", 2)]
+
+
+def test_all_that_a_delta_has_is_joined() -> None:
+    score = TokenLogprob(token="a", logprob=-1.0, bytes=(97,))
+    calls = ToolCallDelta(0, "call_1", "weather"), ToolCallDelta(0, arguments="{}")
+    first = TextDelta("a", 1, "hm", calls[:1], (score,))
+    assert first.merged(TextDelta("b", 2, "!", calls[1:], (score,))) == TextDelta("ab", 2, "hm!", calls, (score, score))
+
+
+def test_the_last_progress_counts() -> None:
+    channel = Channel()
+    for done in range(MERGE_AFTER + 10):
+        channel.put(Progress("load", done))
+    events = channel.drain()
+    assert len(events) == MERGE_AFTER
+    assert events[-1] == Progress("load", MERGE_AFTER + 9)
+
+
+def test_what_cannot_be_joined_stays_apart() -> None:
+    class Sound(Delta):
+        pass
+
+    channel = Channel()
+    events = [Sound(), TextDelta("a", 1), Progress("load"), TextDelta("b", 2), Sound(), Sound()] * MERGE_AFTER
+    for event in events:
+        channel.put(event)
+    assert channel.drain() == events

@@ -5,6 +5,7 @@ import os
 import pkgutil
 import sys
 import threading
+import time
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -35,8 +36,9 @@ def main(link: Link) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # standard error, which the parent keeps
     while (frame := link.receive()) is not None and frame.header["t"] == "warm":
         os.environ.update(frame.header["environment"])
-        if (reference := frame.header["reference"]) is not None:
-            pkgutil.resolve_name(reference)()
+        if (warm := frame.header["warm"]) is not None:
+            pkgutil.resolve_name(warm)()
+            pkgutil.resolve_name(frame.header["factory"])
         link.send(Frame({"t": "warmed"}))
     if frame is None:
         return 0
@@ -131,6 +133,8 @@ class Server:
         self._factory: str = head["factory"]
         self._runtime: ModelRuntime | None = None
         self._requests: dict[str, WireRequest] = {}
+        self._load_moved: float | None = time.monotonic()
+        """When the load last went on; None after its end."""
 
     def put(self, frame: Frame) -> None:
         """Send a frame; does not wait."""
@@ -156,9 +160,11 @@ class Server:
             fault = as_fault(error, LoadFailed, f"{self._factory} failed", self._config.model_name)
             self.put(Frame({"t": "refused", "fault": codec.write_fault(fault)}))
             return
+        self._load_moved = None
         self.put(codec.loaded_frame(runtime))
 
     def _progress(self, progress: Any) -> None:
+        self._load_moved = time.monotonic()
         self.put(Frame({"t": "progress", "progress": codec.write(progress, [])}))
 
     def _died(self) -> None:
@@ -180,10 +186,15 @@ class Server:
             if (request := self._requests.get(head["id"])) is not None:
                 request.feed(codec.read(head["chunk"], task_row(request.task).chunk, frame.attachments))
         elif kind == "ping":
-            age = self._runtime.step_age if self._runtime is not None else 0.0
-            self.put(Frame({"t": "pong", "step_s": age}))
+            self.put(Frame({"t": "pong", "step_s": self._step_age()}))
         elif kind == "rendered":
             self._renderer.take(head)
+
+    def _step_age(self) -> float:
+        """Seconds since the load, or the loop of the model, last went on."""
+        moved = self._load_moved
+        load = 0.0 if moved is None else time.monotonic() - moved
+        return max(load, self._runtime.step_age if self._runtime is not None else 0.0)
 
     def _start(self, frame: Frame) -> None:
         number = frame.header["id"]

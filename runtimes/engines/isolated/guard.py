@@ -50,7 +50,7 @@ class Guard:
         """The process lives; its step has taken so long up to now."""
         self._asked, self._sent = None, False
         if step_s > self._limit_s:
-            self._kill(f"a step ran for more than {self._limit_s:g} s")
+            self._kill(f"a step ran for more than {self._limit_s:g} s (LOCAL_RUNTIMES_STEP_LIMIT_S)")
 
     def join(self, wait_s: float) -> None:
         """Wait for the thread. The process has ended."""
@@ -80,4 +80,4 @@ class Guard:
             except BrokenPipeError:  # the process has ended
                 return
         if self._asked is not None and now - self._asked > self._limit_s:
-            self._kill(f"it gave no sign of life for {self._limit_s:g} s")
+            self._kill(f"it gave no sign of life for {self._limit_s:g} s (LOCAL_RUNTIMES_STEP_LIMIT_S)")

@@ -46,6 +46,10 @@ _LAST_LINES = 3
 """So many of the last lines of a process that died go into the message."""
 _OFF = Confinement("none", missing=("LOCAL_RUNTIMES_CONFINE is off",))
 _HINT = "The next request loads it again. If that ends in the same way, fetch its files again, or use another engine."
+_UNFIT_HINT = "Something starts a thread in every Python process: a sitecustomize, a profiler. Remove it, or set LOCAL_RUNTIMES_CONFINE=off."
+_MEMORY_HINT = (
+    "The next request loads it again. Use a smaller quantization or a shorter context, or unload other models."
+)
 
 
 def make_runtime(config: ModelConfig, plan: LoadPlan, settings: Settings, spares: Spares | None = None) -> ModelRuntime:
@@ -103,6 +107,8 @@ class IsolatedRuntime(ModelRuntime):
         self._killed: str | None = None
         """Why this half killed the process."""
         self._measured: dict[str, int] = {}
+        self._overdue: threading.Timer | None = None
+        """Kills a process that does not end when it should."""
 
     # -- what the manager asks -----------------------------------------------------------------------------------------
 
@@ -146,8 +152,12 @@ class IsolatedRuntime(ModelRuntime):
             clearance=clearance, environment={**self._row.environment, **scratch_environment(folder)},
         )  # fmt: skip
         try:
-            if not self._load_in(self._take_process(self._spares, context), frame, context):
-                self._close_process()  # a spare that cannot be confined: begin again with a new process
+            try:
+                self._load_in(self._take_process(self._spares, context), frame, context)
+            except _Unfit:
+                if self._spares is None:
+                    raise
+                self._close_process()  # what a spare has imported ahead has started a thread: begin with a new process
                 self._confining = policy is not None
                 self._load_in(self._take_process(None, context), frame, context)
         except (ChildDied, ProtocolError) as error:
@@ -157,14 +167,12 @@ class IsolatedRuntime(ModelRuntime):
         if self._spares is not None:
             self._spares.refill(self._row)
 
-    def _load_in(self, child: Child, frame: Frame, context: LoadContext) -> bool:
-        """Have a process load the model. False if it is not fit for that."""
-        child.send(frame)
-        while not self._loaded(answer := child.receive(), context):
-            if answer.header.get("t") == "unfit":
-                logger.debug("%s: %s", child.name, answer.header.get("why"))
-                return False
-        return True
+    def _load_in(self, child: Child, frame: Frame, context: LoadContext) -> None:
+        """Have a process load the model."""
+        self._put(frame)
+        self._watch(child)  # after that frame: it must be the first one
+        while not self._loaded(child.receive(), context):
+            pass
 
     def _check_can_confine(self) -> None:
         if self._settings.confine == "require" and (can := available()).level != "full":
@@ -184,10 +192,12 @@ class IsolatedRuntime(ModelRuntime):
         context.on_cancel(child.kill)
         self._outbox = outbox = Outbox(child.writer)
         self._rendering = Rendering(outbox, self.kill)
-        self._guard = Guard(
-            child, outbox, self._scratch, self._settings.step_limit_s, busy=self._is_busy, kill=self.kill
-        )
         return child
+
+    def _watch(self, child: Child) -> None:
+        assert self._outbox is not None
+        limit = self._settings.step_limit_s
+        self._guard = Guard(child, self._outbox, self._scratch, limit, busy=self._is_busy, kill=self.kill)
 
     def _is_busy(self) -> bool:
         return not self._ready or bool(self._requests)
@@ -215,8 +225,8 @@ class IsolatedRuntime(ModelRuntime):
         kind = codec.text(head, "t")
         if kind == "confined" and self._confining:
             self._take_confinement(head, context)
-        elif kind == "unfit" and self._confining and self._spares is not None:
-            return False
+        elif kind == "unfit" and self._confining:
+            raise _Unfit(f"The process cannot be confined: {codec.text(head, 'why')}", hint=_UNFIT_HINT)
         elif self._confining:
             raise ProtocolError("It does not say what it has given up.")
         elif kind == "progress":
@@ -236,10 +246,7 @@ class IsolatedRuntime(ModelRuntime):
 
     def _take_confinement(self, head: Mapping[str, Any], context: LoadContext) -> None:
         self._confining = False
-        try:
-            self._confinement = Confinement.from_json(head["confinement"])
-        except (KeyError, TypeError) as error:
-            raise ProtocolError("A frame has no confinement.") from error
+        self._confinement = codec.read(head.get("confinement"), Confinement)
         if self._settings.confine == "require" and self._confinement.level != "full":
             raise LoadFailed(f"The process could not be confined in full: {'; '.join(self._confinement.missing)}.")
         assert self._plan is not None
@@ -307,7 +314,7 @@ class IsolatedRuntime(ModelRuntime):
 
     def _add_warnings(self, metadata: Any) -> None:
         """The manager's warnings, such as a fallback to another device, which the process does not know."""
-        own = metadata.get("warnings") or ()
+        own = codec.read(metadata.get("warnings") or (), tuple[str, ...])
         metadata["warnings"] = [*self.warnings, *(one for one in own if one not in self.warnings)]
 
     def _take_pong(self, head: Mapping[str, Any]) -> None:
@@ -366,10 +373,17 @@ class IsolatedRuntime(ModelRuntime):
 
     def stop(self) -> threading.Thread | None:
         child, thread = self._child, super().stop()
-        if thread is not None:
-            why = f"it did not end within {UNLOAD_S:g} s"
-            _later(UNLOAD_S, lambda: self._kill(child, why) if thread.is_alive() else None)
+        if thread is not None and self._overdue is None:
+            self._overdue = _later(UNLOAD_S, lambda: self._kill(child, f"it did not end within {UNLOAD_S:g} s"))
+            if not thread.is_alive():
+                self._forget_overdue()
         return thread
+
+    def _forget_overdue(self) -> None:
+        """The model's thread has ended: there is nothing left to kill."""
+        timer, self._overdue = self._overdue, None
+        if timer is not None:
+            timer.cancel()
 
     def kill(self, why: str) -> None:
         self._kill(self._child, why)
@@ -390,12 +404,14 @@ class IsolatedRuntime(ModelRuntime):
         report = child.wait(UNLOAD_S)
         how = f"was killed: {self._killed}" if self._killed else str(report.how if report else "does not end")
         lines = [line.strip() for line in report.last_lines if line.strip()][-_LAST_LINES:] if report else []
-        said = f" It said last: {' | '.join(lines)}" if lines else ""
+        said = f" It said last: {' | '.join(lines).rstrip('.')}." if lines else ""
+        hint = _MEMORY_HINT if report and report.out_of_memory else _HINT
         return EngineDied(
-            f"The process of {name} ({self.engine}, {child.pid}) {how}.{said}", model_name=name, hint=_HINT
+            f"The process of {name} ({self.engine}, {child.pid}) {how}.{said}", model_name=name, hint=hint
         )
 
     def _close(self) -> None:
+        self._forget_overdue()
         self._close_process()
         if self._scratch is not None:
             self._scratch.close()
@@ -414,6 +430,10 @@ class IsolatedRuntime(ModelRuntime):
         if self._guard is not None:
             self._guard.join(_GUARD_S)
         self._rendering = self._guard = None
+
+
+class _Unfit(LoadFailed):
+    """A process has threads already, so that not all of it can be confined."""
 
 
 def _later(seconds: float, action: Callable[[], None]) -> threading.Timer:

@@ -10,7 +10,6 @@ A spare has not read any model. It gives up its rights when it gets one, which w
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow
 from lfx_local_runtimes.runtimes.processes.child import Child, ChildFailure
@@ -26,7 +25,7 @@ _PLAIN = ""
 """The kind of a spare without an engine's library."""
 
 Account = Callable[[str, int], None]
-"""Called with the kind of a spare and the bytes it takes; 0 if it is gone."""
+"""Called with a kind of spare and the bytes that all of this kind take; 0 if none waits."""
 
 
 def start_child() -> Child:
@@ -51,22 +50,24 @@ class Spares:
         self._per_engine = per_engine
         self._account = account
         self._lock = threading.Lock()
+        self._telling = threading.Lock()
         self._waiting: dict[str, list[Child]] = {}
-        self._starting: set[str] = set()
+        self._starting: dict[str, Child | None] = {}
+        """Those that still import, by kind."""
         self._closed = False
 
     def expect(self) -> None:
         """A load begins: start a process beside it, if none waits."""
         with self._lock:
-            if any(self._waiting.values()):
+            if any(child.alive for waiting in self._waiting.values() for child in waiting):
                 return
-        self._start(_PLAIN, Frame({"t": "warm", "reference": None, "environment": {}}))
+        self._start(_PLAIN, Frame({"t": "warm", "warm": None, "environment": {}}))
 
     def refill(self, row: EngineRow) -> None:
         """A model of this engine was loaded: have a process wait for the next one."""
         if row.warm is not None:
-            frame = Frame({"t": "warm", "reference": row.warm, "environment": dict(row.environment)})
-            self._start(row.name, frame)
+            head = {"warm": row.warm, "factory": row.factory_reference, "environment": dict(row.environment)}
+            self._start(row.name, Frame({"t": "warm", **head}))
 
     def take(self, row: EngineRow, *, warm: bool = True) -> Child:
         """A process for a model of this engine: the best that waits, else a new one.
@@ -94,12 +95,16 @@ class Spares:
         for child in children:
             child.close(0)
         for kind in kinds:
-            self._account(kind, 0)
+            self._tell(kind)
         return bool(children)
 
     def close(self) -> None:
         """End all that wait, for good."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            starting = [child for child in self._starting.values() if child is not None]
+        for child in starting:
+            child.kill()
         self.drop()
 
     def _pop(self, kind: str) -> Child | None:
@@ -107,34 +112,48 @@ class Spares:
             waiting = self._waiting.get(kind)
             child = waiting.pop() if waiting else None
         if child is not None:
-            self._account(kind, 0)
+            self._tell(kind)
         return child
+
+    def _tell(self, kind: str) -> None:
+        with self._telling:  # the last word must be the last count
+            with self._lock:
+                waiting = list(self._waiting.get(kind, ()))
+            self._account(kind, sum(child.memory() for child in waiting))
 
     def _start(self, kind: str, frame: Frame) -> None:
         with self._lock:
-            there = len(self._waiting.get(kind, ())) + (kind in self._starting)
-            if self._closed or there >= self._per_engine:
-                return
-            self._starting.add(kind)
+            waiting = self._waiting.setdefault(kind, [])
+            dead = [child for child in waiting if not child.alive]
+            waiting[:] = [child for child in waiting if child not in dead]
+            enough = self._closed or len(waiting) + (kind in self._starting) >= self._per_engine
+            if not enough:
+                self._starting[kind] = None
+        for child in dead:
+            child.close(0)
+        if enough:
+            return
         threading.Thread(target=self._warm, args=(kind, frame), name="spare process", daemon=True).start()
 
     def _warm(self, kind: str, frame: Frame) -> None:
         child: Child | None = None
+        ready = False
         try:
             child = start_child()
-            child.ask(frame, WARM_S)
             with self._lock:
-                keep = not self._closed
-                if keep:
-                    self._waiting.setdefault(kind, []).append(child)
-            if keep:
-                self._account(kind, child.memory())
-                return
+                self._starting[kind] = child
+                if self._closed:
+                    child.kill()
+            child.ask(frame, WARM_S)
+            ready = True
         except (ChildFailure, ProtocolError) as error:
             logger.debug("no spare process: %s", error)
-        finally:
-            with self._lock:
-                self._starting.discard(kind)
-        if child is not None:
-            with suppress(ChildFailure):
-                child.close(0)
+        with self._lock:
+            del self._starting[kind]
+            keep = ready and not self._closed
+            if keep and child is not None:
+                self._waiting.setdefault(kind, []).append(child)
+        if keep:
+            self._tell(kind)
+        elif child is not None:
+            child.close(0)

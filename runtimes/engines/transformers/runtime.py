@@ -145,6 +145,8 @@ class TransformersRuntime(BatchingRuntime):
         job.finish(job.reason or "cancelled", self._about())
 
     def _before_forward(self, model: Any, inputs: Any) -> None:
+        if self._request is not None:
+            self._step()
         if self._request is not None and self._request.cancelled:
             raise _Cancelled
 
