@@ -15,9 +15,11 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 pyth
 HOST ?= 127.0.0.1
 PORT ?= 7860
 QUESTION ?= What is the capital of France?
+# On Linux, PyPI's torch is built for CUDA. pytorch.org has builds for other versions of CUDA.
+TORCH_INDEX ?= https://pypi.org/simple
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test lint typing bench lock clean
+.PHONY: help demo ui test lint typing bench gpu cuda lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -40,8 +42,20 @@ lint: $(INSTALLED)-dev typing  ## ruff, mypy strict, import layers
 	MYPYPATH=.dev $(BIN)/mypy -p lfx_local_runtimes
 	$(BIN)/python -m pytest -q tests/unit/test_layers.py
 
-bench: $(INSTALLED)-dev  ## measure against raw llama-cpp-python and Transformers (about 30 minutes)
+bench: $(INSTALLED)-dev  ## measure against raw llama-cpp-python and Transformers (about 30 minutes); fails if a target is missed
 	$(BIN)/python -m benchmarks
+
+gpu: $(INSTALLED)-dev  ## run the tests for CUDA and the benchmarks text and encoders on this machine's card
+	@$(BIN)/python -m benchmarks.device
+	$(BIN)/python -m pytest -m cuda
+	LOCAL_RUNTIMES_FORCE_DEVICE=cuda $(BIN)/python -m benchmarks text encoders
+
+cuda: $(INSTALLED)-dev  ## replace torch and llama-cpp-python in .venv by builds for CUDA; wants NVIDIA's CUDA toolkit
+	@command -v nvcc >/dev/null || { echo 'llama.cpp is compiled for CUDA by nvcc, which is not on the PATH. Install the CUDA toolkit, or add its folder bin to the PATH.' >&2; exit 1; }
+	$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || { $(PIP) uninstall --yes torch && \
+	  PIP_EXTRA_INDEX_URL=$(TORCH_INDEX) $(PIP) install --constraint constraints.txt --index-url $(TORCH_INDEX) torch; }
+	CMAKE_ARGS='-DGGML_CUDA=on $(CMAKE_ARGS)' $(PIP) install --constraint constraints.txt --force-reinstall --no-deps \
+	  --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 
 lock:  ## write constraints.txt from what is installed now
 	@{ echo '# The versions this was developed and tested with, so that set-up is quick and repeatable: `make lock` writes them.'; \

@@ -4,6 +4,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import psutil
 from openai import OpenAI
 
 from benchmarks import models
-from benchmarks.report import print_table, verdict
+from benchmarks.device import device, dtype
+from benchmarks.report import print_all, print_table, row, verdict
 from benchmarks.servers import our_server
-from benchmarks.text import THREADS, alone, our_manager
-from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager
-from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
+from benchmarks.text import THREADS, alone, our_manager, place
+from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.sources.packages import MINILM
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 
@@ -51,7 +52,7 @@ def reference(path: Path, texts: Sequence[str]) -> tuple[float, Any]:
     global _reference  # noqa: PLW0603 - a process's own
     if _reference is None:
         torch.set_num_threads(THREADS)
-        _reference = SentenceTransformer(str(path), device="cpu")
+        _reference = SentenceTransformer(str(path), device=device().key)
     begin = time.perf_counter()
     vectors = _reference.encode(list(texts), batch_size=32)
     return time.perf_counter() - begin, vectors
@@ -127,14 +128,16 @@ def in_process(path: Path) -> None:
         [f"{TEXTS} mixed texts in one call", "`encode`, fp32, batches of 32", *_ratio(statistics.median(faster), 1.8)],
         [f"{CALLERS} callers with one query each", "one by one", *_ratio(statistics.median(gains), 2.2)],
         ["one query while 10,000 texts run, p95", "a batch", f"{_p95(waits):.2f} {verdict(_p95(waits), at_most=3)}", "≤ 3"],
-        [f"{TEXTS} mixed texts through REST, `openai` client", "in process", *_ratio(over_rest(path), 0.8)],
+        row(
+            f"{TEXTS} mixed texts through REST, `openai` client", lambda: ["in process", *_ratio(over_rest(path), 0.8)]
+        ),
         ["resident memory after 100,000 short texts in ten calls, MiB", "before", f"{grown:+.0f}", ""],
     ]  # fmt: skip
     print_table(
         "Embeddings: all-MiniLM-L6-v2",
         ["", "against", "ratio", "target"],
         rows,
-        f"{default_dtype(CPU)} on {THREADS} threads, medians of {ROUNDS} rounds; lowest cosine against fp32 {np.round(worst, 5)}.",
+        f"{dtype()}, {place()}, medians of {ROUNDS} rounds; lowest cosine against fp32 {np.round(worst, 5)}.",
     )
 
 
@@ -166,10 +169,10 @@ def over_rest(path: Path) -> float:
 
 def engines(path: Path) -> None:
     """The same texts on every engine and type, against `encode`."""
-    rows = []
-    for engine, dtype in (("transformers", "fp32"), ("transformers", "bf16"), ("onnx", "fp32"), ("onnx", "int8")):
+
+    def measured(engine: str, kind: str) -> list[str]:
         ratios, worst = [], 1.0
-        with our_manager(_config(path, runtime_type=engine, quantization=dtype)) as manager, alone() as process:
+        with our_manager(_config(path, runtime_type=engine, quantization=kind)) as manager, alone() as process:
             for number in range(ROUNDS):
                 texts = mixed(300 + number)
                 sides: list[Any] = [
@@ -180,26 +183,27 @@ def engines(path: Path) -> None:
                 worst = min(worst, float((theirs[1] * mine[1]).sum(1).min()))
                 if number:
                     ratios.append(theirs[0] / mine[0])
-        rows.append([engine, dtype, f"{statistics.median(ratios):.2f}", f"{worst:.4f}"])
+        return [kind, f"{statistics.median(ratios):.2f}", f"{worst:.4f}"]
+
+    kinds = (("transformers", "fp32"), ("transformers", "bf16"), ("onnx", "fp32"), ("onnx", "int8"))
     print_table(
         "Embeddings: engines",
         ["engine", "type", "speed against `encode`, fp32", "lowest cosine"],
-        rows,
-        f"all-MiniLM-L6-v2, {TEXTS} mixed texts in one call, {THREADS} threads.",
+        [row(engine, measured, engine, kind) for engine, kind in kinds],
+        f"all-MiniLM-L6-v2, {TEXTS} mixed texts in one call, {place()}.",
     )
 
 
 def main() -> None:
     """Print the tables."""
     path = models.minilm()
-    in_process(path)
-    engines(path)
+    print_all(partial(in_process, path), partial(engines, path))
 
 
 def _config(path: Path, **options: Any) -> ModelConfig:
     return ModelConfig.model_validate({
-        "model_id": str(path), "model_name": MODEL, "device_type": DeviceType.CPU, "threads": THREADS,
-        "quantization": default_dtype(CPU), **options,
+        "model_id": str(path), "model_name": MODEL, "device_type": device().type, "threads": THREADS, "quantization": dtype(),
+        **options,
     })  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import filelock
 
+from benchmarks.device import device
 from lfx_local_runtimes.runtimes.sources.packages import MINILM
 from lfx_local_runtimes.settings import Settings
 
@@ -16,7 +17,9 @@ CACHE = Path(__file__).parents[1] / ".cache" / "models"
 def settings() -> Settings:
     """Settings that keep the benchmarks' data out of the user's."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    return Settings(home=CACHE.with_name("benchmarks"), model_dirs=(CACHE,), offline=True)
+    return Settings(
+        home=CACHE.with_name("benchmarks"), model_dirs=(CACHE,), offline=True, force_device=device().type.value
+    )
 
 
 def gguf() -> Path:

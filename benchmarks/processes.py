@@ -22,7 +22,8 @@ import httpx
 import psutil
 
 from benchmarks import models
-from benchmarks.report import print_table, verdict
+from benchmarks.device import device
+from benchmarks.report import Row, failed, print_table, row, verdict
 
 ROUNDS = 5
 TURNS = 3
@@ -49,66 +50,67 @@ def in_turns(name: str) -> tuple[list[Any], list[Any]]:
 def main() -> None:
     """Print the table."""
     models.gguf(), models.safetensors(), models.minilm()
-    rows = [*load_rows(), embedding_row(), pair_row(), death_row(), *memory_rows(), health_row()]
+    rows = [
+        *load_rows("load_llama_cpp", "load of the Gemma GGUF, process over inline", 0.35),
+        *load_rows("load_transformers", "load in Transformers with a process that waits, over inline", 0.3),
+        row("512 embeddings, process against inline", embedding_cells),
+        row("two models at once, one thread each, against each alone", pair_cells),
+        row("SIGKILL of an engine to the error at the caller, worst of 10", death_cells),
+        *memory_rows(),
+        row("Langflow's /health while eight streams run, p99", health_cells),
+    ]
     print_table("A model in a process", ("what", "result", "target"), rows, f"Medians of {TURNS} turns of both sides.")
 
 
-def load_rows() -> list[list[str]]:
+def load_rows(name: str, title: str, target: float) -> list[Row]:
     """Seconds that a load takes longer in a process."""
-    rows = []
-    for name, title, target in (
-        ("load_llama_cpp", "load of the Gemma GGUF, process over inline", 0.35),
-        ("load_transformers", "load in Transformers with a process that waits, over inline", 0.3),
-    ):
+    try:
         inline, isolated = in_turns(name)
-        for index, which in enumerate(("first", "later")):
-            if name == "load_transformers" and not index:
-                continue  # both import the library then
-            more = statistics.median(one[index] for one in isolated) - statistics.median(one[index] for one in inline)
-            rows.append([f"{title}, {which}", f"{more:+.2f} s {verdict(more, at_most=target)}", f"≤ +{target} s"])
+    except subprocess.CalledProcessError as error:
+        return [failed(title, error)]
+    rows: list[Row] = []
+    for index, which in enumerate(("first", "later")):
+        if name == "load_transformers" and not index:
+            continue  # both import the library then
+        more = statistics.median(one[index] for one in isolated) - statistics.median(one[index] for one in inline)
+        rows.append([f"{title}, {which}", f"{more:+.2f} s {verdict(more, at_most=target)}", f"≤ +{target} s"])
     return rows
 
 
-def embedding_row() -> list[str]:
+def embedding_cells() -> list[str]:
     """Throughput of 512 texts."""
     inline, isolated = in_turns("embeddings")
     ratio = statistics.median(inline) / statistics.median(isolated)
-    return ["512 embeddings, process against inline", f"{ratio:.2f}× {verdict(ratio, at_least=0.97)}", "≥ 0.97"]
+    return [f"{ratio:.2f}× {verdict(ratio, at_least=0.97)}", "≥ 0.97"]
 
 
-def pair_row() -> list[str]:
+def pair_cells() -> list[str]:
     """Two models at once against each alone, one thread each."""
     ratio = statistics.median(side("pair") for _ in range(TURNS))
-    return [
-        "two models at once, one thread each, against each alone", f"{ratio:.2f}× {verdict(ratio, at_least=0.95)}", "≥ 0.95",
-    ]  # fmt: skip
+    return [f"{ratio:.2f}× {verdict(ratio, at_least=0.95)}", "≥ 0.95"]
 
 
-def death_row() -> list[str]:
+def death_cells() -> list[str]:
     """From SIGKILL to the error."""
     worst = max(side("death"))
-    return [
-        "SIGKILL of an engine to the error at the caller, worst of 10",
-        f"{worst:.0f} ms {verdict(worst, at_most=50)}",
-        "≤ 50 ms",
-    ]
+    return [f"{worst:.0f} ms {verdict(worst, at_most=50)}", "≤ 50 ms"]
 
 
-def memory_rows() -> list[list[str]]:
+def memory_rows() -> list[Row]:
     """Growth of the parent, and processes left."""
-    found = side("growth")
+    title = "growth over 50 rounds of load, answer, unload"
+    try:
+        found = side("growth")
+    except subprocess.CalledProcessError as error:
+        return [failed(title, error)]
     growth, left = found["growth_mib"], found["left"]
     return [
-        [
-            "growth over 50 rounds of load, answer, unload",
-            f"{growth:+.1f} MiB {verdict(growth, at_most=10)}",
-            "≤ 10 MiB",
-        ],
+        [title, f"{growth:+.1f} MiB {verdict(growth, at_most=10)}", "≤ 10 MiB"],
         ["processes left after the unloads", f"{left} {verdict(left, at_most=0)}", "0"],
     ]
 
 
-def health_row() -> list[str]:
+def health_cells() -> list[str]:
     """Langflow's own health route while eight streams run."""
     from benchmarks.text import CONTEXT, langflow_server
     from lfx_local_runtimes.runtimes import ModelConfig
@@ -126,16 +128,18 @@ def health_row() -> list[str]:
         for thread in threads:
             thread.start()
         times = []
-        with httpx.Client(base_url=server.base_url) as client:
-            for _ in range(300):
-                begin = time.perf_counter()
-                client.get("/health").raise_for_status()
-                times.append((time.perf_counter() - begin) * 1000)
-        ended.set()
-        for thread in threads:
-            thread.join()
+        try:
+            with httpx.Client(base_url=server.base_url) as client:
+                for _ in range(300):
+                    begin = time.perf_counter()
+                    client.get("/health").raise_for_status()
+                    times.append((time.perf_counter() - begin) * 1000)
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
     late = sorted(times)[int(len(times) * 0.99)]
-    return ["Langflow's /health while eight streams run, p99", f"{late:.0f} ms {verdict(late, at_most=25)}", "≤ 25 ms"]
+    return [f"{late:.0f} ms {verdict(late, at_most=25)}", "≤ 25 ms"]
 
 
 # -- the sides -----------------------------------------------------------------------------------------------------------
@@ -245,13 +249,13 @@ def _ask(tokens: int, **options: Any) -> Any:
 
 
 def _manager(path: Path, engine: str, context_length: int | None = 2048, **options: Any) -> Any:
-    from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager, RuntimeType
+    from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager, RuntimeType
 
     manager = RuntimeManager(models.settings())
     manager.catalog.remove("measured")
     manager.register_model(
         ModelConfig(
-            model_id=str(path), model_name="measured", runtime_type=RuntimeType(engine), device_type=DeviceType.CPU,
+            model_id=str(path), model_name="measured", runtime_type=RuntimeType(engine), device_type=device().type,
             context_length=context_length, **options,
         )
     )  # fmt: skip

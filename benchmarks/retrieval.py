@@ -5,10 +5,11 @@ from typing import Any
 
 from sklearn.metrics import ndcg_score
 
-from benchmarks.report import print_table
+from benchmarks.device import device
+from benchmarks.report import print_table, row
 from benchmarks.text import THREADS, our_manager
 from lfx_local_runtimes.flows.retrieval import handbook, questions
-from lfx_local_runtimes.runtimes import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes import ModelConfig
 from lfx_local_runtimes.runtimes.sources.packages import BGE_SMALL, MINILM, RERANKER
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
@@ -71,20 +72,24 @@ def hit_rate(right: Any, found: Any) -> float:
 def main() -> None:
     """Print the table."""
     right = relevance()
-    rows = []
-    first: Any = None
+    kept: list[Any] = []
 
-    def row(model: str, engine: str, dtype: str, found: Any) -> list[str]:
-        return [model, engine, dtype, f"{ndcg_score(right, found, k=CUT):.3f}", f"{hit_rate(right, found):.3f}"]
+    def cells(engine: str, dtype: str, found: Any) -> list[str]:
+        return [engine, dtype, f"{ndcg_score(right, found, k=CUT):.3f}", f"{hit_rate(right, found):.3f}"]
 
-    for name, options in EMBEDDERS:
+    def embedded(name: str, options: dict[str, str]) -> list[str]:
         config = ModelConfig.model_validate(
-            {"model_id": name, "model_name": name, "device_type": DeviceType.CPU, "threads": THREADS, **options}
+            {"model_id": name, "model_name": name, "device_type": device().type, "threads": THREADS, **options}
         )
         found, engine, dtype = asyncio.run(scores(config))
-        first = found if first is None else first
-        rows.append(row(name, engine, dtype, found))
-    rows.append(row(f"{EMBEDDERS[0][0]}, then {RERANKER.name}", "onnx", "int8", asyncio.run(reranked(first))))
+        if options is EMBEDDERS[0][1]:
+            kept.append(found)
+        return cells(engine, dtype, found)
+
+    rows = [row(name, embedded, name, options) for name, options in EMBEDDERS]
+    rows.append(
+        row(f"{EMBEDDERS[0][0]}, then {RERANKER.name}", lambda: cells("onnx", "int8", asyncio.run(reranked(kept[0]))))
+    )
     print_table(
         "Retrieval",
         ["model", "engine", "type", f"nDCG@{CUT}", f"right among the first {FIRST}"],

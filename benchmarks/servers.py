@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from benchmarks import models
+from benchmarks.device import device, gpu_layers
 
 
 def free_port() -> int:
@@ -21,9 +23,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running one."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @contextlib.contextmanager
-def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
-    """A server as a child process; yields its URL once `ready` answers."""
+def started(command: list[str], ready: str, **environment: str) -> Iterator[Server]:
+    """A server as a child process, once `ready` answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(
@@ -39,22 +49,38 @@ def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
                 time.sleep(0.2)
             else:
                 raise RuntimeError(f"{command[:4]} did not start")
-            yield url
+            yield Server(url, process)
         finally:
             process.terminate()
             process.wait(20)
 
 
-def our_server() -> contextlib.AbstractContextManager[str]:
+@contextlib.contextmanager
+def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
+    """The same; yields its URL."""
+    with started(command, ready, **environment) as server:
+        yield server.url
+
+
+def our_process() -> contextlib.AbstractContextManager[Server]:
     """`lfx-local-runtimes serve`."""
     command = [sys.executable, "-m", "lfx_local_runtimes.cli", "serve"]
-    return served(
+    return started(
         command, "/health", LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE), LOCAL_RUNTIMES_OFFLINE="true",
         LOCAL_RUNTIMES_HOME=str(models.CACHE.with_name("benchmarks")),
+        LOCAL_RUNTIMES_FORCE_DEVICE=device().type.value,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def our_server() -> Iterator[str]:
+    """The same; yields its URL."""
+    with our_process() as server:
+        yield server.url
 
 
 def llama_cpp_server(path: Path, name: str, context: int, threads: int) -> contextlib.AbstractContextManager[str]:
     """The server that comes with llama-cpp-python."""
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--model_alias", name]
-    return served([*command, "--n_ctx", str(context), "--n_threads", str(threads)], "/v1/models")
+    options = ["--n_ctx", str(context), "--n_threads", str(threads), "--n_gpu_layers", str(gpu_layers())]
+    return served([*command, *options], "/v1/models")

@@ -1,46 +1,61 @@
-"""What the pack adds before a model is wanted: header inspection, import time, Langflow's start."""
+"""What the pack adds at both ends: header inspection, import time, Langflow's start; how soon a program ends."""
 
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
+
 from benchmarks import models
-from benchmarks.report import print_table, verdict
+from benchmarks.report import print_all, print_table, row, verdict
+from benchmarks.servers import our_process
+from lfx_local_runtimes.flows.build import FOLDER
 from lfx_local_runtimes.runtimes import inspect_model
 from tests.environments import build_wheel, environment_without_us, install
 from tests.langflow_server import run_langflow
 
 FRESH_INTERPRETERS = 7
 LANGFLOW_STARTS = 3
+ENDS = 3
 
 _IMPORTS = {
-    "`lfx`, then the package": ("import lfx", "import lfx_local_runtimes, lfx_local_runtimes.runtimes"),
+    "`lfx`, then the package": ("import lfx", "import lfx_local_runtimes, lfx_local_runtimes.runtimes", 0.3),
     "`lfx`, then `RuntimeManager`, with pydantic, pydantic-settings and asyncio": (
         "import lfx",
         "from lfx_local_runtimes.runtimes import RuntimeManager, ModelConfig",
+        0.3,
     ),
     "Langflow's model base class, then nodes, chat model, provider and API": (
         "import lfx.base.models.model, lfx.io",
         "import lfx_local_runtimes.nodes.text, lfx_local_runtimes.nodes.reading, lfx_local_runtimes.langchain.chat, lfx_local_runtimes.nodes.provider, lfx_local_runtimes.runtimes.manager;"
         "import lfx_local_runtimes.components.local_runtimes.local_model",
+        0.3,
+    ),
+    "FastAPI and Langflow's services, then our routes in an application": (
+        "import fastapi, langflow.services.auth.utils, langflow.services.deps; app = fastapi.FastAPI()",
+        "from lfx_local_runtimes.routes import register; register(app)",
+        0.5,
     ),
 }
+"""What is imported before, what is measured, and the most seconds for it."""
 
 
 def main() -> None:
     """Print the tables."""
-    inspection()
-    imports()
-    langflow()
+    print_all(inspection, imports, langflow, ends)
 
 
 def inspection() -> None:
     """Header inspection of the Gemma file."""
-    path, rows = models.gguf(), []
-    for name, thorough in (("to list a model", False), ("before a load, the vocabulary checked too", True)):
+    path = models.gguf()
+
+    def measured(thorough: bool) -> list[str]:
         times = []
         for _ in range(21):
             begin = time.perf_counter()
@@ -48,14 +63,17 @@ def inspection() -> None:
             times.append(1000 * (time.perf_counter() - begin))
         middle = statistics.median(times[1:])
         target = "" if thorough else f"< 30 {verdict(middle, at_most=30)}"
-        rows.append([name, f"{middle:.1f}", f"{min(times):.1f}", target])
+        return [f"{middle:.1f}", f"{min(times):.1f}", target]
+
+    ways = {"to list a model": False, "before a load, the vocabulary checked too": True}
+    rows = [row(name, measured, thorough) for name, thorough in ways.items()]
     print_table("Header inspection, 262,144-token GGUF", ["", "median, ms", "best, ms", "target"], rows)
 
 
 def imports() -> None:
     """Import time over what is imported without us, in fresh interpreters."""
-    rows = []
-    for name, (first, ours) in _IMPORTS.items():
+
+    def measured(first: str, ours: str, target: float) -> list[str]:
         code = f"import time; {first}; begin = time.perf_counter(); {ours}; print(time.perf_counter() - begin)"
         command, folder = [sys.executable, "-c", code], tempfile.gettempdir()
         run = [
@@ -63,7 +81,9 @@ def imports() -> None:
             for _ in range(FRESH_INTERPRETERS + 1)
         ]
         middle = statistics.median(float(done.stdout) for done in run[1:])
-        rows.append([name, f"{middle:.3f}", f"< 0.3 {verdict(middle, at_most=0.3)}"])
+        return [f"{middle:.3f}", f"< {target} {verdict(middle, at_most=target)}"]
+
+    rows = [row(name, measured, *about) for name, about in _IMPORTS.items()]
     print_table("Import time", ["", "median, s", "target"], rows, f"{FRESH_INTERPRETERS} fresh interpreters each.")
 
 
@@ -93,3 +113,48 @@ def langflow() -> None:
         rows,
         f"{LANGFLOW_STARTS} starts each, in turns.",
     )
+
+
+def ends() -> None:
+    """Seconds that a process takes to end with a model loaded: after its work, and when it is told to."""
+
+    def measured(end: Callable[[], float]) -> list[str]:
+        middle = statistics.median(end() for _ in range(ENDS))
+        return [f"{middle:.2f}", f"≤ 3 {verdict(middle, at_most=3)}"]
+
+    ways = {
+        "`lfx run`, after the answer of `local_chat.json`": _end_of_lfx_run,
+        "`lfx-local-runtimes serve`, Ctrl-C while an answer is streamed": _end_of_serve,
+    }
+    rows = [row(name, measured, end) for name, end in ways.items()]
+    print_table("The end of a process", ["", "median, s", "target"], rows, f"{ENDS} processes each.")
+
+
+def _end_of_lfx_run() -> float:
+    command = [str(Path(sys.executable).with_name("lfx")), "run", str(FOLDER / "local_chat.json"), "Hello"]
+    with tempfile.TemporaryDirectory() as home, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True,
+        env=os.environ | {"LOCAL_RUNTIMES_HOME": home, "LOCAL_RUNTIMES_OFFLINE": "true", "DO_NOT_TRACK": "true"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        while not (line := process.stdout.readline()).startswith("{"):
+            if not line:
+                raise RuntimeError("lfx run ended without an answer")
+        begin = time.perf_counter()
+        process.wait()
+        return time.perf_counter() - begin
+
+
+def _end_of_serve() -> float:
+    models.gguf()
+    body = {"model": "gemma-3-270m", "prompt": "1, 2, 3,", "max_tokens": 1500, "stream": True, "ignore_eos": True}
+    with (
+        our_process() as server,
+        httpx.Client(base_url=server.url, timeout=120) as client,
+        client.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        next(answer.raise_for_status().iter_lines())
+        begin = time.perf_counter()
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait()
+        return time.perf_counter() - begin

@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 
 from benchmarks import models
-from benchmarks.report import print_table, verdict
-from benchmarks.text import CONTEXT, SUBJECTS, THREADS, our_manager
+from benchmarks.device import device
+from benchmarks.report import print_table, row, verdict
+from benchmarks.text import CONTEXT, SUBJECTS, THREADS, our_manager, place
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
 
@@ -38,25 +39,30 @@ SCHEMA = {
 def main(tokens: int = 128) -> None:
     """Print the table."""
     path = models.gguf()
-    config = ModelConfig(model_id=str(path), model_name="gemma", context_length=CONTEXT, threads=THREADS)
+    config = ModelConfig(
+        model_id=str(path), model_name="gemma", device_type=device().type, context_length=CONTEXT, threads=THREADS
+    )
     grammar = Grammar(kind="json_schema", json_schema=SCHEMA)
     with our_manager(config) as manager:
         speed(manager, prompts(0, 1), 1, None)
         begin = time.perf_counter()
         speed(manager, prompts(0, 1), 1, grammar)
         first = time.perf_counter() - begin
-        rows = [compare(manager, streams, grammar, tokens) for streams in (1, 4)]
+        rows = [
+            row("1 stream" if streams == 1 else f"{streams} streams", compare, manager, streams, grammar, tokens)
+            for streams in (1, 4)
+        ]
     print_table(
         "llama.cpp: JSON schema",
         ["", "free, tokens/s", "with the schema, tokens/s", f"ratio (≥ {TARGET})"],
         rows,
-        f"Gemma 3 270M Q4_K_M, {tokens} tokens greedy, {THREADS} threads, medians of {ROUNDS} rounds in turns; a schema of "
+        f"Gemma 3 270M Q4_K_M, {tokens} tokens greedy, {place()}, medians of {ROUNDS} rounds in turns; a schema of "
         f"{len(json.dumps(SCHEMA)):,} characters, compiled for every answer. The model's first grammar took {first:.1f} s.",
     )
 
 
 def compare(manager: RuntimeManager, streams: int, grammar: Grammar, tokens: int) -> list[str]:
-    """One row: so many answers at once, free and held."""
+    """The cells of a row: so many answers at once, free and held."""
     free: list[float] = []
     held: list[float] = []
     for number in range(ROUNDS + 1):
@@ -67,9 +73,8 @@ def compare(manager: RuntimeManager, streams: int, grammar: Grammar, tokens: int
             if number:  # the first round warms up
                 speeds.append(found)
     ratio = statistics.median(one / other for one, other in zip(held, free, strict=True))
-    name = "1 stream" if streams == 1 else f"{streams} streams"
     medians = (f"{statistics.median(speeds):.1f}" for speeds in (free, held))
-    return [name, *medians, f"{ratio:.3f} {verdict(ratio, at_least=TARGET)}"]
+    return [*medians, f"{ratio:.3f} {verdict(ratio, at_least=TARGET)}"]
 
 
 def prompts(number: int, count: int) -> list[str]:

@@ -18,11 +18,11 @@ import httpx
 import psutil
 
 from benchmarks import models
-from benchmarks.report import print_table, verdict
+from benchmarks.device import device, dtype, gpu_layers
+from benchmarks.report import in_turns, print_all, print_table, row, verdict
 from lfx_local_runtimes.langchain.chat import ChatLocalRuntime
 from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager, RuntimeType
 from lfx_local_runtimes.runtimes import manager as shared
-from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from tests.langflow_server import LangflowServer, run_langflow
 
@@ -75,37 +75,36 @@ def prompts() -> list[str]:
 
 def compare(title: str, sides: dict[str, tuple[Side, float | None]], count: Callable[[str], int], note: str) -> None:
     """Let all sides answer the same prompts in turns and print the medians; the first side is the yardstick."""
-    samples: dict[str, list[Sample]] = {name: [] for name in sides}
-    names = list(sides)
-    for number, prompt in enumerate(prompts()):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            sample = sides[name][0](prompt)
-            if number:  # the first round warms up
-                samples[name].append(sample)
-    raw = samples[names[0]]
-    rows = []
-    for name, (_, target) in sides.items():
+    asked = prompts()
+
+    def in_round(side: Side) -> Callable[[int], Sample]:
+        return lambda number: side(asked[number])
+
+    samples = in_turns({name: in_round(side) for name, (side, _) in sides.items()}, len(asked) - 1)
+    yardstick = next(iter(sides))
+
+    def measured(name: str, target: float | None) -> list[str]:
         mine = samples[name]
         speed = statistics.median(count(sample.text) / sample.total for sample in mine)
         first = statistics.median(sample.first for sample in mine) * 1000
-        row = [name, f"{speed:.1f}", f"{first:.1f}"]
+        cells = [f"{speed:.1f}", f"{first:.1f}"]
         if target is None:
-            rows.append([*row, "", "", "", ""])
-            continue
+            return cells
+        raw = samples[yardstick]
         ratio = statistics.median(
             base.total * count(one.text) / (one.total * count(base.text)) for base, one in zip(raw, mine, strict=True)
         )
         later = statistics.median(one.first - base.first for base, one in zip(raw, mine, strict=True)) * 1000
         same = sum(base.text == one.text for base, one in zip(raw, mine, strict=True))
-        rows.append([
-            *row, f"{ratio:.3f} {verdict(ratio, at_least=target)}", f"≥ {target}",
+        return [
+            *cells, f"{ratio:.3f} {verdict(ratio, at_least=target)}", f"≥ {target}",
             f"{later:+.1f} {verdict(later, at_most=5)}", f"{same}/{len(mine)}",
-        ])  # fmt: skip
+        ]  # fmt: skip
+
     print_table(
         title,
         ["", "tokens/s", "first token, ms", "speed against raw", "target", "first token later, ms (≤ 5)", "same text"],
-        rows,
+        [row(name, measured, name, target) for name, (_, target) in sides.items()],
         note,
     )
 
@@ -116,14 +115,20 @@ def raw_llama(path: Path) -> Any:
     import llama_cpp as library
 
     return library.Llama(
-        str(path), n_ctx=CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, flash_attn=True, verbose=False
-    )
+        str(path), n_ctx=CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, n_gpu_layers=gpu_layers(), flash_attn=True,
+        verbose=False,
+    )  # fmt: skip
 
 
 def raw_answer(path: Path, tokens: int, prompt: str) -> Sample:
     """As a user of llama-cpp-python writes it."""
     chunks = raw_llama(path).create_completion(prompt, max_tokens=tokens, temperature=0, stream=True)
     return timed(lambda: (chunk["choices"][0]["text"] for chunk in chunks))
+
+
+def place() -> str:
+    """Where both sides compute, in words."""
+    return f"{THREADS} threads" if device().type is DeviceType.CPU else device().name
 
 
 def alone() -> ProcessPoolExecutor:
@@ -137,7 +142,9 @@ def llama_cpp(tokens: int = 128) -> None:
 
     path = models.gguf()
     vocabulary = library.Llama(str(path), vocab_only=True, verbose=False)
-    config = ModelConfig(model_id=str(path), model_name="gemma", context_length=CONTEXT, threads=THREADS)
+    config = ModelConfig(
+        model_id=str(path), model_name="gemma", device_type=device().type, context_length=CONTEXT, threads=THREADS
+    )
 
     def count(text: str) -> int:
         return len(vocabulary.tokenize(text.encode(), add_bos=False))
@@ -157,7 +164,7 @@ def llama_cpp(tokens: int = 128) -> None:
                 "REST, server-sent events, Langflow": (lambda prompt: timed(lambda: stream(prompt, tokens)), 0.93),
             },
             count,
-            f"Gemma 3 270M Q4_K_M, {tokens} tokens greedy, context {CONTEXT}, {THREADS} threads, flash attention, medians of {ROUNDS} rounds.",
+            f"Gemma 3 270M Q4_K_M, {tokens} tokens greedy, context {CONTEXT}, {place()}, flash attention, medians of {ROUNDS} rounds.",
         )
     vocabulary.close()
 
@@ -168,12 +175,13 @@ def transformers(tokens: int = 64) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.generation.streamers import BaseStreamer
 
-    path, dtype = models.safetensors(), default_dtype(CPU)
+    path = models.safetensors()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    raw = AutoModelForCausalLM.from_pretrained(path, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    type_ = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype()]
+    raw = AutoModelForCausalLM.from_pretrained(path, dtype=type_, device_map={"": device().key})
     config = ModelConfig(
-        model_id=str(path), model_name="gemma", runtime_type=RuntimeType.TRANSFORMERS, device_type=DeviceType.CPU,
-        quantization=dtype, context_length=CONTEXT,
+        model_id=str(path), model_name="gemma", runtime_type=RuntimeType.TRANSFORMERS, device_type=device().type,
+        quantization=dtype(), context_length=CONTEXT,
     )  # fmt: skip
 
     class Clock(BaseStreamer):  # type: ignore[misc]
@@ -190,7 +198,7 @@ def transformers(tokens: int = 64) -> None:
 
     def answer(prompt: str) -> Sample:
         clock, begin = Clock(), time.perf_counter()
-        inputs = tokenizer(prompt, return_tensors="pt")
+        inputs = tokenizer(prompt, return_tensors="pt").to(device().key)
         with torch.inference_mode():
             ids = raw.generate(**inputs, max_new_tokens=tokens, do_sample=False, streamer=clock)
         text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -201,7 +209,7 @@ def transformers(tokens: int = 64) -> None:
             "Transformers: one stream",
             {"transformers.generate": (answer, None), "manager": (through_manager(manager, tokens), 0.97)},
             lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
-            f"Gemma 3 270M {dtype}, {tokens} tokens greedy, {torch.get_num_threads()} threads, medians of {ROUNDS} rounds.",
+            f"Gemma 3 270M {dtype()}, {tokens} tokens greedy, {place()}, medians of {ROUNDS} rounds.",
         )
 
 
@@ -281,5 +289,4 @@ def langflow_server(
 
 def main() -> None:
     """Print both tables."""
-    llama_cpp()
-    transformers()
+    print_all(llama_cpp, transformers)

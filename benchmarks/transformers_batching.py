@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 
 from benchmarks import models
-from benchmarks.report import print_table, verdict
-from benchmarks.text import CONTEXT, SUBJECTS, THREADS, our_manager
-from lfx_local_runtimes.runtimes import DeviceType, ModelConfig, RuntimeManager, RuntimeType
-from lfx_local_runtimes.runtimes.devices import CPU, default_dtype
+from benchmarks.device import device, dtype
+from benchmarks.report import in_turns, print_table, row, verdict
+from benchmarks.text import CONTEXT, SUBJECTS, THREADS, our_manager, place
+from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager, RuntimeType
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 ROUNDS = 9
@@ -30,40 +30,40 @@ Ask = Callable[[Sequence[str]], int]
 
 def main(tokens: int = 64) -> None:
     """Print the table."""
-    path, dtype = models.safetensors(), default_dtype(CPU)
+    path = models.safetensors()
     config = ModelConfig(
-        model_id=str(path), model_name="gemma", runtime_type=RuntimeType.TRANSFORMERS, device_type=DeviceType.CPU,
-        quantization=dtype, context_length=CONTEXT, threads=THREADS,
+        model_id=str(path), model_name="gemma", runtime_type=RuntimeType.TRANSFORMERS, device_type=device().type,
+        quantization=dtype(), context_length=CONTEXT, threads=THREADS,
     )  # fmt: skip
     with our_manager(config) as manager, served(path) as client:
         sides: dict[str, Ask] = {
             "manager": lambda prompts: ours(manager, prompts, tokens),
             "`transformers serve --continuous-batching`": lambda prompts: theirs(client, str(path), prompts, tokens),
         }
-        speeds: dict[tuple[str, int], list[float]] = {(name, count): [] for name in sides for count in (1, STREAMS)}
-        for number in range(ROUNDS + 1):
-            turns = list(speeds) if number % 2 else list(reversed(list(speeds)))
-            for name, count in turns:
-                speed = timed(sides[name], prompts(number, count))
-                if number:  # the first round warms up
-                    speeds[name, count].append(speed)
-    rows = []
+
+        def in_round(name: str, count: int) -> Callable[[int], float]:
+            return lambda number: timed(sides[name], prompts(number, count))
+
+        speeds = in_turns(
+            {f"{name} {count}": in_round(name, count) for name in sides for count in (1, STREAMS)}, ROUNDS
+        )
     mine, other = sides
-    for name in sides:
-        one, four = speeds[name, 1], speeds[name, STREAMS]
+
+    def measured(name: str) -> list[str]:
+        one, four = speeds[f"{name} 1"], speeds[f"{name} {STREAMS}"]
         gain = ratio(four, one)
-        row = [name, *(f"{statistics.median(speed):.1f}" for speed in (one, four))]
-        if name == mine:
-            against = ratio(four, speeds[other, STREAMS])
-            row += [f"{gain:.2f} {verdict(gain, at_least=SPEEDUP)}", f"{against:.2f} {verdict(against, at_least=1)}"]
-        else:
-            row += [f"{gain:.2f}", ""]
-        rows.append(row)
+        cells = [f"{statistics.median(speed):.1f}" for speed in (one, four)]
+        if name != mine:
+            return [*cells, f"{gain:.2f}"]
+        against = ratio(four, speeds[f"{other} {STREAMS}"])
+        reached = [f"{gain:.2f} {verdict(gain, at_least=SPEEDUP)}", f"{against:.2f} {verdict(against, at_least=1)}"]
+        return [*cells, *reached]
+
     print_table(
         "Transformers: several streams",
         ["", "1 stream, tokens/s", f"{STREAMS} streams, tokens/s", f"gain (≥ {SPEEDUP})", "against serve (≥ 1)"],
-        rows,
-        f"Gemma 3 270M {dtype}, {tokens} tokens greedy, {THREADS} threads, medians of {ROUNDS} rounds in turns.",
+        [row(name, measured, name) for name in sides],
+        f"Gemma 3 270M {dtype()}, {tokens} tokens greedy, {place()}, medians of {ROUNDS} rounds in turns.",
     )
 
 
@@ -112,7 +112,7 @@ def served(path: Path) -> Iterator[httpx.Client]:
         port = probe.getsockname()[1]
     command = [
         str(Path(sys.executable).with_name("transformers")), "serve", str(path), "--continuous-batching",
-        "--device", "cpu", "--dtype", "auto", "--port", str(port), "--host", "127.0.0.1", "--log-level", "error",
+        "--device", device().key, "--dtype", "auto", "--port", str(port), "--host", "127.0.0.1", "--log-level", "error",
         "--cb-num-blocks", str(8 * CONTEXT // 32), "--cb-block-size", "32", "--cb-max-batch-tokens", "256",
     ]  # fmt: skip
     with (

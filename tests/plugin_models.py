@@ -28,6 +28,14 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm_gguf(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2 as a GGUF file, in float32."""
+    from tests.gguf_encoders import save_bert_gguf
+
+    return save_bert_gguf(minilm, tmp_path_factory.mktemp("gguf") / "minilm.gguf")
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 100,000 parameters that reads and writes bytes; loads in milliseconds."""
     return save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")

@@ -1,10 +1,10 @@
 """The runtimes that pass the contract suites. A new one adds a row to `CASES` or `READERS` and nothing else.
 
-Each runs twice: inline, and in a process of its own.
+Each runs twice: inline, and in a process of its own. The engines that use CUDA do so on a card too, where there is one.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytest
@@ -15,6 +15,7 @@ from lfx_local_runtimes.runtimes.engines.isolated.runtime import IsolatedRuntime
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow, engine_row
 from lfx_local_runtimes.runtimes.planning import plan_for_engine
 from lfx_local_runtimes.settings import get_settings
+from tests.cards import need_build_for_cuda
 from tests.isolated_engines import CONTEXT, Reciter, recite, scripted_plan
 
 Isolation = Literal["inline", "process"]
@@ -32,12 +33,19 @@ class Case:
     isolation: Isolation = "inline"
     row: str | None = None
     """The engine as planning knows it, for a process."""
+    device: str = "auto"
+
+    @property
+    def marks(self) -> list[pytest.MarkDecorator]:
+        """What the case needs."""
+        needs = [pytest.mark.integration] if self.model else []
+        return [*needs, pytest.mark.cuda] if self.device == "cuda" else needs
 
 
 INLINE = [
     Case("ScriptedRuntime", None, None, "scripted"),
     Case("LlamaCppRuntime", "gemma_gguf", "tiny_gguf", "llama_cpp"),
-    Case("TransformersRuntime", "gemma_safetensors", "tiny_llama", "transformers"),
+    Case("TransformersRuntime", "tiny_llama", "tiny_llama", "transformers"),
     Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp"),
 ]
 PROCESS = [
@@ -46,13 +54,22 @@ PROCESS = [
     Case("TransformersRuntime", "tiny_llama", "tiny_llama", "transformers", "process", "transformers"),
     Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp", "process", "gemma_streaming"),
 ]
-CASES = [*INLINE, *PROCESS]
+CARD = [
+    replace(case, device="cuda")
+    for case in (*INLINE, *PROCESS)
+    if case.runtime in ("LlamaCppRuntime", "TransformersRuntime")
+]
+CASES = [*INLINE, *PROCESS, *CARD]
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, marks=[pytest.mark.integration] if case.model else [], id=f"{case.runtime}-{case.isolation}")
+        pytest.param(
+            case,
+            marks=case.marks,
+            id=f"{case.runtime}-{case.isolation}{'-cuda' if case.device == 'cuda' else ''}",
+        )
         for case in CASES
     ],
 )
@@ -64,11 +81,15 @@ def case(request: pytest.FixtureRequest) -> Case:
 def make(case: Case, request: pytest.FixtureRequest) -> Callable[[str | None], ModelRuntime]:
     """Makes a runtime of the case from the fixture with the path of its model; not loaded."""
     options: dict[str, Any] = {} if case.model else {"script": recite}
+    if case.device == "cuda":
+        need_build_for_cuda(case.engine)
 
     def runtime_of(model: str | None) -> ModelRuntime:
         path = request.getfixturevalue(model) if model else "nowhere"
         # one thread: several that wait for each other crawl on a busy machine
-        config = ModelConfig(model_id=str(path), model_name="a model", context_length=CONTEXT, threads=1)
+        config = ModelConfig(
+            model_id=str(path), model_name="a model", context_length=CONTEXT, threads=1, device_type=case.device
+        )
         if case.isolation == "process":
             return in_process(config, case.row)
         return getattr(runtimes, case.runtime)(config, **options)
@@ -89,6 +110,7 @@ def runtime(make: Callable[[str | None], ModelRuntime], case: Case) -> Iterator[
     """One loaded runtime for the tests that leave it loaded."""
     runtime = make(case.model)
     runtime.start().result(timeout=120)
+    assert case.device == "auto" or runtime.plan.device.type == case.device
     yield runtime
     _end(runtime)
 

@@ -33,12 +33,6 @@ TEXTS = (
 """The last ones have about 70, 360 and 490 tokens."""
 
 
-@pytest.fixture(scope="session")
-def minilm_gguf(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """all-MiniLM-L6-v2 in float32."""
-    return save_bert_gguf(minilm, tmp_path_factory.mktemp("gguf") / "minilm.gguf")
-
-
 @pytest.fixture(scope="module")
 def reference(minilm: Path) -> np.ndarray:
     """What sentence-transformers makes of the texts, at the 512 tokens that the GGUF file names."""

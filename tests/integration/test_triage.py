@@ -113,7 +113,7 @@ async def test_only_the_branch_of_the_topic_runs() -> None:
 
 def test_lfx_run_takes_one_branch() -> None:
     text, ending = BRANCHES["payment"]
-    assert lfx_run("triage", text)[0].endswith(ending)
+    assert lfx_run("triage", text).endswith(ending)
 
 
 def test_langflow_takes_one_branch(langflow_server: LangflowServer) -> None:

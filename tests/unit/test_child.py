@@ -33,7 +33,7 @@ from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, Protocol
 
 MODULE = "tests.child_modules"
 DEADLINE_S = 60
-GONE_S = 10
+GONE_S = 60
 """A process that was left over would stay for ten minutes."""
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

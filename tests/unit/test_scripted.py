@@ -96,8 +96,8 @@ def test_a_load_waits_at_its_gate(cancelled):
     if cancelled:
         context.cancel()
         with pytest.raises(LoadFailed, match="cancelled"):
-            loaded.result(10)
+            loaded.result(60)
     else:
         gate.set()
-        loaded.result(10)
-        runtime.stop().join(10)
+        loaded.result(60)
+        runtime.stop().join(60)

@@ -411,21 +411,29 @@ def test_a_message_that_the_template_leaves_out_cannot_be_continued():
 # -- hostile templates -----------------------------------------------------------------------------------------------
 
 LOOP = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
-LIMIT_S = 0.5
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
 def sandbox():
-    sandbox = TemplateSandbox(limit_s=LIMIT_S)
+    """With time enough on a busy machine too: what it refuses, it refuses for another reason."""
+    sandbox = TemplateSandbox(limit_s=PATIENCE_S)
     yield sandbox
     sandbox.close()
+
+
+@pytest.mark.parametrize("source", [LOOP, "{{ lipsum(10**8) }}"])
+def test_a_template_without_end_fails_alone(sandbox, source):
+    sandbox._limit_s = 0.5
+    with pytest.raises(TemplateFault, match=r"longer than 0\.5 s"):
+        sandbox.render(source, {"messages": []})
+    sandbox._limit_s = PATIENCE_S
+    assert sandbox.render("{{ messages | length }}", {"messages": [1, 2]}) == "2"
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (LOOP, "longer than 0.5 s"),
-        ("{{ lipsum(99999) }}", "longer than 0.5 s"),
         ("{{ 'x' * 10**10 }}", "memory"),
         ("{{ '%9999999999d' % 1 }}", "memory"),
         ("{{ range(10**9) }}", "Range too big"),
@@ -450,7 +458,7 @@ def test_hostile_template_fails_alone(sandbox, source, reason):
 
 
 def test_a_slow_template_does_not_hold_up_others():
-    sandbox = TemplateSandbox(limit_s=30)
+    sandbox = TemplateSandbox(limit_s=PATIENCE_S)
     sandbox.warm(LOOP)
     faults = []
 
@@ -467,7 +475,7 @@ def test_a_slow_template_does_not_hold_up_others():
         assert thread.is_alive()
     finally:
         sandbox.close()
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert len(faults) == 1
 
@@ -482,7 +490,7 @@ def test_many_threads_get_their_own_answers(sandbox):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert answers == {number: [f"{number}-{b}" for b in range(5)] for number in range(12)}
     assert len(sandbox._idle) <= 4
 
@@ -518,7 +526,7 @@ def test_warm_compiles_ahead(sandbox):
     sandbox.warm("{{ 1 }}")
     for thread in threading.enumerate():
         if thread.name == "warm chat template":
-            thread.join(30)
+            thread.join(PATIENCE_S)
     assert len(sandbox._idle) == 1
     warmed = sandbox._idle[0]
     assert sandbox.render("{{ 1 }}", {}) == "1"
@@ -544,7 +552,7 @@ if sys.argv[1] == "killed":
 @pytest.mark.parametrize("how", ["idle", "busy", "killed"])
 def test_the_process_goes_with_its_parent(how):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", EXIT, how, LOOP], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-W", "error", "-c", EXIT, how, LOOP], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == (-9 if how == "killed" else 0), done.stderr
     assert "Error" not in done.stderr
@@ -558,7 +566,9 @@ def _ends(pid: int) -> bool:
 
     try:
         process = psutil.Process(pid)
-        return process.status() == psutil.STATUS_ZOMBIE or process.wait(10) is None  # a zombie waits for init to look
+        return (
+            process.status() == psutil.STATUS_ZOMBIE or process.wait(PATIENCE_S) is None
+        )  # a zombie waits for init to look
     except psutil.NoSuchProcess:
         return True
 
@@ -582,6 +592,6 @@ assert sandbox.render("parent", {}) == "parent"
 assert sandbox._idle[0].child.pid == mine
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
