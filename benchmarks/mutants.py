@@ -87,7 +87,7 @@ def outcomes(mode: str, first: int, count: int) -> Counter[str]:
 
 async def side(mode: str, first: int, count: int) -> None:
     """Load mutants, and print what became of each as a line of JSON."""
-    logging.getLogger("lfx_local_runtimes").setLevel(logging.ERROR)  # each mutant is worth a warning
+    logging.getLogger("lfx_local_runtimes").setLevel(logging.CRITICAL)  # each mutant is worth a line
     if mode == "unchecked":
         inspect.check_gguf = lambda header, **options: []  # type: ignore[assignment]
     begin = time.monotonic()

@@ -80,9 +80,15 @@ def _execute(given: Given) -> None:
     os.execv("/bin/echo", ["echo", "executed"])
 
 
-def _trace(given: Given) -> None:
+def _trace_parent(given: Given) -> None:
+    if given["free"]:
+        raise NotImplementedError("it could stop the tests")
+    _trace(os.getppid())
+
+
+def _trace(process: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.ptrace(_PTRACE_SEIZE, given["victim"], None, None) < 0:
+    if libc.ptrace(_PTRACE_SEIZE, process, None, None) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
@@ -134,7 +140,8 @@ ATTACKS: dict[str, Attack] = {
     "unpickle a call": lambda given: pickle.loads(pickle.dumps(_Evil())),
     "signal the parent": lambda given: os.kill(os.getppid(), 0),
     "signal everyone": lambda given: os.kill(-1, 0),
-    "trace a process": _trace,
+    "trace the parent": _trace_parent,
+    "trace a process": lambda given: _trace(given["victim"]),
     "kill a process": lambda given: os.kill(given["victim"], signal.SIGKILL),
     "fill the memory": _fill_memory,
     "fill shared memory": lambda given: mmap.mmap(-1, 2**30).close(),

@@ -44,6 +44,7 @@ from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, Embed
 from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk, NerResult
 from lfx_local_runtimes.runtimes.tasks.text.rerank import Ranked, RerankAsk, RerankResult
 from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk, ZeroShotResult
+from lfx_local_runtimes.runtimes.trust.report import Clearance
 from lfx_local_runtimes.settings import Settings
 from tests.isolated_engines import Actor, runtime_of
 
@@ -305,14 +306,17 @@ CONFIG = st.builds(
     threads=st.none() | st.integers(1, 9), deterministic=st.booleans(),
 )  # fmt: skip
 
+CLEARANCE = Clearance("a model", "ada", {"remote_code": "0" * 64}, needs_full=True)
+
 
 @thorough
 @given(plan=PLAN, config=CONFIG)
 def test_a_load_comes_back_the_same(plan: LoadPlan, config: ModelConfig) -> None:
     settings = Settings(step_limit_s=7, hf_token="hidden", api_key="hidden too", offline=True)
     sent = codec.load_frame(
-        "module:factory", config, plan, settings, policy={"read": []}, environment={"OMP_NUM_THREADS": "1"}
-    )
+        "module:factory", config, plan, settings, policy={"read": []}, clearance=CLEARANCE,
+        environment={"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert "hidden" not in str(sent)
     head = over_the_wire(sent).header
     assert same(codec.read(head["plan"], LoadPlan), plan)
@@ -320,6 +324,7 @@ def test_a_load_comes_back_the_same(plan: LoadPlan, config: ModelConfig) -> None
     assert (read, type(read.runtime_type)) == (config, RuntimeType)
     assert Settings.model_validate(head["settings"]) == settings.model_copy(update={"hf_token": None, "api_key": None})
     assert (head["factory"], head["policy"]) == ("module:factory", {"read": []})
+    assert codec.read(head["clearance"], Clearance) == CLEARANCE
     assert head["environment"] == {"OMP_NUM_THREADS": "1"}
 
 

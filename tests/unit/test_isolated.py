@@ -31,7 +31,7 @@ from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Reques
 from lfx_local_runtimes.runtimes.requests.channel import MERGE_AFTER
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextDelta
 from lfx_local_runtimes.runtimes.testing import ScriptedRuntime, Step
-from lfx_local_runtimes.settings import Settings
+from lfx_local_runtimes.settings import PREFIX, Settings, get_settings
 from tests.isolated_engines import Actor, Deaf, register, runtime_of
 from tests.routes_app import write_model
 
@@ -565,7 +565,11 @@ def test_a_false_frame_ends_the_process(start: Start, sent: bytes | Frame, why: 
     assert not psutil.pid_exists(pid)
 
 
-def test_the_folder_that_a_process_may_write_is_removed_when_it_dies(start: Start) -> None:
+def test_the_folder_that_a_process_may_write_is_removed_when_it_dies(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}TRUST_REMOTE_CODE", "true")
+    get_settings.cache_clear()
     runtime = start(config={"trust_remote_code": True})
     pid, folder = text_of(ask(runtime, "answers")).split()
     assert Path(folder).is_dir()
