@@ -23,6 +23,7 @@ import psutil
 from benchmarks.report import print_table, verdict
 from lfx_local_runtimes.errors import EngineDied, InvalidModelFile, RuntimeFault
 from lfx_local_runtimes.runtimes import DeviceType, GenerationConfig, ModelConfig, RuntimeManager, RuntimeType
+from lfx_local_runtimes.runtimes.chat.template_sandbox import get_sandbox
 from lfx_local_runtimes.runtimes.formats import inspect
 from lfx_local_runtimes.settings import Settings
 from tests.gguf_mutants import base, mutant
@@ -76,6 +77,8 @@ def outcomes(mode: str, first: int, count: int) -> Counter[str]:
                 said = json.loads(line)
                 ends.update(said["ends"])
                 at = max(at, said["next"])
+        if process.returncode > 0:  # an error of this benchmark, which is on standard error
+            raise subprocess.CalledProcessError(process.returncode, command)
         if process.returncode:
             ends[DEATHS] += 1
             at += 1  # it may be the one that did it
@@ -105,8 +108,8 @@ async def side(mode: str, first: int, count: int) -> None:
 
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
         manager.close()
-        own = [one for one in psutil.Process().children(recursive=True) if "template_worker" not in str(one.cmdline())]
-        _, left = psutil.wait_procs(own, END_S)
+        get_sandbox().close()
+        _, left = psutil.wait_procs(psutil.Process().children(recursive=True), END_S)
         ends = {LEFT: len(left), "ms": int(1000 * (time.monotonic() - begin))}
         print(json.dumps({"next": first + count, "ends": ends}), flush=True)
 

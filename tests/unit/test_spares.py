@@ -27,7 +27,7 @@ from tests.routes_app import write_model
 
 WAIT_S = 60.0
 PLAIN = ""
-QUICK = EngineRow("quick", "nowhere:nothing", warm=f"{isolated_engines.__name__}:nothing")
+QUICK = EngineRow("quick", f"{Actor.__module__}:Actor", warm=f"{isolated_engines.__name__}:nothing")
 ENDLESS = EngineRow("endless", "nowhere:nothing", warm=f"{isolated_engines.__name__}:import_for_ever")
 THREADED = EngineRow(
     "actor", f"{Actor.__module__}:{Actor.__name__}", warm=f"{isolated_engines.__name__}:import_with_thread"
@@ -128,6 +128,18 @@ def test_the_account_shows_all_that_wait(make: Make, account: Account, started: 
     assert 0 < account.sizes["quick"] < 1.5 * one
     spares.take(QUICK)
     assert account.sizes["quick"] == 0
+
+
+def test_several_of_a_kind_start_at_once(make: Make, account: Account, started: list[Child]) -> None:
+    spares = make(3)
+    for _ in range(5):
+        spares.refill(QUICK)
+    while len(spares._waiting["quick"]) < 3:
+        threading.Event().wait(0.01)
+    assert len(started) == 3
+    assert not spares._starting
+    spares.close()
+    assert not any(child.alive for child in started)
 
 
 def test_none_waits_if_none_is_wanted(make: Make, account: Account, started: list[Child]) -> None:
@@ -231,7 +243,7 @@ def test_a_new_process_that_cannot_be_confined_is_not_used_either(
 ) -> None:
     def start() -> Child:
         child = start_child()
-        child.ask(Frame({"t": "warm", "reference": THREADED.warm, "environment": {}}), WAIT_S)
+        child.ask(Frame({"t": "warm", "warm": THREADED.warm, "factory": THREADED.factory, "environment": {}}), WAIT_S)
         return child
 
     monkeypatch.setattr(isolated, "start_child", start)

@@ -9,6 +9,7 @@ A spare has not read any model. It gives up its rights when it gets one, which w
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow
@@ -52,8 +53,10 @@ class Spares:
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._waiting: dict[str, list[Child]] = {}
-        self._starting: dict[str, Child | None] = {}
-        """Those that still import, by kind."""
+        self._starting: Counter[str] = Counter()
+        """How many are on their way, by kind."""
+        self._importing: set[Child] = set()
+        """The processes of those that are started already."""
         self._closed = False
 
     def expect(self) -> None:
@@ -102,8 +105,8 @@ class Spares:
         """End all that wait, for good."""
         with self._lock:
             self._closed = True
-            starting = [child for child in self._starting.values() if child is not None]
-        for child in starting:
+            importing = [*self._importing]
+        for child in importing:
             child.kill()
         self.drop()
 
@@ -126,9 +129,9 @@ class Spares:
             waiting = self._waiting.setdefault(kind, [])
             dead = [child for child in waiting if not child.alive]
             waiting[:] = [child for child in waiting if child not in dead]
-            enough = self._closed or len(waiting) + (kind in self._starting) >= self._per_engine
+            enough = self._closed or len(waiting) + self._starting[kind] >= self._per_engine
             if not enough:
-                self._starting[kind] = None
+                self._starting[kind] += 1
         for child in dead:
             child.close(0)
         if enough:
@@ -141,7 +144,7 @@ class Spares:
         try:
             child = start_child()
             with self._lock:
-                self._starting[kind] = child
+                self._importing.add(child)
                 if self._closed:
                     child.kill()
             child.ask(frame, WARM_S)
@@ -149,7 +152,9 @@ class Spares:
         except (ChildFailure, ProtocolError) as error:
             logger.debug("no spare process: %s", error)
         with self._lock:
-            del self._starting[kind]
+            self._starting -= Counter([kind])
+            if child is not None:
+                self._importing.discard(child)
             keep = ready and not self._closed
             if keep and child is not None:
                 self._waiting.setdefault(kind, []).append(child)
