@@ -75,11 +75,16 @@ async def test_deterministic_answers_are_the_same_alone_and_in_company(determini
     assert all(one.finish_reason == "length" for one in alone)
 
 
-async def test_company_only_tips_near_ties(runtime: LlamaCppRuntime) -> None:
+@pytest.fixture(scope="module")
+def alone(runtime: LlamaCppRuntime) -> list[GenerationResult]:
+    """The answers one after the other, with what else was near the top."""
+    return [runtime.stream(greedy(prompt, logprobs=True, top_logprobs=5)).wait() for prompt in PROMPTS]
+
+
+async def test_company_only_tips_near_ties(runtime: LlamaCppRuntime, alone: list[GenerationResult]) -> None:
     """Without `deterministic` the kernels for four rows and more round K-quants differently; activations are then
     quantized to eight bits, which turns a last bit into a step. Where an answer differs, both tokens were near the top.
     """
-    alone = await one_by_one(runtime, logprobs=True, top_logprobs=5)
     company = await together(runtime, logprobs=True)
     for one, other in zip(alone, company, strict=True):
         check_near_tie(one, other)
@@ -108,13 +113,14 @@ async def test_the_next_turn_of_a_conversation_reuses_prompt_and_answer(runtime:
     check_near_tie(fresh, hit)
 
 
-async def test_another_thread_count_changes_no_more_than_company_does(runtime: LlamaCppRuntime) -> None:
+async def test_another_thread_count_changes_no_more_than_company_does(
+    runtime: LlamaCppRuntime, alone: list[GenerationResult]
+) -> None:
     model = runtime._model
     assert model is not None
-    two = await one_by_one(runtime, logprobs=True, top_logprobs=5)
     model.use_threads(1)  # between two requests the model's thread is idle
     one = await one_by_one(runtime, logprobs=True, top_logprobs=5)
-    for before, after in zip(two, one, strict=True):
+    for before, after in zip(alone, one, strict=True):
         check_near_tie(before, after)
 
 

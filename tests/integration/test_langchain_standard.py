@@ -24,7 +24,8 @@ def loaded_gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeMa
     """One manager for the module: the suite makes about forty requests. The alias is what per-call overrides name."""
     manager = RuntimeManager(Settings(home=tmp_path_factory.mktemp("home"), offline=True))
     gemma = manager.catalog.resolve(GEMMA).config
-    manager.register_model(ModelConfig(model_id=gemma.model_id, model_name=ALIAS, deterministic=True))
+    # one thread: the number is fixed with `deterministic`, and two that wait for each other crawl on a busy machine
+    manager.register_model(ModelConfig(model_id=gemma.model_id, model_name=ALIAS, deterministic=True, threads=1))
     for name in (GEMMA, ALIAS):
         asyncio.run(manager.load_model(name))
     yield manager

@@ -36,6 +36,8 @@ LONG: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def api(langflow_server: LangflowServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=langflow_server.runtime_url, headers=langflow_server.headers, timeout=120) as client:
+        client.post("/unload-all").raise_for_status()  # what other files' tests have left
+        wait_until(lambda: in_memory(client) == [])
         client.post("/models/load", params={"model_name": GEMMA}).raise_for_status()
         yield client
 

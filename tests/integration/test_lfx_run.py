@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,46 @@ END_LIMIT_S = 120.0
 """For the process to end after its answer. A model's idle time is five minutes, so nothing waits for that."""
 SAVED = Path(__file__).parents[1] / "saved_flows"
 
+Runs = Callable[[str], str]
+"""The answer of a flow's run."""
+
 LFX = str(Path(sys.executable).parent / "lfx")
 
 
+@pytest.fixture(scope="module")
+def runs(gemma_safetensors: Path, packaged_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The runs of this file's flows, two at a time: most of the time each of them imports, on one core."""
+    models = {f"{PREFIX}MODEL_DIRS": str(gemma_safetensors.parent)}
+    wanted: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+        "local_chat": (("What is the capital of France?",), {}),
+        "model_status": ((), {}),
+        "code_pipeline": (("add two numbers",), models),
+        "tools_agent": (("What is 127 + 315?",), {}),
+        "parallel_branches": (("Italy",), {}),
+        **{str(folder / "local_chat"): (("What is the capital of France?",), {}) for folder in SAVED.iterdir()},
+    }
+    with ThreadPoolExecutor(2) as pool:
+        found = {}
+        for flow, (arguments, environment) in wanted.items():
+            home = tmp_path_factory.mktemp("home")
+            (home / "packages").symlink_to(packaged_models, target_is_directory=True)
+            found[flow] = pool.submit(lfx_run, flow, *arguments, **{f"{PREFIX}HOME": str(home)}, **environment)
+        yield lambda flow: found[flow].result()
+        for run in found.values():
+            run.cancel()
+
+
 def lfx_run(flow: str, *arguments: str, **environment: str) -> str:
-    """Run a flow in a process of its own, to the end of that process. Returns the answer."""
+    """Run a flow in a process of its own, to the end of that process. Returns the answer.
+
+    The data folder is the test's, unless the environment names another one.
+    """
     command = [LFX, "run", str(FOLDER / f"{flow}.json"), *arguments]
-    env = {**os.environ, f"{PREFIX}OFFLINE": "true", "DO_NOT_TRACK": "true", **environment}
+    home = f"{PREFIX}HOME"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    env |= {f"{PREFIX}OFFLINE": "true", f"{PREFIX}SPARE_PROCESSES": "0", "DO_NOT_TRACK": "true", **environment}
+    if home not in env:
+        env[home] = os.environ[home]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env, text=True
     ) as process:
@@ -42,38 +77,36 @@ def lfx_run(flow: str, *arguments: str, **environment: str) -> str:
     return str(said["result"])
 
 
-def test_local_chat_answers() -> None:
-    answer = lfx_run("local_chat", "What is the capital of France?")
-    assert "Paris" in answer
+def test_local_chat_answers(runs: Runs) -> None:
+    assert "Paris" in runs("local_chat")
 
 
 @pytest.mark.parametrize("version", sorted(folder.name for folder in SAVED.iterdir()))
-def test_local_chat_of_an_earlier_version_answers(version: str) -> None:
+def test_local_chat_of_an_earlier_version_answers(version: str, runs: Runs) -> None:
     """Its embedded source is what runs; `tests/unit/test_saved_flows.py` has the other flows, on scripted models."""
-    assert "Paris" in lfx_run(str(SAVED / version / "local_chat"), "What is the capital of France?")
+    assert "Paris" in runs(str(SAVED / version / "local_chat"))
 
 
-def test_model_status_lists_the_models() -> None:
-    table = lfx_run("model_status")
+def test_model_status_lists_the_models(runs: Runs) -> None:
+    table = runs("model_status")
     assert "gemma-3-270m" in table
     assert "registered" in table
 
 
-def test_code_pipeline_writes_a_program_that_runs(gemma_safetensors: Path) -> None:
-    program = lfx_run("code_pipeline", "add two numbers", **{f"{PREFIX}MODEL_DIRS": str(gemma_safetensors.parent)})
+def test_code_pipeline_writes_a_program_that_runs(runs: Runs) -> None:
+    program = runs("code_pipeline")
     assert program.startswith("# add two numbers: takes a and b")
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert ran.stdout == "7\n"
 
 
-def test_tools_agent_calculates_with_its_tool() -> None:
+def test_tools_agent_calculates_with_its_tool(runs: Runs) -> None:
     """Langflow's Agent, which loads no extension here, on our node's model."""
-    answer = lfx_run("tools_agent", "What is 127 + 315?")
-    assert answer == "The result is 442."
+    assert runs("tools_agent") == "The result is 442."
 
 
-def test_parallel_branches_answer_in_one() -> None:
-    answer = lfx_run("parallel_branches", "Italy")
+def test_parallel_branches_answer_in_one(runs: Runs) -> None:
+    answer = runs("parallel_branches")
     assert answer.splitlines() == ["Capital: Rome", "Language: Italian", "Currency: euro", "Continent: Europe"]
 
 

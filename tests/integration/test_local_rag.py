@@ -1,5 +1,7 @@
 """The flow over a handbook: its passages are found, and an answer stands on them."""
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from lfx_local_runtimes.components.local_runtimes.local_embeddings import LocalE
 from lfx_local_runtimes.components.local_runtimes.local_rerank import LocalRerankComponent
 from lfx_local_runtimes.flows.in_memory_faiss import InMemoryFaissComponent
 from lfx_local_runtimes.flows.retrieval import CANDIDATES, PASSAGES, SPLIT, handbook, questions
+from lfx_local_runtimes.runtimes import RuntimeManager
+from lfx_local_runtimes.settings import Settings
 from tests.integration.test_lfx_run import lfx_run
 
 pytestmark = pytest.mark.integration
@@ -18,8 +22,26 @@ pytestmark = pytest.mark.integration
 FOUND_AT_LEAST = 0.8
 """The share of the questions with a passage that answers them among the first three; 0.86 with MiniLM in fp32."""
 
+EMBEDDER, RERANKER = "all-minilm-l6-v2", "ms-marco-minilm-l12"
 RERANKED_AT_LEAST = 0.9
 """The same after the reranker, which has 0.93."""
+
+
+@pytest.fixture(scope="module")
+def loaded(packaged_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeManager]:
+    """One manager for the file: the nodes' models are loaded once."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "packages").symlink_to(packaged_models, target_is_directory=True)
+    manager = RuntimeManager(Settings(home=home, offline=True, spare_processes=0))
+    for name in (EMBEDDER, RERANKER):
+        asyncio.run(manager.load_model(name))
+    yield manager
+    manager.close()
+
+
+@pytest.fixture(autouse=True)
+def shared_manager(loaded: RuntimeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lfx_local_runtimes.runtimes.manager._shared", loaded)
 
 
 def title(text: str) -> str:
@@ -29,7 +51,7 @@ def title(text: str) -> str:
 def search(text: str, **options: Any) -> Any:
     """The flow's nodes from the text to the search, with its settings."""
     chunks = SplitTextComponent(data_inputs=Message(text=text), **SPLIT, clean_output=True).split_text()
-    embeddings = LocalEmbeddingsComponent(model_name="all-minilm-l6-v2").build_embeddings()
+    embeddings = LocalEmbeddingsComponent(model_name=EMBEDDER).build_embeddings()
     return InMemoryFaissComponent(ingest_data=chunks, embedding=embeddings, **options)
 
 
@@ -73,7 +95,7 @@ async def test_reranked_questions_find_their_passages() -> None:
     for asked in questions():
         store.set(search_query=asked["question"])
         made = LocalRerankComponent(
-            model_name="ms-marco-minilm-l12", input_value=asked["question"], documents=[store.as_dataframe()],
+            model_name=RERANKER, input_value=asked["question"], documents=[store.as_dataframe()],
             top_n=PASSAGES,
         )  # fmt: skip
         rows = (await made.ranked()).to_dict(orient="records")

@@ -21,7 +21,6 @@ from pydantic import SecretStr
 
 from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
-from lfx_local_runtimes.runtimes.sources.packages import MINILM
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.server import Server, make_server
 from lfx_local_runtimes.settings import Settings
@@ -220,7 +219,11 @@ async def test_a_client_that_leaves_ends_the_computation(manager: RuntimeManager
 
 
 class TestLangChain(EmbeddingsIntegrationTests):
-    """LangChain's own suite, on the packaged model."""
+    """LangChain's own suite, on the model that is loaded."""
+
+    @pytest.fixture(autouse=True)
+    def shared_manager(self, manager: RuntimeManager, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lfx_local_runtimes.runtimes.manager._shared", manager)
 
     @property
     def embeddings_class(self) -> type[Embeddings]:
@@ -228,4 +231,4 @@ class TestLangChain(EmbeddingsIntegrationTests):
 
     @property
     def embedding_model_params(self) -> dict[str, Any]:
-        return {"model": MINILM.name}
+        return {"model": MODEL}
