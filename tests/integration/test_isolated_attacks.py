@@ -81,6 +81,8 @@ class Room:
     """A user's folder with a secret, somebody who listens, a process to attack, and a manager with a model to disturb."""
 
     def __init__(self, folder: Path) -> None:
+        self.others = {one.pid for one in psutil.Process().children(recursive=True)}
+        """Of fixtures that other tests share."""
         self.folder, self.user, self.models = folder, folder / "user", folder / "models"
         for made in (self.user, self.models, folder / "tmp"):
             made.mkdir()
@@ -140,7 +142,7 @@ class Room:
 
     def processes(self) -> set[int]:
         """Of this program, without those that stay by design: spare ones, and those that render templates."""
-        staying = {child.pid for child in self.spares()} | {self.victim.pid}
+        staying = {child.pid for child in self.spares()} | {self.victim.pid} | self.others
         found = psutil.Process().children(recursive=True)
         return {one.pid for one in found if one.pid not in staying and not _is_helper(one)}
 

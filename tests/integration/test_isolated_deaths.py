@@ -88,8 +88,8 @@ class Killer:
         confined, stop = IsolatedRuntime._take_confinement, IsolatedRuntime.stop
         start, emit = Request.start, Request.emit
 
-        def take_confinement(runtime: IsolatedRuntime, head: Any) -> None:
-            confined(runtime, head)
+        def take_confinement(runtime: IsolatedRuntime, *arguments: Any) -> None:
+            confined(runtime, *arguments)
             self.pid = runtime.pid
             self._at("start")
 
