@@ -277,3 +277,15 @@ def test_a_manager_shows_them_and_ends_them(tmp_path: Path) -> None:
     manager.close()
     assert residency.ledger.accounted("cpu") == 0
     assert not any(psutil.pid_exists(pid) for pid in (int(text.split()[0]), *waiting))
+
+
+def test_large_blocks_are_asked_for_in_huge_pages_and_the_users_tunables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(module, "Child", lambda *_, environment, **__: seen.append(environment))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    start_child()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    start_child()
+    assert [one["GLIBC_TUNABLES"] for one in seen] == [
+        "glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=1:glibc.malloc.hugetlb=0",  # the C library takes the last one
+    ]  # fmt: skip
