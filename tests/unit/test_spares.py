@@ -105,6 +105,51 @@ def test_one_waits_and_is_taken(make: Make, account: Account, started: list[Chil
     assert account.sizes[PLAIN] == 0
 
 
+def test_a_load_waits_for_the_one_that_is_on_its_way(make: Make, started: list[Child]) -> None:
+    spares = make(1)
+    spares.expect()
+    child = spares.take(QUICK)
+    assert started == [child]
+    assert child.alive
+
+
+def test_each_one_on_its_way_is_waited_for_by_one_load(make: Make, started: list[Child]) -> None:
+    spares = make(1)
+    spares.expect()
+    taken: list[Child] = []
+    loads = [threading.Thread(target=lambda: taken.append(spares.take(QUICK))) for _ in range(3)]
+    for load in loads:
+        load.start()
+    for load in loads:
+        load.join(WAIT_S)
+    assert len(set(taken)) == 3
+    assert set(taken) == set(started), "two are new, and none was started in vain"
+    assert not any(spares._wanted.values())
+
+
+def test_one_that_fails_on_its_way_is_not_waited_for_longer(make: Make, started: list[Child]) -> None:
+    spares = make(1)
+    spares.refill(EngineRow("quick", "nowhere:nothing", warm="nowhere:nothing"))
+    child = spares.take(QUICK)
+    assert child.alive
+    assert child is started[-1]
+
+
+def test_the_end_is_not_held_up_by_a_load_that_waits(
+    make: Make, started: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SOON_S", WAIT_S)
+    spares = make(1)
+    spares.refill(ENDLESS)
+    load = threading.Thread(target=lambda: spares.take(ENDLESS))
+    load.start()
+    while not spares._wanted["endless"]:
+        threading.Event().wait(0.01)
+    spares.close()
+    load.join(WAIT_S / 2)
+    assert not load.is_alive()
+
+
 def test_one_that_has_imported_the_engine_is_better(make: Make, account: Account, started: list[Child]) -> None:
     spares = make(1)
     spares.expect()

@@ -26,6 +26,8 @@ WARM_S = 120.0
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Large blocks of memory in huge pages, if the system gives them on request. Then the kernel takes a gigabyte back in 15 ms,
 and not in 40: so much sooner callers hear of a death."""
+_SOON_S = 10.0
+"""How long a load waits for a process that is on its way. It began sooner than a new one would."""
 _PLAIN = ""
 """The kind of a spare without an engine's library."""
 
@@ -57,18 +59,20 @@ class Spares:
     def __init__(self, per_engine: int, account: Account) -> None:
         self._per_engine = per_engine
         self._account = account
-        self._lock = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
         self._telling = threading.Lock()
         self._waiting: dict[str, list[Child]] = {}
         self._starting: Counter[str] = Counter()
         """How many are on their way, by kind."""
+        self._wanted: Counter[str] = Counter()
+        """How many of those a load waits for."""
         self._importing: set[Child] = set()
         """The processes of those that are started already."""
         self._closed = False
 
     def expect(self) -> None:
         """A load begins: start a process beside it, if none waits."""
-        with self._lock:
+        with self._changed:
             if any(child.alive for waiting in self._waiting.values() for child in waiting):
                 return
         self._start(_PLAIN, Frame({"t": "warm", "warm": None, "environment": {}}))
@@ -80,7 +84,7 @@ class Spares:
             self._start(row.name, Frame({"t": "warm", **head}))
 
     def take(self, row: EngineRow, *, warm: bool = True) -> Child:
-        """A process for a model of this engine: the best that waits, else a new one.
+        """A process for a model of this engine: the best that waits or is on its way, else a new one.
 
         Args:
             row: the engine.
@@ -98,10 +102,11 @@ class Spares:
 
     def drop(self) -> bool:
         """End all that wait: their memory is wanted. False if there was none."""
-        with self._lock:
+        with self._changed:
             children = [child for waiting in self._waiting.values() for child in waiting]
             kinds = [kind for kind, waiting in self._waiting.items() if waiting]
-            self._waiting.clear()
+            for waiting in self._waiting.values():
+                waiting.clear()
         for child in children:
             child.close(0)
         for kind in kinds:
@@ -110,29 +115,42 @@ class Spares:
 
     def close(self) -> None:
         """End all that wait, for good."""
-        with self._lock:
+        with self._changed:
             self._closed = True
+            self._changed.notify_all()
             importing = [*self._importing]
         for child in importing:
             child.kill()
         self.drop()
 
     def _pop(self, kind: str) -> Child | None:
-        with self._lock:
-            waiting = self._waiting.get(kind)
+        with self._changed:
+            waiting = self._waiting.setdefault(kind, [])
+            if not waiting and self._starting[kind] > self._wanted[kind]:
+                self._await(kind)
             child = waiting.pop() if waiting else None
         if child is not None:
             self._tell(kind)
         return child
 
+    def _await(self, kind: str) -> None:
+        """Wait for one that is on its way."""
+
+        def over() -> bool:
+            return bool(self._waiting[kind]) or self._starting[kind] < self._wanted[kind] or self._closed
+
+        self._wanted[kind] += 1
+        self._changed.wait_for(over, _SOON_S)
+        self._wanted[kind] -= 1
+
     def _tell(self, kind: str) -> None:
         with self._telling:  # the last word must be the last count
-            with self._lock:
+            with self._changed:
                 waiting = list(self._waiting.get(kind, ()))
             self._account(kind, sum(child.memory() for child in waiting))
 
     def _start(self, kind: str, frame: Frame) -> None:
-        with self._lock:
+        with self._changed:
             waiting = self._waiting.setdefault(kind, [])
             dead = [child for child in waiting if not child.alive]
             waiting[:] = [child for child in waiting if child not in dead]
@@ -150,7 +168,7 @@ class Spares:
         ready = False
         try:
             child = start_child()
-            with self._lock:
+            with self._changed:
                 self._importing.add(child)
                 if self._closed:
                     child.kill()
@@ -158,13 +176,14 @@ class Spares:
             ready = True
         except (ChildFailure, ProtocolError) as error:
             logger.debug("no spare process: %s", error)
-        with self._lock:
+        with self._changed:
             self._starting -= Counter([kind])
             if child is not None:
                 self._importing.discard(child)
             keep = ready and not self._closed
             if keep and child is not None:
-                self._waiting.setdefault(kind, []).append(child)
+                self._waiting[kind].append(child)
+            self._changed.notify_all()
         if keep:
             self._tell(kind)
         elif child is not None:
