@@ -269,6 +269,10 @@ class Gate:
         self.open = threading.Event()
         self.entered = threading.Event()
         self.writes: list[bytes] = []
+        self._ends = [os.fdopen(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)]
+        os.set_blocking(self.fileno(), False)
+        while self._ends[1].write(b"x" * 4096):  # then the system says that it has no room
+            pass
 
     def write(self, data: bytes | memoryview) -> int:
         self.entered.set()
@@ -276,8 +280,31 @@ class Gate:
         self.writes.append(bytes(data))
         return len(data)
 
+    def fileno(self) -> int:
+        return self._ends[1].fileno()
+
     def close(self) -> None:
-        pass
+        for end in self._ends:
+            end.close()
+
+
+def test_a_small_frame_is_written_at_once_by_whoever_puts_it(pipe: Pipe) -> None:
+    outbox = Outbox(pipe.writer)
+    outbox._queue = None  # type: ignore[assignment]  # nothing goes through the thread
+    outbox.put(Frame({"n": 1}))
+    outbox.put(Frame({"n": 2}))
+    assert outbox.waiting == 0
+    assert [pipe.reader.read(), pipe.reader.read()] == [Frame({"n": 1}), Frame({"n": 2})]
+
+
+def test_a_full_pipe_does_not_hold_up_whoever_puts_a_small_frame(pipe: Pipe) -> None:
+    outbox = Outbox(pipe.writer)
+    frames = [Frame({"n": number}, (b"x" * 1000,)) for number in range(2000)]  # more than any pipe holds
+    for frame in frames:
+        outbox.put(frame)
+    assert outbox.waiting
+    assert [pipe.reader.read() for _ in frames] == frames
+    assert outbox.close(DEADLINE_S)
 
 
 def test_frames_that_wait_travel_together_and_put_does_not_wait() -> None:
