@@ -55,6 +55,13 @@ class Settings(BaseSettings):
     keep_alive_s: float = Field(
         default=300.0, ge=-1, description="Seconds a model stays in memory when idle; -1 keeps it forever."
     )
+    stream_interval_ms: int = Field(
+        default=40,
+        ge=0,
+        le=10_000,
+        description="Milliseconds between two sends of an event stream. Tokens made meanwhile travel together; the first token "
+        "and the end do not wait. 0 sends every token at once.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         validation_alias=_also_bare("TRUST_REMOTE_CODE"),

@@ -41,7 +41,7 @@ async def generate_stream(body: GenerateBody, request: Request, manager: Manager
     the status of its error. Closing the stream ends the computation.
     """
     stream = manager.stream(body.model_name, body.generation, request_id=body.request_id)
-    return await EventStream.begin(Delivery(stream, disconnected(request.receive)))
+    return await EventStream.begin(Delivery(stream, disconnected(request.receive)), manager.settings)
 
 
 @router.post("/requests/{request_id}/cancel")

@@ -96,7 +96,7 @@ async def chat_completions(body: ChatBody, request: Request, manager: Manager, r
     if not body.stream:
         return JSONResponse(chat_completion(about, await wait_for_all(streams, gone)))
     chunks = ChatChunks(streams, gone, about, per_prompt=len(streams), usage=body.wants_usage)
-    return await EventStream.begin(chunks)
+    return await EventStream.begin(chunks, manager.settings)
 
 
 @router.post("/completions", responses=_EVENTS)
@@ -110,7 +110,7 @@ async def completions(body: CompletionBody, request: Request, manager: Manager, 
     if not body.stream:
         return JSONResponse(completion(about, await wait_for_all(streams, gone), per_prompt))
     chunks = CompletionChunks(streams, gone, about, per_prompt=per_prompt, usage=body.wants_usage)
-    return await EventStream.begin(chunks)
+    return await EventStream.begin(chunks, manager.settings)
 
 
 @router.post("/responses", responses=_EVENTS)
@@ -125,7 +125,7 @@ async def responses(body: ResponsesBody, request: Request, manager: Manager, req
     if not body.stream:
         (result,) = await wait_for_all([stream], gone)
         return JSONResponse(complete_response(output, result))
-    return await EventStream.begin(ResponseEvents(stream, gone, output))
+    return await EventStream.begin(ResponseEvents(stream, gone, output), manager.settings)
 
 
 add_routes(router)

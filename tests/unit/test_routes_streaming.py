@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -12,10 +13,15 @@ from starlette.websockets import WebSocketDisconnect
 from lfx_local_runtimes.errors import ModelBusy
 from lfx_local_runtimes.routes import PREFIX, delivery
 from lfx_local_runtimes.routes.delivery import Delivery
+from lfx_local_runtimes.routes.faults import ClientGone
+from lfx_local_runtimes.routes.openai.chunks import ChatChunks
+from lfx_local_runtimes.routes.openai.wire import About
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Failed, GenerationStream, Progress, Request, Run
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta, TokenLogprob, ToolCallDelta
 from tests.routes_app import KEY, MODEL, Exchange, Stage, frames_of, layers, make_app, parse_event
+
+WAIT_S = 30.0
 
 
 def ask(**fields: Any) -> dict[str, Any]:
@@ -163,6 +169,75 @@ async def test_silence_is_filled_with_comments(
         assert await stream.frame() == ": keep-alive"
         assert await stream.frame() == ": keep-alive"
     assert (await stream.event())[0] == "token"
+
+
+async def test_between_two_sends_tokens_gather_and_neither_the_first_nor_the_end_waits(
+    manager: RuntimeManager, stage: Stage
+) -> None:
+    manager.settings = manager.settings.model_copy(update={"stream_interval_ms": 10_000_000})
+    with stage.held():
+        stream = open_stream(manager, max_tokens=50)
+        assert await stream.start() == 200
+        assert (await stream.event())[1]["text"] == "t0 "
+    pieces = await stream.pieces()
+    assert [piece.count("event: token") for piece in pieces if piece] == [49]
+    assert "event: done" in "".join(pieces)
+
+
+def feed_of(*requests: Request[GenerationConfig], gone: Awaitable[None] | None = None) -> ChatChunks:
+    streams = [GenerationStream(Run(request)) for request in requests]
+    about = About("id", 0, MODEL)
+    gone = gone or asyncio.get_running_loop().create_future()
+    return ChatChunks(streams, gone, about, per_prompt=len(streams), usage=False)
+
+
+def asked() -> Request[GenerationConfig]:
+    request = Request(MODEL, GenerationConfig(prompt="hi"))
+    request.start()
+    return request
+
+
+async def test_a_pause_ends_with_its_time() -> None:
+    feed = feed_of(asked())
+    await asyncio.wait_for(feed.pause(0.001), WAIT_S)
+    feed.close()
+
+
+async def test_a_pause_ends_with_an_answer() -> None:
+    requests = [asked(), asked()]
+    feed = feed_of(*requests)
+    for left, request in enumerate(requests, 1):
+        pause = asyncio.ensure_future(feed.pause(10 * WAIT_S))
+        await asyncio.sleep(0)
+        request.emit(TextDelta("a", 1))
+        await asyncio.sleep(0)
+        assert not pause.done(), "a token is no reason"
+        await asyncio.to_thread(request.emit, request.empty())
+        await asyncio.wait_for(pause, WAIT_S)
+        assert len(await feed.take()) == 2
+        assert feed.ended == (left == len(requests))
+    feed.close()
+
+
+async def test_there_is_no_pause_before_an_end_that_waits() -> None:
+    request = asked()
+    feed = feed_of(request, asked())
+    request.emit(Failed(ModelBusy("enough")))
+    await asyncio.wait_for(feed.pause(10 * WAIT_S), WAIT_S)
+    feed.close()
+
+
+async def test_a_pause_ends_with_the_client() -> None:
+    left = asyncio.Event()
+    feed = feed_of(asked(), gone=left.wait())
+    pause = asyncio.ensure_future(feed.pause(10 * WAIT_S))
+    await asyncio.sleep(0)
+    left.set()
+    await asyncio.wait_for(pause, WAIT_S)
+    await asyncio.wait_for(feed.pause(10 * WAIT_S), WAIT_S)
+    with pytest.raises(ClientGone):
+        await feed.take()
+    feed.close()
 
 
 async def test_progress_is_told_once_per_percent() -> None:
