@@ -70,6 +70,16 @@ def test_after_a_pause_more_threads_are_tried_soon() -> None:
     assert machine.used == 2
 
 
+def test_a_trial_that_takes_twice_as_long_ends_after_one_step() -> None:
+    machine = Machine(2)
+    machine.run(3000, beside_one_busy_process)
+    assert machine.used == 1
+    while machine.used == 1:
+        machine.run(1, beside_one_busy_process)
+    machine.run(1, lambda threads: 0.1)
+    assert machine.used == 1
+
+
 @pytest.mark.parametrize(("cores", "taken", "found"), [(8, 3, {5}), (8, 1, {7}), (4, 1, {3}), (16, 1, {14, 15})])
 def test_of_many_cores_the_free_ones_are_found(cores: int, taken: int, found: set[int]) -> None:
     """With more threads than cores are free, one always waits for half of a time slice."""

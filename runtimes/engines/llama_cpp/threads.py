@@ -13,7 +13,7 @@ SAMPLES = 5
 """Steps whose mean time is compared."""
 
 LOST = 2
-"""Steps after which a trial ends if it is slower so far."""
+"""Steps after which a trial ends if it is slower so far; one step is enough if it takes this many times as long."""
 
 FASTER = 0.9
 """Another count stays if its steps take less than this share of the time: chance must not move it to and fro."""
@@ -91,7 +91,7 @@ class Threads:
 
     def _judge(self, mean: float, count: int, before: float) -> None:
         """End a trial as soon as its result is known."""
-        lost = len(self._times) >= LOST and mean >= before
+        lost = mean >= before and (len(self._times) >= LOST or mean >= LOST * before)
         if len(self._times) < SAMPLES and not lost:
             return
         went_down = self.count < count
