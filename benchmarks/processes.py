@@ -11,7 +11,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -86,8 +85,15 @@ def embedding_cells() -> list[str]:
 
 def pair_cells() -> list[str]:
     """Two models at once against each alone, one thread each."""
-    ratio = statistics.median(side("pair") for _ in range(TURNS))
-    return [f"{ratio:.2f}× {verdict(ratio, at_least=0.95)}", "≥ 0.95"]
+    ours, raw = [], []
+    for _ in range(TURNS):
+        ours.append(side("pair"))
+        raw.append(side("raw_pair"))
+    ratio = statistics.median(ours)
+    return [
+        f"{ratio:.2f}× {verdict(ratio, at_least=0.95)}, raw llama-cpp-python {statistics.median(raw):.2f}×",
+        "≥ 0.95",
+    ]
 
 
 def death_cells() -> list[str]:
@@ -116,7 +122,7 @@ def health_cells() -> list[str]:
     from lfx_local_runtimes.runtimes import ModelConfig
 
     config = ModelConfig(model_id=str(models.gguf()), model_name="gemma", context_length=CONTEXT)
-    with tempfile.TemporaryDirectory() as folder, langflow_server(Path(folder), config) as (server, stream):
+    with langflow_server(config) as (server, stream):
         list(stream("Hello", 4))
         ended = threading.Event()
 
@@ -206,6 +212,22 @@ async def pair() -> float:
     return statistics.median(ratios)
 
 
+async def raw_pair() -> float:
+    """The same for two processes with llama-cpp-python alone."""
+    from benchmarks.text import alone, raw_answer
+
+    path, tokens = models.gguf(), 96
+    with alone() as one, alone() as other:
+
+        def speeds(*processes: Any) -> float:
+            """Tokens per second, all together."""
+            answers = [process.submit(raw_answer, path, tokens, "Once upon a time", 1) for process in processes]
+            return sum(tokens / answer.result().total for answer in answers)
+
+        speeds(one, other)
+        return statistics.median(speeds(one, other) / (speeds(one) + speeds(other)) for _ in range(ROUNDS))
+
+
 async def death() -> list[float]:
     """Milliseconds from a SIGKILL to the error at the caller."""
     from lfx_local_runtimes.errors import EngineDied
@@ -267,6 +289,7 @@ SIDES: dict[str, Callable[[], Awaitable[Any]]] = {
     "load_transformers": lambda: load(models.safetensors(), "transformers"),
     "embeddings": embeddings,
     "pair": pair,
+    "raw_pair": raw_pair,
     "death": death,
     "growth": growth,
 }

@@ -4,8 +4,9 @@ A measurement that raises must not lose those beside it: its row shows the error
 """
 
 import platform
+import random
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -120,7 +121,7 @@ class Samples(Generic[T]):
 def in_turns(sides: Mapping[str, Callable[[int], T]], rounds: int) -> Samples[T]:
     """Let sides measure the same in turns, so that a busy machine slows all of them.
 
-    Another side begins in every round. A side that raises takes no further part.
+    Every round has another order: a side may feel what the one before it leaves. A side that raises takes no further part.
 
     Args:
         sides: by name; each gets the number of the round. Round 0 warms up, and its samples are dropped.
@@ -129,7 +130,7 @@ def in_turns(sides: Mapping[str, Callable[[int], T]], rounds: int) -> Samples[T]
     taken: dict[str, list[T]] = {name: [] for name in sides}
     errors: dict[str, Exception] = {}
     for number in range(rounds + 1):
-        for name in _order(list(sides), number):
+        for name in random.Random(number).sample(list(sides), len(sides)):
             if name in errors:
                 continue
             try:
@@ -140,11 +141,6 @@ def in_turns(sides: Mapping[str, Callable[[int], T]], rounds: int) -> Samples[T]
             if number:
                 taken[name].append(sample)
     return Samples(taken, errors)
-
-
-def _order(names: list[str], number: int) -> Iterator[str]:
-    turn = number % len(names)
-    yield from names[turn:] + names[:turn]
 
 
 # -- the machine ---------------------------------------------------------------------------------------------------------
