@@ -31,7 +31,7 @@ def gguf() -> Path:
 
 def safetensors() -> Path:
     """The same weights in bf16 (takes about a minute once)."""
-    command = [sys.executable, "-m", "lfx_local_runtimes.runtimes.engines.convert", str(gguf())]
+    command = [sys.executable, "-m", "lfx_local_runtimes.cli", "convert", str(gguf())]
     return _made(
         CACHE / "gemma-3-270m-safetensors",
         lambda part: subprocess.run([*command, str(part)], check=True, stdout=subprocess.DEVNULL),

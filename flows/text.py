@@ -98,7 +98,7 @@ def code_pipeline() -> Flow:
         "3. **Assembly** adds a call and assembles the program: the first model again, which stayed in memory.\n\n"
         "These are base models, so the prompts are examples to continue, and *Plain Continuation* is on.\n\n"
         "The second model is a copy of the first: make it once with\n"
-        "`python -m lfx_local_runtimes.runtimes.engines.convert gemma-3-270m`",
+        "`lfx-local-runtimes convert gemma-3-270m`",
         -1.1, width=400, height=680,
     )  # fmt: skip
     gguf, tensors = "gemma-3-270m", "gemma-3-270m-safetensors"

@@ -1,9 +1,10 @@
-"""`lfx-local-runtimes`: serve, list, download and try models from a shell."""
+"""`lfx-local-runtimes`: serve, list, download, convert and try models from a shell."""
 
 import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, by the shells' convention."""
 
 app = typer.Typer(
-    name="lfx-local-runtimes", help="Local models: serve, list, download and try them.",
+    name="lfx-local-runtimes", help="Local models: serve, list, download, convert and try them.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -121,6 +122,31 @@ def pull(name: Name, model_dir: ModelDirs = None) -> None:
         typer.echo("Stopped. Run the same command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED)
     typer.echo(f"{config.model_name}: {path}")
+
+
+class Dtype(str, Enum):
+    """What weights are unpacked to."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A GGUF file, or the name of a known model, such as gemma-3-270m.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="The folder to make. By default SOURCE-safetensors in the first model folder.")
+    ] = None,
+    *,
+    dtype: Annotated[Dtype, typer.Option(help="What the weights are unpacked to.")] = Dtype.BF16,
+    model_dir: ModelDirs = None,
+) -> None:
+    """Write a GGUF model as a safetensors folder for Transformers. A large vocabulary takes about a minute."""
+    from lfx_local_runtimes.runtimes.engines.convert import convert as write
+
+    with _manager(model_dir) as manager, _progress() as report:
+        typer.echo(f"Wrote {write(source, target, dtype.value, manager.catalog, report)}")
 
 
 def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:

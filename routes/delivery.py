@@ -341,7 +341,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": body, "more_body": not feed.ended})
                 if feed.ended:
                     return
-                if self._interval and events:
+                if self._interval and any(isinstance(event, TextDelta) for _, event in events):
                     await feed.pause(self._interval)
                 events = await feed.take(KEEP_ALIVE_S)
         except ClientGone:

@@ -1,16 +1,14 @@
 """Write a GGUF model as a safetensors folder for Transformers.
 
-    python -m lfx_local_runtimes.runtimes.engines.convert SOURCE [TARGET] [--dtype bf16]
+    lfx-local-runtimes convert SOURCE [TARGET] [--dtype bf16]
 
 Transformers loads GGUF too, but every load takes most of a minute. Its own format loads in seconds.
 """
 
-import argparse
 import re
 import shutil
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from lfx_local_runtimes.errors import EngineFailure, InvalidInput, LoadFailed, RuntimeFault
@@ -18,8 +16,8 @@ from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, libraries, progress_events, read_gguf
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
-from lfx_local_runtimes.settings import get_settings
 
 DTYPES = ("bf16", "fp16", "fp32")
 
@@ -112,38 +110,26 @@ def _write(source: Path, folder: Path, dtype: object) -> None:
             raise EngineFailure(f"The written tokenizer of {source.name} gives another result for {text!r}.")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lfx_local_runtimes.runtimes.engines.convert",
-        description="Write a GGUF model as a safetensors folder for Transformers.",
-    )
-    parser.add_argument("source", help="a GGUF file, or the name of a known model, such as gemma-3-270m")
-    parser.add_argument(
-        "target",
-        nargs="?",
-        type=Path,
-        help="the folder to make; if unset, SOURCE-safetensors in the first model folder",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="what the weights are unpacked to")
-    options = parser.parse_args(arguments)
-    try:
-        settings = get_settings()
-        source = Path(options.source)
-        if source.exists():
-            name = source.stem
-        else:
-            catalog = Catalog(settings)
-            resolved = catalog.resolve(options.source).config
-            name, source = resolved.model_name, catalog.fetch(resolved, lambda progress: None, lambda: False)
-        target = options.target or settings.model_roots[0] / f"{Path(name).name}-safetensors"
-        print(f"Converting {source.name}. A large vocabulary takes about a minute.", flush=True)
-        print(f"Wrote {export_safetensors(source, target, options.dtype)}")
-    except RuntimeFault as fault:
-        print(fault, file=sys.stderr)
-        return 1
-    return 0
+def convert(source: str, target: Path | None, dtype: str, catalog: Catalog, report: Callable[[Progress], None]) -> Path:
+    """`export_safetensors` for a model by its name, or by the path of its file.
 
+    Args:
+        source: a GGUF file, or the name of a known model.
+        target: the folder to make. Unset: `SOURCE-safetensors` in the first model folder.
+        dtype: what the weights are unpacked to: bf16, fp16 or fp32.
+        catalog: knows the models by name.
+        report: hears of a download.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Returns:
+        The folder.
+
+    Raises:
+        RuntimeFault: as `export_safetensors`, or there is no such model.
+    """
+    path = Path(source)
+    if path.exists():
+        name = path.stem
+    else:
+        config = catalog.resolve(source).config
+        name, path = config.model_name, catalog.fetch(config, report, lambda: False)
+    return export_safetensors(path, target or catalog.settings.model_roots[0] / f"{Path(name).name}-safetensors", dtype)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lfx_local_runtimes.cli import app
 from lfx_local_runtimes.errors import (
     InvalidInput,
     LoadFailed,
+    ModelNotFound,
     PickleRefused,
     RemoteCodeRefused,
     RuntimeFault,
@@ -237,22 +240,28 @@ def test_loads_on_two_threads_take_turns(start: Start, tiny_llama: Path) -> None
 # -- conversion ------------------------------------------------------------------------------------------------------
 
 
+def command(*arguments: str) -> None:
+    """`lfx-local-runtimes convert`."""
+    done = CliRunner().invoke(app, ["convert", *arguments])
+    if done.exception is not None:
+        raise done.exception
+    assert done.stdout.startswith("Wrote ")
+
+
 def test_a_converted_model_computes_the_same(start: Start, tiny_llama: Path, tiny_gguf: Path, tmp_path: Path) -> None:
     target = tmp_path / "deep" / "converted"
-    assert convert.main([str(tiny_gguf), str(target), "--dtype", "fp32"]) == 0
+    command(str(tiny_gguf), str(target), "--dtype", "fp32")
     assert [path.name for path in target.parent.iterdir()] == ["converted"]
     options: dict[str, Any] = {"quantization": "fp32"}
     assert noise(start(target, **options)).text == noise(start(tiny_llama, **options)).text
 
 
 def test_conversion_goes_among_the_models_unless_told_otherwise(tiny_gguf: Path) -> None:
-    assert convert.main([str(tiny_gguf)]) == 0
+    command(str(tiny_gguf))
     assert (get_settings().model_roots[0] / "tiny-llama-safetensors" / "model.safetensors").is_file()
 
 
-def test_conversion_refuses_what_it_cannot_do(
-    tiny_llama: Path, gemma_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_conversion_refuses_what_it_cannot_do(tiny_llama: Path, gemma_gguf: Path, tmp_path: Path) -> None:
     cases: list[tuple[Path, Path, str, str]] = [
         (gemma_gguf, tiny_llama, "bf16", "exists already"),
         (tiny_llama, tmp_path / "out", "bf16", "not a GGUF"),
@@ -264,7 +273,5 @@ def test_conversion_refuses_what_it_cannot_do(
         with pytest.raises(RuntimeFault, match=message):
             convert.export_safetensors(source, target, dtype)
     assert list(tmp_path.iterdir()) == [tmp_path / "local-runtimes-home"]
-    assert convert.main([str(gemma_gguf), str(tiny_llama)]) == 1
-    assert "exists already" in capsys.readouterr().err
-    assert convert.main(["no-such-model"]) == 1
-    assert "no-such-model" in capsys.readouterr().err
+    with pytest.raises(ModelNotFound, match="no-such-model"):
+        command("no-such-model")

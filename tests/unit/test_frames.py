@@ -288,6 +288,13 @@ class Gate:
             end.close()
 
 
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.close()
+
+
 def test_a_small_frame_is_written_at_once_by_whoever_puts_it(pipe: Pipe) -> None:
     outbox = Outbox(pipe.writer)
     outbox._queue = None  # type: ignore[assignment]  # nothing goes through the thread
@@ -307,8 +314,7 @@ def test_a_full_pipe_does_not_hold_up_whoever_puts_a_small_frame(pipe: Pipe) -> 
     assert outbox.close(DEADLINE_S)
 
 
-def test_frames_that_wait_travel_together_and_put_does_not_wait() -> None:
-    gate = Gate()
+def test_frames_that_wait_travel_together_and_put_does_not_wait(gate: Gate) -> None:
     outbox = Outbox(FrameWriter(gate))
     frames = [Frame({"n": number}) for number in range(100)]
     outbox.put(frames[0])
@@ -322,8 +328,7 @@ def test_frames_that_wait_travel_together_and_put_does_not_wait() -> None:
     assert outbox.waiting == 0
 
 
-def test_past_its_bound_the_outbox_makes_the_writer_wait() -> None:
-    gate = Gate()
+def test_past_its_bound_the_outbox_makes_the_writer_wait(gate: Gate) -> None:
     outbox = Outbox(FrameWriter(gate), max_waiting=1000)
     outbox.put(Frame({}, (b"x" * 5000,)))  # alone, a larger one is taken
     assert gate.entered.wait(DEADLINE_S)

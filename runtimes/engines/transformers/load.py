@@ -139,8 +139,7 @@ def _check_dtype(plan: LoadPlan) -> None:
     if plan.info.format is ModelFormat.GGUF:
         raise InvalidInput(
             f"Transformers does not quantize a GGUF file to {dtype}.",
-            hint="Leave quantization unset, or convert it first: "
-            f"python -m lfx_local_runtimes.runtimes.engines.convert {name}",
+            hint=f"Leave quantization unset, or convert it first: lfx-local-runtimes convert {name}",
         )
     if plan.info.metadata.get("quantization_config"):
         raise InvalidInput(f"{name} is quantized already; {dtype} does not apply.", hint="Leave quantization unset.")
