@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lfx_local_runtimes.errors import PickleRefused
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import IsolatedRuntime, make_runtime
@@ -175,6 +176,8 @@ class Actor(ScriptedRuntime):
             hang(words[1])
         elif words[:1] == ["quit"]:
             sys.exit(7)
+        elif words[:1] == ["refuse"]:
+            raise PickleRefused(f"{words[1]} are pickle.")
 
 
 class Deaf(ModelRuntime):

@@ -117,6 +117,17 @@ def test_the_parent_refuses_whatever_the_process_does(
     assert refused["reason"] == fault.message
 
 
+def test_a_refusal_of_the_engine_itself_is_logged(folder: Path) -> None:
+    (folder / "load").write_text("refuse weights")
+    wanted, chosen = config(folder, trust_remote_code=False), settings(folder)
+    runtime = make_runtime(wanted, scripted_plan(wanted, Actor.engine), chosen)
+    with pytest.raises(PickleRefused, match=r"weights are pickle\."):
+        runtime.start(LoadContext(settings=chosen)).result()
+    (refused,) = log(folder)
+    assert (refused["event"], refused["model"], refused["kind"]) == ("refused", "m", "pickle")
+    assert refused["reason"] == "weights are pickle."
+
+
 async def test_a_manager_reports_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spares, "CHILD", WEAK)
     approve(folder)

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from lfx_local_runtimes.errors import EngineDied, EngineFailure, LoadFailed, RuntimeFault
+from lfx_local_runtimes.errors import EngineDied, EngineFailure, LoadFailed, NotAllowed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import gpu_memory_of
@@ -32,7 +32,7 @@ from lfx_local_runtimes.runtimes.processes.environment import scratch_environmen
 from lfx_local_runtimes.runtimes.processes.frames import Frame, Outbox, ProtocolError
 from lfx_local_runtimes.runtimes.processes.paths import files_of
 from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request, RequestState
-from lfx_local_runtimes.runtimes.trust.gate import confirm
+from lfx_local_runtimes.runtimes.trust.gate import confirm, log_refusal
 from lfx_local_runtimes.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -236,13 +236,20 @@ class IsolatedRuntime(ModelRuntime):
         elif kind == "pong":
             self._take_pong(head)
         elif kind == "refused":
-            raise codec.read_fault(head.get("fault"))
+            self._refuse(codec.read_fault(head.get("fault")), context)
         elif kind == "loaded":
             self._take_loaded(codec.read_loaded(head))
             return True
         else:
             raise ProtocolError(f"A model that loads says nothing of {kind[:100]!r}.")
         return False
+
+    def _refuse(self, fault: RuntimeFault, context: LoadContext) -> NoReturn:
+        """Raise the engine's refusal. One of the model's code is in the audit log then, as those of the gate are."""
+        if isinstance(fault, NotAllowed):
+            assert self._plan is not None
+            log_refusal(fault, self.config.model_name, self._plan.info, context.settings)
+        raise fault
 
     def _take_confinement(self, head: Mapping[str, Any], context: LoadContext) -> None:
         self._confining = False
