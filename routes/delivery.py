@@ -26,6 +26,7 @@ from lfx_local_runtimes.runtimes.requests import (
     Request,
     RequestState,
 )
+from lfx_local_runtimes.runtimes.tasks.base import Delta
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult, TextDelta
 from lfx_local_runtimes.settings import Settings
 
@@ -341,7 +342,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": body, "more_body": not feed.ended})
                 if feed.ended:
                     return
-                if self._interval and any(isinstance(event, TextDelta) for _, event in events):
+                if self._interval and any(isinstance(event, Delta) for _, event in events):
                     await feed.pause(self._interval)
                 events = await feed.take(KEEP_ALIVE_S)
         except ClientGone:

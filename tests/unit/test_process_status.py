@@ -13,11 +13,12 @@ from lfx_local_runtimes import cli
 from lfx_local_runtimes.components.local_runtimes.model_manager import ModelManagerComponent
 from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeStatusComponent
 from lfx_local_runtimes.errors import EngineDied
+from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.runtimes.base import Inbox
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.processes.confinement import Confinement
 from lfx_local_runtimes.settings import get_settings
-from tests.routes_app import MODEL, Puppet, Stage, frames_of, parse_event
+from tests.routes_app import KEY, MODEL, Puppet, Stage, frames_of, parse_event
 
 PID = 4_194_304
 """Above what Linux gives out."""
@@ -121,6 +122,26 @@ def test_a_stream_ends_with_the_death(client: TestClient, stage: Stage, lodger: 
         assert "[DONE]" not in response.text
     assert error["code"] == "engine_died"
     assert "SIGSEGV" in error["message"]
+
+
+def test_a_socket_hears_of_the_death_and_serves_on(client: TestClient, stage: Stage, lodger: None) -> None:
+    load(client)
+    with client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+
+        def answer() -> list[dict[str, Any]]:
+            socket.send_json({"model_name": MODEL, "prompt": "hi", "max_tokens": 3})
+            heard = [socket.receive_json()]
+            while heard[-1]["event"] not in ("done", "error"):
+                heard.append(socket.receive_json())
+            return [message for message in heard if message["event"] != "progress"]
+
+        stage.serve_fault, stage.fault_after = EngineDied(HOW), 2
+        *tokens, error = answer()
+        assert [token["text"] for token in tokens] == ["t0 ", "t1 "]
+        assert (error["event"], error["error"]["code"]) == ("error", "engine_died")
+        stage.wait_until(lambda: client.get(f"/models/{MODEL}").json()["state"] == "failed")
+        stage.serve_fault = None
+        assert answer()[-1]["event"] == "done"
 
 
 def test_ps_shows_processes(client: TestClient, stage: Stage, lodger: None, monkeypatch: pytest.MonkeyPatch) -> None:
