@@ -180,7 +180,8 @@ async def test_between_two_sends_tokens_gather_and_neither_the_first_nor_the_end
         assert await stream.start() == 200
         assert (await stream.event())[1]["text"] == "t0 "
     pieces = await stream.pieces()
-    assert [piece.count("event: token") for piece in pieces if piece] == [49]
+    counts = [piece.count("event: token") for piece in pieces]
+    assert [count for count in counts if count] == [49], "the end may travel by itself"
     assert "event: done" in "".join(pieces)
 
 
