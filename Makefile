@@ -15,8 +15,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 pyth
 HOST ?= 127.0.0.1
 PORT ?= 7860
 QUESTION ?= What is the capital of France?
-# On Linux, PyPI's torch is built for CUDA. pytorch.org has builds for other versions of CUDA.
-TORCH_INDEX ?= https://pypi.org/simple
+
+WITH_CUDA := $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo ui test lint typing bench gpu cuda lock clean
@@ -53,8 +53,8 @@ gpu: $(INSTALLED)-dev  ## run the tests for CUDA and the benchmarks text and enc
 
 cuda: $(INSTALLED)-dev  ## replace torch and llama-cpp-python in .venv by builds for CUDA; wants NVIDIA's CUDA toolkit
 	@command -v nvcc >/dev/null || { echo 'llama.cpp is compiled for CUDA by nvcc, which is not on the PATH. Install the CUDA toolkit, or add its folder bin to the PATH.' >&2; exit 1; }
-	$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || { $(PIP) uninstall --yes torch && \
-	  PIP_EXTRA_INDEX_URL=$(TORCH_INDEX) $(PIP) install --constraint constraints.txt --index-url $(TORCH_INDEX) torch; }
+	$(WITH_CUDA) || { $(PIP) uninstall --yes torch && $(PIP) install --constraint constraints.txt torch; }
+	@$(WITH_CUDA) || { echo 'pip has installed a torch without CUDA. Set PIP_INDEX_URL to an index with builds for CUDA.' >&2; exit 1; }
 	CMAKE_ARGS='-DGGML_CUDA=on $(CMAKE_ARGS)' $(PIP) install --constraint constraints.txt --force-reinstall --no-deps \
 	  --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 

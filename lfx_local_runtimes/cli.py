@@ -4,7 +4,6 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,14 +123,6 @@ def pull(name: Name, model_dir: ModelDirs = None) -> None:
     typer.echo(f"{config.model_name}: {path}")
 
 
-class Dtype(str, Enum):
-    """What weights are unpacked to."""
-
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP32 = "fp32"
-
-
 @app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="A GGUF file, or the name of a known model, such as gemma-3-270m.")],
@@ -139,14 +130,15 @@ def convert(
         Path | None, typer.Argument(help="The folder to make. By default SOURCE-safetensors in the first model folder.")
     ] = None,
     *,
-    dtype: Annotated[Dtype, typer.Option(help="What the weights are unpacked to.")] = Dtype.BF16,
+    dtype: Annotated[str, typer.Option(help="What the weights are unpacked to: bf16, fp16 or fp32.")] = "bf16",
     model_dir: ModelDirs = None,
 ) -> None:
-    """Write a GGUF model as a safetensors folder for Transformers. A large vocabulary takes about a minute."""
+    """Write a GGUF model as a safetensors folder for Transformers."""
     from lfx_local_runtimes.runtimes.engines.convert import convert as write
 
+    typer.echo(f"Converting {source}. A large vocabulary takes about a minute.", err=True)
     with _manager(model_dir) as manager, _progress() as report:
-        typer.echo(f"Wrote {write(source, target, dtype.value, manager.catalog, report)}")
+        typer.echo(f"Wrote {write(source, target, dtype, manager.catalog, report)}")
 
 
 def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:

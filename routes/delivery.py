@@ -299,7 +299,7 @@ def _frame(name: str, data: dict[str, Any]) -> str:
 class EventStream(Response):
     """Answers as server-sent events. Events that wait are sent in one piece. If the client leaves, the computation ends.
 
-    Every send costs: Langflow hands it through seven layers, which takes 1.4 ms of a core that the model computes on. So
+    Every send costs: Langflow hands it through six layers of middleware, which takes 1.4 ms of a core that the model computes on. So
     there is a time between two sends.
 
     This class watches for the client's disconnect itself: Starlette's streaming response does so only for some ASGI versions.
