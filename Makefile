@@ -33,9 +33,9 @@ ui: $(INSTALLED)-ui  ## start Langflow with the nodes
 	@echo "Langflow opens at http://$(HOST):$(PORT) (stop it with Ctrl-C)"
 	$(BIN)/langflow run --host $(HOST) --port $(PORT)
 
-test: $(INSTALLED)-dev  ## set up and run all tests: the unit tests on every core, those with real models one after the other
+test: $(INSTALLED)-dev  ## set up and run all tests: the unit tests on every core, those with real models two files at a time
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/unit
-	$(BIN)/python -m pytest tests --ignore tests/unit
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadgroup tests --ignore tests/unit
 
 lint: $(INSTALLED)-dev typing  ## ruff, mypy strict, import layers
 	$(BIN)/ruff check .

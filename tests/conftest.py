@@ -25,6 +25,14 @@ _BARE_SETTINGS = ("FORCE_DEVICE", "MAX_GPU_MEM_GB", "TRUST_REMOTE_CODE", "HF_TOK
 _GRACE_S = 60.0
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n 2 --dist loadgroup`), the tests of a file stay together, and so do all that use the one Langflow."""
+    for item in items:
+        together = "langflow" if "langflow_server" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
 @pytest.fixture(scope="session")
 def packaged_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where models that come in packages are put together, once for all tests."""

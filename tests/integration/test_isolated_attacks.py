@@ -450,11 +450,7 @@ def test_a_gguf_that_kills_the_process_kills_no_other(room: Room, monkeypatch: p
             paths.append(path)
         if len(paths) == MUTANTS:
             break
-    twins = gguf_mutants.base()  # a file that llama.cpp aborts over: every token of the vocabulary is the same
-    kind, tokens = twins.metadata["tokenizer.ggml.tokens"]
-    twins.metadata["tokenizer.ggml.tokens"] = kind, ["same"] * len(tokens)
-    paths.append(room.models / "twins.gguf")
-    paths[-1].write_bytes(encode_gguf(twins))
+    paths.append(save_twins(room.models / "twins.gguf"))
     monkeypatch.setattr(inspection, "check_gguf", lambda header, **options: [])
     ends: Counter[str] = Counter()
     with room.unharmed():
@@ -480,6 +476,16 @@ def end_of(run: Any) -> str:
     return "answered"
 
 
+def save_twins(path: Path) -> Path:
+    """A file that llama.cpp aborts over: every token of the vocabulary is the same."""
+    twins = gguf_mutants.base()
+    kind, tokens = twins.metadata["tokenizer.ggml.tokens"]
+    twins.metadata["tokenizer.ggml.tokens"] = kind, ["same"] * len(tokens)
+    path.write_bytes(encode_gguf(twins))
+    return path
+
+
 def test_our_check_refuses_what_kills(room: Room) -> None:
+    twins = save_twins(room.models / "refused twins.gguf")
     with pytest.raises((RuntimeFault, LoadFailed), match="token"):
-        room.manager.start(str(room.models / "twins.gguf"), GenerationConfig(prompt="a", raw=True)).wait()
+        room.manager.start(str(twins), GenerationConfig(prompt="a", raw=True)).wait()
