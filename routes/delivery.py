@@ -6,7 +6,6 @@ If the client leaves, the requests are cancelled.
 import asyncio
 import contextlib
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -242,15 +241,12 @@ class Delivery(Feed):
         super().__init__([stream], gone)
         self.request = stream.request
         self._tokens = 0
-        self._first_token: float | None = None
         self._progress = ProgressComments()
 
     def messages(self, events: list[Tagged]) -> Iterator[Payload]:
         """The messages for the client. Progress is reported once per percent."""
         for _, event in events:
             if isinstance(event, TextDelta):
-                if self._first_token is None:
-                    self._first_token = time.monotonic()
                 yield (
                     "token",
                     {"request_id": self.request.id, "index": self._tokens, "text": event.text, **_other_fields(event)},
@@ -270,12 +266,11 @@ class Delivery(Feed):
 
     def _done(self, result: GenerationResult) -> dict[str, Any]:
         """The result and its metrics. The latency is the client's and includes a load; the speed is that of the computation."""
-        latency = None if self._first_token is None else self._first_token - self.request.created
         speed = result.tokens_generated / result.execution_time if result.execution_time > 0 else 0.0
         return {
             "request_id": self.request.id,
             **result.model_dump(mode="json"),
-            "first_token_latency_ms": None if latency is None else round(latency * 1000, 2),
+            "first_token_latency_ms": self.request.timeline.milliseconds().get("first"),
             "tokens_per_second": round(speed, 2),
         }
 

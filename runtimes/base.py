@@ -231,6 +231,7 @@ class ModelRuntime(ABC):
             elif len(self._requests) >= limit:
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
+                request.timeline.loaded = time.monotonic()
                 self._requests.add(request)
                 self._inbox.put(request)
         if fault is not None:
