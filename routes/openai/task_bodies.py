@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lfx_local_runtimes.routes.access import ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import Limited
-from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
 
@@ -29,7 +29,9 @@ class EmbeddingsBody(Named, Limited, EmbeddingAsk):
     )
     user: str | None = Field(default=None, description="Accepted, not used.")
 
-    @field_validator("texts", mode="before", json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+    @field_validator(
+        "texts", mode="before", json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]
+    )
     @classmethod
     def _as_list(cls, value: object) -> object:
         one = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))

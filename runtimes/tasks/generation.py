@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Strict
-from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow
+from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow, TokenId
 
 
 class ToolCall(Strict):
@@ -68,7 +68,7 @@ class GenerationConfig(Ask["GenerationResult"]):
 
     task: ClassVar[str] = "llm"
     prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = None
-    prompt_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    prompt_ids: tuple[TokenId, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_PROMPT_CHARS,

@@ -155,6 +155,7 @@ def test_a_result_says_that_it_was_judged_by_entailment() -> None:
         (EmbeddingAsk, {"texts": ("a", "")}, "input 1 must be a text or token ids, and not empty"),
         (EmbeddingAsk, {"texts": ("a", None)}, "input 1 must be"),
         (EmbeddingAsk, {"texts": ((),)}, "input 0 must be"),
+        (EmbeddingAsk, {"texts": ((1, True),)}, "input 0 must be"),
         (EmbeddingAsk, {"texts": ("a",), "dimensions": 0}, "dimensions"),
         (RerankAsk, {"query": "", "documents": ("a",)}, "query"),
         (RerankAsk, {"query": "a", "documents": ("a",), "overflow": "chunk"}, "chunk is for embeddings"),
