@@ -63,6 +63,17 @@ def test_vectors_are_shortened_before_they_are_normalized() -> None:
     assert not np.isnan(zero.vectors).any()
 
 
+def test_a_model_not_made_for_shorter_vectors_is_warned_of() -> None:
+    def warnings(dimensions: int | None, *, shortens: bool = False) -> list[str]:
+        about = TaskResult("m", {"warnings": ["slow"]})
+        ask, spec = EmbeddingAsk(texts=("a",), dimensions=dimensions), Spec("embedding", 1, shortens=shortens)
+        found = Embedding().result(ask, [np.array([3, 4, 12], dtype=np.float32)], spec, about)
+        return list(found.metadata["warnings"])
+
+    assert warnings(None) == warnings(3) == warnings(2, shortens=True) == ["slow"]
+    assert "matryoshka_dimensions" in warnings(2)[1]
+
+
 def test_scores_of_extreme_logits_are_numbers() -> None:
     logits = np.array([[1000.0, -1000.0]], dtype=np.float32)
     assert np.allclose(scores(logits, "softmax"), [[1, 0]])

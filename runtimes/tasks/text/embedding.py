@@ -1,7 +1,7 @@
 """Embeddings: a vector for each text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator
@@ -13,6 +13,11 @@ from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Rea
 
 if TYPE_CHECKING:
     import numpy as np
+
+_SHORTENED = (
+    "dimensions: the model's files do not say that its vectors may be shortened (matryoshka_dimensions in config.json). "
+    "Shortened vectors of a model that was not trained for it compare worse."
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,10 @@ class Embedding(Reading[EmbeddingAsk, EmbeddingResult]):
                     f"dimensions {ask.dimensions:,} is more than the {vectors.shape[1]:,} the model has.",
                     model_name=about.model_name, hint="Ask for less, or leave it unset.",
                 )  # fmt: skip
+            if ask.dimensions < vectors.shape[1] and not spec.shortens:
+                about = replace(
+                    about, metadata={**about.metadata, "warnings": [*about.metadata.get("warnings", ()), _SHORTENED]}
+                )
             vectors = vectors[:, : ask.dimensions]
         if spec.normalize if ask.normalize is None else ask.normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
