@@ -90,15 +90,19 @@ class GenerationConfig(Ask["GenerationResult"]):
         description="For token ids: a number that is added to the token's logit. -100 bans a token.",
     )
     logprobs: bool = Field(
-        default=False, description="Return the log-probability of each token, before any of the options above."
+        default=False,
+        description="Return the log-probability of each token of the answer's text, before any of the options above.",
     )
     top_logprobs: int = Field(
         default=0,
         ge=0,
         le=20,
-        description="Also return this many of the most likely tokens at each place. Needs logprobs.",
+        description="Also return this many of the most likely tokens at each place, and the drawn one if it is none of them. "
+        "Needs logprobs.",
     )
-    min_tokens: int = Field(default=0, ge=0, description="The answer has at least this many tokens.")
+    min_tokens: int = Field(
+        default=0, ge=0, description="The answer has at least this many tokens. Stop texts count after them."
+    )
     ignore_eos: bool = Field(
         default=False, description="The model cannot end the answer. It ends at max_tokens or the end of the context."
     )
