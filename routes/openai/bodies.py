@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from lfx_local_runtimes.routes.access import ModelRef
 from lfx_local_runtimes.routes.faults import InvalidField, validation_fault
@@ -12,15 +12,15 @@ from lfx_local_runtimes.routes.openai.conversation import (
     Message,
     Refusals,
     ResponseFormat,
-    grammar_of,
     read_choice,
     refuse,
     tools_of,
     turns,
 )
+from lfx_local_runtimes.routes.openai.forms import Forms
 from lfx_local_runtimes.runtimes.config import KeepAlive
 from lfx_local_runtimes.runtimes.tasks.base import TokenId
-from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 UNLIMITED = 16_777_216
 """`max_tokens` if the client sends none. The answer ends by itself, or at the end of the context."""
@@ -54,7 +54,7 @@ COMPLETION_REFUSALS: Refusals = {
 }
 
 
-class Sampling(Lenient):
+class Sampling(Forms):
     """The fields that all three kinds of request share. The defaults are OpenAI's."""
 
     model: ModelRef = Field(examples=["gemma-3-270m"])
@@ -90,12 +90,6 @@ class Sampling(Lenient):
     reasoning_budget: int | None = Field(
         default=None, ge=0, description="Not OpenAI's. Tokens the model may think for."
     )
-    grammar: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
-        default=None, description="Not OpenAI's. A grammar in GBNF that the answer must follow."
-    )
-    regex: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
-        default=None, description="Not OpenAI's. A regular expression that the answer must match."
-    )
 
     @property
     def seeds(self) -> int | None:
@@ -116,26 +110,6 @@ class Sampling(Lenient):
         if self.logit_bias is not None:
             found["logit_bias"] = self.logit_bias
         return found | {"seed": self.seeds}
-
-    def constraint(self, wanted: dict[str, Any] | None, param: str) -> Grammar | None:
-        """The grammar of the answer, if there is one; `wanted` is the response format's.
-
-        Raises:
-            InvalidField: the client sent more than one.
-        """
-        found = [
-            (fields, name)
-            for fields, name in (
-                (wanted, param),
-                (self.grammar and {"kind": "gbnf", "text": self.grammar}, "grammar"),
-                (self.regex and {"kind": "regex", "text": self.regex}, "regex"),
-            )
-            if fields
-        ]
-        if len(found) > 1:
-            names = " and ".join(name for _, name in found)
-            raise InvalidField(f"{names} exclude each other.", param=found[1][1], hint="Send one of them.")
-        return grammar_of(*found[0]) if found else None
 
 
 def configure(options: dict[str, Any]) -> GenerationConfig:

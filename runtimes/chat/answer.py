@@ -14,7 +14,7 @@ from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.chat.filters import StopFilter
 from lfx_local_runtimes.runtimes.chat.reasoning import NoThought, Splitter, make_splitter
 from lfx_local_runtimes.runtimes.chat.templates import Template, render, strip_bos
-from lfx_local_runtimes.runtimes.chat.tool_choice import forced_grammar, is_forced, offered_tools
+from lfx_local_runtimes.runtimes.chat.tool_choice import answer_grammar, is_forced, offered_tools
 from lfx_local_runtimes.runtimes.chat.tool_formats import choose_format
 from lfx_local_runtimes.runtimes.chat.tool_parsers import ForcedParser, Parsed, Parser
 from lfx_local_runtimes.runtimes.requests import Finished, Request
@@ -49,7 +49,7 @@ class Answer:
         config = request.ask
         self.seed = secrets.randbelow(2**32 - 1) if config.seed is None else config.seed
         self.template = "raw" if config.raw else template.name
-        self.grammar = config.grammar or forced_grammar(config)
+        self.grammar = answer_grammar(config)
         """What the engine has to hold the answer to."""
         self.marks: tuple[str, ...] = ()
         """Control tokens whose text has to be pushed, though engines otherwise leave such tokens out."""
@@ -79,9 +79,9 @@ class Answer:
         stops = () if config.raw or self.grammar is not None else template.stop
         tools = offered_tools(config)
         parser: Parser | None = None
-        if is_forced(config):
+        if is_forced(config) or (tools and self.grammar is not None):
             parser = ForcedParser(tools)
-        elif tools and config.grammar is None:
+        elif tools:
             form = choose_format(template.name, template.source)
             parser = form.parser(tools, parallel=config.parallel_tool_calls)
             self.marks, stops = form.control, (*stops, *form.stops)

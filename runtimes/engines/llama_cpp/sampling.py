@@ -62,7 +62,7 @@ class Sampler:
             add(lib.llama_sampler_init_greedy())
             return chain
         if config.top_k:
-            add(lib.llama_sampler_init_top_k(config.top_k))
+            add(lib.llama_sampler_init_top_k(min(config.top_k, vocabulary)))
         if config.top_p < 1:
             add(lib.llama_sampler_init_top_p(config.top_p, 1))
         if config.min_p > 0:
