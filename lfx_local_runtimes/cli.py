@@ -81,7 +81,9 @@ def serve(
     key = settings.api_key.get_secret_value() if settings.api_key else None
     manager = RuntimeManager(settings)
     try:
-        server = make_server(manager, host, port, key)
+        server = make_server(
+            manager, host, port, key, allowed_hosts=settings.allowed_hosts, cors_origins=settings.cors_origins
+        )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its end
             server.run()
         if not server.started:

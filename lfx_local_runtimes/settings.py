@@ -99,11 +99,26 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None, description="What the standalone server asks for; without one it serves this machine only."
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="More names of this machine, separated by commas, by which the standalone server may be called without a "
+        "key: host.docker.internal for a container.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins, separated by commas, whose web pages may call the standalone server: https://app.example. `*` is "
+        "every page, and needs a key.",
+    )
 
     @field_validator("model_dirs", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("force_device", mode="before")
     @classmethod

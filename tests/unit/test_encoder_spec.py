@@ -126,3 +126,9 @@ def test_what_is_not_served_is_said(files: dict[str, Any], fault: type[Exception
 )
 def test_the_task_is_read_from_the_configuration(config: dict[str, Any], task: str) -> None:
     assert task_of(config) == task
+
+
+def test_shorter_vectors_are_for_models_that_say_so(tmp_path: Path) -> None:
+    assert not read(tmp_path).shortens
+    assert read(tmp_path, {"matryoshka_dimensions": [256, 128]}).shortens
+    assert read(tmp_path, {"is_matryoshka": True}).shortens

@@ -302,7 +302,7 @@ def test_completion_logprobs_have_their_own_form(client: TestClient, stage: Stag
     body = complete(client, logprobs=1).json()
     Completion.model_validate(body)
     assert body["choices"][0]["logprobs"] == {
-        "tokens": ["He", "llo"], "token_logprobs": [-0.5, -0.25], "top_logprobs": [{"Ho": -1.5}, {}], "text_offset": [0, 2],
+        "tokens": ["He", "llo"], "token_logprobs": [-0.5, -0.25], "top_logprobs": [{"Ho": -1.5, "He": -0.5}, {"llo": -0.25}], "text_offset": [0, 2],
     }  # fmt: skip
 
 

@@ -238,6 +238,24 @@ def test_nothing_is_said_of_cuts_where_there_are_none(client: TestClient, monkey
     assert "truncated" not in client.post("/v1/embeddings", json=OPENAI["/v1/embeddings"]).json()
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
+def test_openai_refuses_what_is_too_long_unless_told_not_to(client: TestClient, fake: FakeManager, path: str) -> None:
+    assert client.post(path, json=OPENAI[path]).status_code == 200
+    assert fake.ask.overflow == "error"
+    client.post(path, json=OPENAI[path] | {"overflow": "truncate"})
+    assert fake.ask.overflow == "truncate"
+
+
+def test_the_native_routes_cut_what_is_too_long(client: TestClient, fake: FakeManager) -> None:
+    assert client.post("/embed", json=NATIVE["/embed"]).status_code == 200
+    assert fake.ask.overflow == "truncate"
+
+
+def test_warnings_are_told_in_openais_answers_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RESULTS, "embedding", EmbeddingResult(MODEL, ABOUT | {"warnings": ["beware"]}, VECTORS))
+    assert client.post("/v1/embeddings", json=OPENAI["/v1/embeddings"]).json()["warnings"] == ["beware"]
+
+
 def test_openai_rerank_repeats_the_documents_unless_told_not_to(client: TestClient, fake: FakeManager) -> None:
     body = OPENAI["/v1/rerank"] | {"documents": ["a", {"text": "b"}], "top_n": 2, "max_chunks_per_doc": 1}
     response = client.post("/v1/rerank", json=body, headers={"x-request-id": "mine"})
