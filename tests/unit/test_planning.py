@@ -88,12 +88,34 @@ def test_a_preferred_device_that_is_missing_is_a_warning() -> None:
     assert first.warnings == ("This machine has no cuda: running on the CPU.",)
 
 
-def test_an_integer_type_for_a_gguf_means_transformers() -> None:
-    assert choices(plans(info(), quantization="int8")) == [("transformers", "cpu", "int8")]
+def test_a_type_that_files_do_not_have_is_refused() -> None:
     with pytest.raises(InvalidInput, match="stored as Q4_K_M"):
-        plans(info(), quantization="int8", runtime_type="llama_cpp")
+        plans(info(), quantization="Q8_0", runtime_type="llama_cpp")
     with pytest.raises(InvalidInput, match="GGUF type"):
         plans(info(ModelFormat.SAFETENSORS), quantization="Q4_K_M")
+
+
+def test_an_integer_type_that_a_device_cannot_do_runs_on_the_cpu() -> None:
+    mac = Machine(Device(DeviceType.MPS))
+    first, *others = plans(info(ModelFormat.SAFETENSORS), mac, quantization="int8")
+    assert (first.device.key, first.dtype, first.warnings) == ("cpu", "int8", ("int8 does not run on mps.",))
+    assert choices(tuple(others)) == [("transformers", "mps", "fp32"), ("transformers", "cpu", "fp32")]
+    assert others[0].warnings == ("int8 was asked for, and the model is loaded in fp32.",)
+
+
+@pytest.mark.parametrize("config", [{}, {"runtime_type": "llama_cpp"}, {"runtime_type": "transformers"}])
+@pytest.mark.parametrize("wanted", ["int8", "int4"])
+def test_an_integer_type_is_never_refused(wanted: str, config: dict[str, str]) -> None:
+    """A GGUF file is not quantized again: it is loaded as it is stored, or unpacked."""
+    first = plans(info(), quantization=wanted, **config)[0]
+    assert first.dtype == ("fp32" if config.get("runtime_type") == "transformers" else "Q4_K_M")
+    assert f"{wanted} was asked for, and the model is loaded in {first.dtype}." in first.warnings[0]
+    assert "GGUF" in first.warnings[0] or "stored as Q4_K_M" in first.warnings[0]
+
+
+def test_four_bits_become_eight_before_they_become_sixteen() -> None:
+    found = plans(info(ModelFormat.SAFETENSORS), quantization="int4")
+    assert [plan.dtype for plan in found] == ["int4", "int8", "fp32"]
 
 
 def test_context() -> None:
