@@ -119,18 +119,55 @@ def test_four_bits_become_eight_before_they_become_sixteen() -> None:
 
 
 def test_context() -> None:
-    assert plans(info())[0].context_length == 4096
+    assert plans(info())[0].context_length == 8192
     assert plans(info(context_length=512))[0].context_length == 512
     assert plans(info(), context_length=8192)[0].context_length == 8192
     with pytest.raises(InvalidInput, match="8,192 tokens the model was trained for"):
         plans(info(), context_length=8193)
 
 
+WIDE = (AttentionLayer(8, 128, 128),) * 32
+"""128 KiB of cache for each token in two bytes."""
+
+
+def test_an_unset_context_is_as_long_as_memory_allows() -> None:
+    """A GiB, or as much as the weights take, for the caches of two requests at once."""
+    facts = {"layers": WIDE, "context_length": 131_072}
+    small, large = (plans(info(**facts, weight_bytes=size))[0] for size in (2**20, 3 * 2**30))
+    assert (small.context_length, small.sequences) == (4096, 2)
+    assert (large.context_length, large.sequences) == (12_288, 2)
+    alone = plans(info(**facts, weight_bytes=3 * 2**30), parallel=1)[0]
+    assert (alone.context_length, alone.sequences) == (24_576, 1)
+    asked = plans(info(**facts), context_length=100_000)[0]
+    assert (asked.context_length, asked.sequences) == (100_000, 1)
+
+
+def test_a_machine_with_much_memory_has_longer_contexts() -> None:
+    class Large(Machine):
+        def memory(self, device: Device) -> Memory:
+            return Memory(2**37, 2**37)
+
+    plan = plans(info(layers=WIDE, context_length=131_072), Large())[0]
+    assert plan.context_length > 28_000
+    assert plan.sequences == 2
+
+
+def test_an_unset_context_is_shorter_before_a_load_is_refused() -> None:
+    plan = plans(info(layers=WIDE, context_length=8192, weight_bytes=2**31))[0]
+    assert (plan.context_length, plan.sequences) == (8192, 2)
+    assert [(one.context_length, one.sequences) for one in plan.smaller] == [(8192, 1), (4096, 1)]
+    assert plan.smaller[0].warnings == ("Memory is short: one request at a time.",)
+    assert plan.smaller[1].warnings == ("Memory is short: the context is 4,096 tokens instead of 8,192.",)
+    asked = plans(info(layers=WIDE, context_length=8192), context_length=4096)[0]
+    assert asked.sequences == 2
+    assert [(one.context_length, one.sequences) for one in asked.smaller] == [(4096, 1)]
+
+
 def test_as_many_sequences_as_their_caches_are_worth() -> None:
     """Half a GiB of cache for each in bf16, a GiB in fp32; no more than a GiB beside weights this small."""
-    model = info(ModelFormat.SAFETENSORS, layers=(AttentionLayer(8, 128, 128),) * 32)
+    model = info(ModelFormat.SAFETENSORS, layers=WIDE)
     for dtype, kept in (("bf16", 2), ("fp32", 1)):
-        (plan,) = plans(model, quantization=dtype)
+        (plan,) = plans(model, quantization=dtype, context_length=4096)
         assert plan.sequences == kept
         assert 2**30 <= plan.memory["cpu"] < 1.1 * 2**30
     assert plans(model, parallel=5)[0].sequences == 5
