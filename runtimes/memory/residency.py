@@ -144,6 +144,11 @@ class Residency:
             model_name=slot.name, hint=f"It can be loaded again in {rest:.0f} s.",
         )  # fmt: skip
 
+    def resting(self) -> list[str]:
+        """The names of models that died so often that they are not loaded for a while."""
+        with self._changed:
+            return [slot.name for slot in self._slots.values() if self._refused_for_now(slot) is not None]
+
     def release(self, runtime: ModelRuntime, keep_alive: float | None = None) -> None:
         """Give a lease back; `keep_alive` seconds, if given, replace the model's own from now on."""
         with self._changed:
