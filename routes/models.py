@@ -19,6 +19,8 @@ router = APIRouter(route_class=FaultRoute)
 
 Force = Annotated[bool, Query(description="Cancel the requests that are using it.")]
 
+Ready = Annotated[bool, Query(description="Answer 503 if the status is unhealthy, for an orchestrator's probe.")]
+
 _unloads: set["asyncio.Task[list[str]]"] = set()
 
 
@@ -76,10 +78,13 @@ def status(manager: Manager) -> ModelList:
     return ModelList(models=[*_in_memory(manager), *failed])
 
 
-@router.get("/health")
-def health(manager: Manager) -> Health:
-    """A summary: status, counts, the preferred device, and each model in memory with its process."""
-    return Health.model_validate(manager.health())
+@router.get("/health", responses={503: {"model": Health, "description": "Unhealthy, and `ready` is set"}})
+def health(manager: Manager, response: Response, ready: Ready = False) -> Health:
+    """A summary: status with reasons, counts, the devices, and each model in memory with its process."""
+    found = Health.model_validate(manager.health())
+    if ready and found.status == "unhealthy":
+        response.status_code = 503
+    return found
 
 
 @router.get("/stats")

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from lfx_local_runtimes.routes.access import ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import ask_of
+from lfx_local_runtimes.runtimes.health import HealthState
 from lfx_local_runtimes.runtimes.planning import Inspection
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
@@ -103,10 +104,16 @@ class ModelHealth(_Answer):
 class Health(_Answer):
     """Whether the runtime serves, and the models in memory."""
 
-    status: str
+    status: HealthState = Field(
+        description="degraded: something does not work. unhealthy: nothing new can be served until somebody acts."
+    )
+    reasons: list[str] = Field(description="Why the status is not healthy, and what to do.")
     registered_models: int
     loaded_models: int
     device: str = Field(description="The device of models that name none.")
+    device_info: dict[str, Any] = Field(
+        description="cuda, mps, gpu_name, memory_gb, and devices: each with its type and its total and free bytes."
+    )
     models: dict[str, ModelHealth]
 
 

@@ -157,7 +157,7 @@ class ModelConfig(Strict):
         description="fp32, fp16, bf16, int8 or int4 (Transformers, ONNX), or the GGUF file to take from a hub repository (Q4_K_M …).",
     )
     context_length: ContextLength | None = Field(
-        default=None, description="Tokens. Unset: the model's own, at most 4,096."
+        default=None, description="Tokens. Unset: as many as the model was trained for and memory allows."
     )
     revision: Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z0-9_./-]+$")] | None = Field(
         default=None, description="Branch, tag or commit on the hub."

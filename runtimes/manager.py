@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import logging
 import os
 import threading
 import time
@@ -23,14 +24,15 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
-from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
+from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, device_capabilities
 from lfx_local_runtimes.runtimes.engines.registry import engine_names
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.health import Facts, assess, check_machine, describe, free_disk
 from lfx_local_runtimes.runtimes.inventory import Inventory
 from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
 from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
 from lfx_local_runtimes.runtimes.memory.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
-from lfx_local_runtimes.runtimes.planning import Inspection, Rules, plan_loads
+from lfx_local_runtimes.runtimes.planning import Inspection, plan_loads
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
@@ -38,6 +40,8 @@ from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.runtimes.trust.gate import log_refusal
 from lfx_local_runtimes.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[Progress], Any]
 
@@ -55,8 +59,7 @@ class RuntimeManager:
         admission_wait: seconds a load waits for models in use to be released.
 
     Raises:
-        SettingsFault: impossible settings.
-        DeviceUnavailable: FORCE_DEVICE names a device that is not there.
+        SettingsFault: impossible settings, a device of FORCE_DEVICE that is not there, or errors in the rules file.
     """
 
     def __init__(
@@ -66,9 +69,9 @@ class RuntimeManager:
         self.settings = settings or get_settings()
         self.catalog = catalog or Catalog(self.settings)
         self._probe = probe
-        if self.settings.force_device:
-            select_device(force=self.settings.force_device, probe=probe)
-        self._rules = Rules.load(self.settings.rules_file)
+        self._device, self._rules = check_machine(self.settings, probe)
+        self._devices = frozenset(device.key for device in probe.accelerators())
+        logger.info("Models run on %s, unless they name a device.", describe(self._device, probe))
         self._checker = ThreadPoolExecutor(1, "check of model files")
         """One thread: glibc keeps what a check took for the thread that took it, and a load's own thread is a new one."""
         self._residency = Residency(
@@ -379,14 +382,27 @@ class RuntimeManager:
         }  # fmt: skip
 
     def health(self) -> dict[str, Any]:
-        """A summary: status, counts, the preferred device, and each model in memory."""
-        device = select_device(force=self.settings.force_device, probe=self._probe)
+        """A summary: the state with its reasons, counts, the devices, and each model in memory.
+
+        `status` is `healthy`; `degraded` if something does not work; `unhealthy` if nothing new can be served.
+        """
+        capabilities = device_capabilities(self._probe)
+        there = {device.key for device in self._probe.accelerators()}
         models = [self.model_status(name) for name in self.loaded_models()]
+        home = self.settings.home
+        status, reasons = assess(
+            Facts(
+                free_disk(home), home, lost=self._devices - there, needed=self.settings.force_device,
+                resting=self._residency.resting(), serving=sum(model.state == "ready" for model in models),
+            )
+        )  # fmt: skip
         return {
-            "status": "healthy",
+            "status": status,
+            "reasons": reasons,
             "registered_models": len(self.catalog.list()),
             "loaded_models": sum(model.state == "ready" for model in models),
-            "device": device.key,
+            "device": self._device.key,
+            "device_info": capabilities,
             "models": {
                 model.model_name: {
                     "status": model.state,

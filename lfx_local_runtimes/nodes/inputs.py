@@ -161,7 +161,7 @@ def loading_inputs(*, engines: Iterable[str] = ENGINES) -> list[Any]:
         ),
         IntInput(
             name="context_length", display_name="Context Length", value=0, advanced=True,
-            info="Tokens of prompt and answer together. 0: the model's own length, at most 4,096.",
+            info="Tokens of prompt and answer together. 0: as many as the model was trained for and memory allows.",
         ),
         DropdownInput(
             name="keep_alive", display_name="Keep Alive", options=list(KEEP_ALIVES), value=AUTO, combobox=True, advanced=True,

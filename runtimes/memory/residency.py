@@ -10,10 +10,10 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lfx_local_runtimes.errors import (
     DeviceUnavailable,
@@ -144,6 +144,11 @@ class Residency:
             model_name=slot.name, hint=f"It can be loaded again in {rest:.0f} s.",
         )  # fmt: skip
 
+    def resting(self) -> list[str]:
+        """The names of models that died so often that they are not loaded for a while."""
+        with self._changed:
+            return [slot.name for slot in self._slots.values() if self._refused_for_now(slot) is not None]
+
     def release(self, runtime: ModelRuntime, keep_alive: float | None = None) -> None:
         """Give a lease back; `keep_alive` seconds, if given, replace the model's own from now on."""
         with self._changed:
@@ -255,11 +260,15 @@ class Residency:
     def _first_that_loads(self, slot: Slot, prepared: Prepared, context: LoadContext) -> ModelRuntime:
         """Try the plans in turn; what the failed ones said is told by the one that works."""
         faults: list[RuntimeFault] = []
-        full: set[str] = set()
-        for plan in prepared.plans:
-            if plan.device.key in full:
+        too_much: dict[str, int] = {}
+        """Bytes that did not fit, by device."""
+        left = deque(prepared.plans)
+        while left:
+            plan = left.popleft()
+            needs = plan.memory.get(plan.device.key, 0)
+            if needs >= too_much.get(plan.device.key, needs + 1):
                 continue
-            runtime = make_runtime(prepared.config, plan, self._settings, self._spares)
+            runtime = make_runtime(prepared.config, replace(plan, smaller=()), self._settings, self._spares)
             try:
                 level = level_of(runtime.isolation, self._settings)
                 context.clearance = check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
@@ -270,7 +279,8 @@ class Residency:
                 logger.warning("%s on %s: %s", plan.engine, plan.device.key, fault)
                 faults.append(fault)
                 if isinstance(fault, DoesNotFit):
-                    full.add(plan.device.key)
+                    too_much[plan.device.key] = needs
+                    left.extendleft(reversed(plan.smaller))
                 continue
             runtime.warnings += [f"{fault} Running on {plan.engine}, {plan.device.key} instead." for fault in faults]
             return runtime

@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import (
-    DeviceUnavailable,
     EngineFailure,
     InvalidInput,
     ModelBusy,
@@ -21,6 +20,7 @@ from lfx_local_runtimes.errors import (
     PathNotAllowed,
     RequestNotFound,
     RuntimeFault,
+    SettingsFault,
 )
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager, ScriptedRuntime
 from lfx_local_runtimes.runtimes import manager as manager_module
@@ -292,7 +292,7 @@ async def test_one_thread_checks_the_files_of_all_loads(stage: Theatre, monkeypa
 
 
 def test_a_forced_device_that_is_not_there_fails_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(DeviceUnavailable, match="FORCE_DEVICE"):
+    with pytest.raises(SettingsFault, match="FORCE_DEVICE"):
         RuntimeManager(Settings(home=tmp_path, force_device="mps"))
 
 

@@ -46,6 +46,8 @@ class Stage:
         self.closes: list[str] = []
         self.failures: list[Exception] = []
         self.sizes: dict[str, int] = {}
+        self.smaller: dict[str, list[tuple[int, int]]] = {}
+        """Context length and size of the smaller loads of a model."""
         self.serving = threading.Semaphore(0)
 
 
@@ -130,9 +132,12 @@ def make(stage: Stage) -> Iterator[MakeResidency]:
         config = ModelConfig(model_id=name, model_name=name)
         info = ModelInfo(Path(name), ModelFormat.GGUF, (), 1)
         needs = {"cpu": stage.sizes.get(name, GIB)}
-        return Prepared(
-            ModelKey(name), config, "test", tuple(LoadPlan(info, e, CPU, "x", 8, needs) for e in ("doll", "doll_too"))
+        smaller = tuple(
+            LoadPlan(info, "doll", CPU, "x", length, {"cpu": size}, warnings=(f"Memory is short: {length}.",))
+            for length, size in stage.smaller.get(name, ())
         )
+        plans = (LoadPlan(info, engine, CPU, "x", 8, needs, smaller=smaller) for engine in ("doll", "doll_too"))
+        return Prepared(ModelKey(name), config, "test", tuple(plans))
 
     def make(budget: float = 8, keep_alive: float = -1, wait: float = PATIENCE, places: int | None = None) -> Residency:
         ledger = MemoryLedger(Settings(memory_budget_gb=budget, max_loaded_models=places), Machine())
@@ -212,6 +217,27 @@ def test_the_next_engine_is_tried_and_the_result_says_so(make: MakeResidency, st
     assert "doll_too" in runtime.warnings[0]
     assert stage.closes == ["a"], "the engine that failed is closed"
     give_back(residency, "a")
+
+
+def test_a_shorter_context_is_tried_before_a_load_is_refused(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.sizes["big"], stage.smaller["big"] = 20 * GIB, [(4, 10 * GIB), (2, 5 * GIB)]
+    runtime = lease(residency, "big").future.result(PATIENCE)
+    assert runtime.plan is not None
+    assert runtime.plan.context_length == 2
+    assert stage.loads == ["big"]
+    assert runtime.warnings[0] == "Memory is short: 2."
+    assert "20,480 MiB" in runtime.warnings[1]
+    give_back(residency, "big")
+
+
+def test_a_broken_model_is_not_tried_with_a_shorter_context(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.smaller["a"] = [(4, GIB // 2)]
+    stage.failures = [LoadFailed("It is broken."), LoadFailed("It is broken.")]
+    with pytest.raises(LoadFailed):
+        lease(residency, "a").future.result(PATIENCE)
+    assert stage.loads == ["a", "a"], "one load for each engine"
 
 
 def test_a_device_that_an_engine_does_not_know_is_a_reason_to_try_the_next(make: MakeResidency, stage: Stage) -> None:

@@ -13,12 +13,10 @@ from fastapi.testclient import TestClient
 
 from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.routes import PREFIX, register
+from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES, STATUS, status_of
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.settings import PREFIX as SETTING
-from lfx_local_runtimes.settings import get_settings
 from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, write_model
 
 TIMING = ("execution_time", "time_to_first_token")
@@ -399,10 +397,3 @@ def test_every_route_asks_who_is_there(client: TestClient, stage: Stage, method:
     assert response.status_code == 403
     assert response.json() == {"detail": "no key"}
     assert not stage.requests
-
-
-def test_register_refuses_impossible_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"{SETTING}MEMORY_BUDGET_GB", "-1")
-    get_settings.cache_clear()
-    with pytest.raises(errors.SettingsFault, match="MEMORY_BUDGET_GB"):
-        register(FastAPI())

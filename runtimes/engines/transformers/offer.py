@@ -1,7 +1,9 @@
 """How Transformers would load a model: its weights, turned into the type asked for or the device's usual one."""
 
+import re
+
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import Device
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import Offer, Terms
@@ -12,7 +14,7 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
     """The weights in a tensor type. GGUF weights are unpacked for it.
 
     Raises:
-        InvalidInput: the model has ONNX files only, or the configuration asks for a type that only GGUF files have.
+        InvalidInput: the model has ONNX files only, or the type does not work for this model, format or device.
     """
     if info.format is ModelFormat.ONNX:
         raise InvalidInput(
@@ -20,4 +22,32 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
             model_name=config.model_name, hint="Use a safetensors copy of the model, or runtime_type auto.",
         )  # fmt: skip
     dtype = tensor_type(config, info, device, terms)
+    _check_type(dtype, config, info, device)
     return sized_offer(config, info, device, terms, dtype, loaded=dtype)
+
+
+def _check_type(dtype: str, config: ModelConfig, info: ModelInfo, device: Device) -> None:
+    """Raises InvalidInput for a type that would not work, before anything is read."""
+    name = info.path.name
+    if dtype == "fp16" and re.match("gemma", info.architecture or "", re.IGNORECASE):
+        raise InvalidInput(
+            f"{name} is a Gemma, which overflows in fp16.", model_name=config.model_name,
+            hint="Use bf16, fp32, int8 or int4.",
+        )  # fmt: skip
+    if dtype not in ("int8", "int4"):
+        return
+    if info.format is ModelFormat.GGUF:
+        raise InvalidInput(
+            f"Transformers does not quantize a GGUF file to {dtype}.", model_name=config.model_name,
+            hint=f"Leave quantization unset, or convert it first: lfx-local-runtimes convert {name}",
+        )  # fmt: skip
+    if info.metadata.get("quantization_config"):
+        raise InvalidInput(
+            f"{name} is quantized already; {dtype} does not apply.", model_name=config.model_name,
+            hint="Leave quantization unset.",
+        )  # fmt: skip
+    if device.type is DeviceType.MPS:
+        raise InvalidInput(
+            f"{dtype} does not run on {device.key}.", model_name=config.model_name,
+            hint="Use fp32, fp16 or bf16, or the CPU.",
+        )  # fmt: skip
