@@ -1,11 +1,13 @@
-"""`lfx-local-runtimes`: serve, list, download, convert and try models from a shell."""
+"""`lfx-local-runtimes`: serve, list, download, convert, remove and try models from a shell."""
 
+import asyncio
 import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -25,7 +27,7 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, by the shells' convention."""
 
 app = typer.Typer(
-    name="lfx-local-runtimes", help="Local models: serve, list, download, convert and try them.",
+    name="lfx-local-runtimes", help="Local models: serve, list, download, convert, remove and try them.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -139,6 +141,30 @@ def convert(
     typer.echo(f"Converting {source}. A large vocabulary takes about a minute.", err=True)
     with _manager(model_dir) as manager, _progress() as report:
         typer.echo(f"Wrote {write(source, target, dtype, manager.catalog, report)}")
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    files: Annotated[bool, typer.Option("--files", help="Also delete its files from the disk.")] = False,
+    force: Annotated[bool, typer.Option(help="Cancel the requests that are using it.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Remove a model's registration, from the running server or from this machine if no server runs.
+
+    With --files its files go too, if they are in the data folder or in the hub's cache. Files of packages and in other
+    folders stay.
+    """
+    try:
+        path = f"models/{quote(name)}{'/files' if files else ''}"
+        freed = _ask("DELETE", url, api_key, path, force=force)["freed_mb"]
+    except NoServer:
+        if url != DEFAULT_URL:
+            raise
+        with _manager(None) as manager:
+            freed = asyncio.run(manager.remove_model(name, files=files)).freed_bytes / 2**20
+    typer.echo(f"{name} is removed. {f'{_size(freed)} are free again.' if files else 'Its files stay.'}")
 
 
 def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
@@ -265,7 +291,16 @@ def _converse(chat: Chat) -> None:
 @app.command()
 def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """List the models in a running server's memory, and failed ones, with their processes."""
-    rows = _ask("GET", url, api_key, "status")["models"]
+    try:
+        rows = _ask("GET", url, api_key, "status")["models"]
+    except NoServer as fault:
+        if url != DEFAULT_URL:
+            raise
+        typer.echo(f"No server runs here, so no model is in memory. {fault.hint}")
+        typer.echo(
+            "For the models of a Langflow give its address and a key: ps --url http://localhost:7860 --api-key …"
+        )
+        return
     _table(
         ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE", "PID", "UPTIME", "RESTARTS", "CONFINED"),
         [

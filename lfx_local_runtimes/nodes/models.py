@@ -50,8 +50,8 @@ def chosen_model(node: Component) -> str:
 
 # -- Model Manager and Runtime Status ------------------------------------------------------------------------------------
 
-ACTIONS = ("Load", "Unload", "Register", "Pin", "Unpin", "State")
-REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned")
+ACTIONS = ("Load", "Unload", "Register", "Unregister", "Pin", "Unpin", "State")
+REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned", "replace")
 
 
 async def manage_model(node: Component) -> dict[str, Any]:
@@ -74,7 +74,13 @@ async def manage_model(node: Component) -> dict[str, Any]:
     elif action == "Register":
         config = registration(node)
         name = config.model_name
-        changed = await asyncio.to_thread(manager.register_model, config, restrict_paths=True)
+        if getattr(node, "replace", False):  # nodes of older flows have no such field
+            changed = await manager.replace_model(config, restrict_paths=True, force=bool(node.force))
+        else:
+            changed = await asyncio.to_thread(manager.register_model, config, restrict_paths=True)
+    elif action == "Unregister":
+        removed = await manager.remove_model(name, force=bool(node.force))
+        return {"action": "unregister", "changed": True, "model_name": removed.model_name, "state": "unregistered"}
     elif action in ("Pin", "Unpin"):
         before = await asyncio.to_thread(manager.model_status, name)
         await asyncio.to_thread(manager.pin, name, action == "Pin")
@@ -109,8 +115,9 @@ def registration(node: Component) -> ModelConfig:
 def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
     """Show the fields of a Model Manager node that its action uses."""
     for field in REGISTER_FIELDS:
-        build_config[field]["show"] = action == "Register"
-    build_config["force"]["show"] = action == "Unload"
+        if field in build_config:  # nodes of older flows do not have all of them
+            build_config[field]["show"] = action == "Register"
+    build_config["force"]["show"] = action in ("Unload", "Register", "Unregister")
     return build_config
 
 

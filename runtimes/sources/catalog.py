@@ -15,13 +15,14 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
+from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
 from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers
 from lfx_local_runtimes.runtimes.sources.registrations import Registrations
+from lfx_local_runtimes.runtimes.sources.removal import Removal, plan_removal
 from lfx_local_runtimes.settings import Settings
 
 _MAX_PATH_CHARS = 1024
@@ -60,9 +61,9 @@ class Catalog:
 
     # -- registrations -----------------------------------------------------------------------------------------------
 
-    def add(self, config: ModelConfig) -> bool:
-        """Register a model. False if exactly this is registered already. Raises the errors of `Registrations.add`."""
-        return self.registrations.add(config)
+    def add(self, config: ModelConfig, *, replace: bool = False) -> bool:
+        """Register a model. False if exactly this is registered already. Arguments and errors of `Registrations.add`."""
+        return self.registrations.add(config, replace=replace)
 
     def remove(self, name: str) -> bool:
         """Forget a registered model. False if there was none."""
@@ -71,6 +72,16 @@ class Catalog:
     def registered(self) -> dict[str, ModelConfig]:
         """The registered models by name."""
         return self.registrations.all()
+
+    def is_registered(self, name: str) -> bool:
+        """Whether there is a registration, valid or not, of exactly this name."""
+        return name in self.registrations.all() or name in self.registrations.problems
+
+    def spelling(self, name: str) -> str:
+        """The name as it is registered or was found, if only upper and lower case differ; otherwise the name itself."""
+        known = {*self.registered(), *self.registrations.problems, *(model.name for model in self._discovered())}
+        folded = [one for one in known if one.casefold() == name.casefold()]
+        return folded[0] if name not in known and len(folded) == 1 else name
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -170,6 +181,32 @@ class Catalog:
             )  # fmt: skip
 
     # -- files -------------------------------------------------------------------------------------------------------
+
+    def removal(self, config: ModelConfig) -> Removal:
+        """The files to delete for a model.
+
+        Raises:
+            ModelNotFound: they are not on this machine.
+            NotAllowed: they belong to a package, or are outside the data folder and the hub's cache.
+        """
+        name = config.model_name
+        if (carrier := self._carrier(config)) is not None:
+            raise NotAllowed(
+                f"{name} is a part of the package {carrier.package}.", model_name=name,
+                hint=f"To free the disk: pip uninstall {carrier.package}",
+            )  # fmt: skip
+        if (path := self.locate(config)) is None:
+            raise ModelNotFound(f"The files of {name} are not on this machine.", model_name=name)
+        return plan_removal(path, self.settings, self._cache)
+
+    def models_in(self, place: Path) -> dict[str, tuple[str, Path]]:
+        """Source and path of the known models at or under a path, by name. Folders' links are resolved in both."""
+        found = {}
+        for row in self.list():
+            path = self.locate(row.config)
+            if path is not None and (real := path.parent.resolve() / path.name).is_relative_to(place):
+                found[row.config.model_name] = row.source, real
+        return found
 
     def locate(self, config: ModelConfig) -> Path | None:
         """The file or folder of a model if all of it is on this machine; None if it must be fetched first.

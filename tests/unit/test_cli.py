@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
 from lfx_local_runtimes import cli, server
-from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, SettingsFault
+from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, NotAllowed, SettingsFault
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
@@ -168,6 +168,34 @@ def test_ctrl_c_cancels_a_pull(invoke: Invoke, models: Path, monkeypatch: pytest
     assert "same command again" in result.stderr
 
 
+def test_rm_without_a_server_changes_this_machine(
+    invoke: Invoke, registered: str, nobody_there: None, models: Path
+) -> None:
+    assert invoke("rm", registered).stdout == "polly is removed. Its files stay.\n"
+    assert (models / MODEL).is_dir()
+    assert isinstance(invoke("rm", registered).exception, ModelNotFound)
+    kept = invoke("rm", "--files", MODEL).exception  # the folder is the user's own, not the data folder's
+    assert isinstance(kept, NotAllowed)
+
+
+def test_rm_frees_the_disk(invoke: Invoke, models: Path, nobody_there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}HOME", str(models.parent))
+    assert invoke("rm", "--files", MODEL).stdout == f"{MODEL} is removed. 0 MiB are free again.\n"
+    assert list(models.iterdir()) == []
+
+
+def test_rm_asks_the_server(invoke: Invoke, running: RuntimeManager) -> None:
+    deltas = running.stream("polly", GenerationConfig(prompt="one wait two")).deltas()
+    assert next(deltas).text == "one "
+    busy = invoke("rm", "polly").exception
+    assert isinstance(busy, cli.ServerFault)
+    assert "force" in str(busy)
+    assert invoke("rm", "polly", "--force").stdout == "polly is removed. Its files stay.\n"
+    assert list(deltas) == []
+    assert running.loaded_models() == []
+    assert "polly" not in running.catalog.registered()
+
+
 # -- talking -------------------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +316,18 @@ def test_a_servers_refusal_is_told(invoke: Invoke, running: RuntimeManager) -> N
     assert "401" in str(wrong_key)
 
 
-@pytest.mark.parametrize("arguments", [("ps",), ("stop", "--all"), ("models", "--url", "http://elsewhere:1")])
+def test_ps_without_a_server_is_no_error(invoke: Invoke, nobody_there: None) -> None:
+    result = invoke("ps")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("No server runs here, so no model is in memory.")
+    assert "lfx-local-runtimes serve" in result.stdout
+    assert "--url" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ps", "--url", "http://elsewhere:1"), ("stop", "--all"), ("models", "--url", "http://elsewhere:1")],
+)
 def test_without_a_server_that_is_said(invoke: Invoke, nobody_there: None, arguments: tuple[str, ...]) -> None:
     fault = invoke(*arguments).exception
     assert isinstance(fault, cli.NoServer)

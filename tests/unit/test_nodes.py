@@ -572,6 +572,20 @@ async def test_a_model_is_registered_from_a_flow(stage: Theatre) -> None:
         await manage("Register", "black bird", model_id=str(stage.models / "parrot"))
 
 
+async def test_a_registration_is_replaced_and_removed_from_a_flow(stage: Theatre) -> None:
+    source = str(stage.models / "parrot")
+    with pytest.raises(ModelConflict, match="Replace in the Model Manager node"):
+        await manage("Register", model_id=source, context_length=256)
+    replaced = await manage("Register", model_id=source, context_length=256, replace=True)
+    assert (replaced["changed"], replaced["context_length"]) == (True, 256)
+    assert (await manage("Register", model_id=source, context_length=256, replace=True))["changed"] is False
+    removed = await manage("Unregister")
+    assert removed == {"action": "unregister", "changed": True, "model_name": "parrot", "state": "unregistered"}
+    assert "parrot" not in stage.manager.catalog.registered()
+    with pytest.raises(ModelNotFound, match="not registered"):
+        await manage("Unregister")
+
+
 async def test_a_registration_says_how_many_requests_are_computed_at_once(stage: Theatre) -> None:
     await manage("Register", "flock", model_id=str(stage.models / "parrot"), parallel=4)
     await manage("Register", "as many as fit", model_id=str(stage.models / "parrot"), parallel=0)
@@ -624,7 +638,7 @@ async def test_only_the_fields_of_the_action_show(stage: Theatre) -> None:
 
     assert shown() == {"action", "model_name", "after"}
     fields = await node.update_build_config(fields, "Register", "action")
-    assert {"model_id", "runtime_type", "pinned"} <= shown()
+    assert {"model_id", "runtime_type", "pinned", "replace", "force"} <= shown()
     fields = await node.update_build_config(fields, "Unload", "action")
     assert shown() == {"action", "model_name", "after", "force"}
 
