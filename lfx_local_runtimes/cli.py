@@ -14,6 +14,7 @@ import typer
 from lfx_local_runtimes import trusting
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
+from lfx_local_runtimes.runtimes.status import state_in_words
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, TextDelta
 from lfx_local_runtimes.settings import load_settings
 
@@ -104,8 +105,9 @@ def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = N
             rows = [status.model_dump() for status in manager.list_models()]
     _table(
         ("NAME", "FORMAT", "SIZE", "STATE"),
-        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), row["state"]) for row in rows],
+        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), _state(row)) for row in rows],
     )
+    _explain(rows)
 
 
 @app.command()
@@ -311,11 +313,20 @@ def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
             for row in rows
         ],
     )  # fmt: skip
+    _explain(rows)
+
+
+def _explain(rows: Iterable[dict[str, Any]]) -> None:
+    """Print why models cannot be loaded, or how their processes ended."""
     for row in rows:
         if row["last_exit"]:
             typer.echo(f"{row['model_name']}, last exit: {row['last_exit']}", err=True)
-        elif row["state"] == "failed":
+        elif row["error"]:
             typer.echo(f"{row['model_name']}: {row['error']}", err=True)
+
+
+def _state(row: dict[str, Any]) -> str:
+    return state_in_words(row["state"], on_disk=row.get("on_disk", True), error=row["error"])
 
 
 def _use(row: dict[str, Any]) -> str:

@@ -95,7 +95,7 @@ class RuntimeManager:
         Raises:
             ModelConflict: the name has another configuration.
             PathNotAllowed: see `restrict_paths`.
-            InvalidInput: an unknown runtime type.
+            InvalidInput: an unknown runtime type or model type.
         """
         return self._registrar.register(config, restrict_paths=restrict_paths)
 

@@ -9,6 +9,7 @@ from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeTyp
 from lfx_local_runtimes.runtimes.engines.registry import engine_names
 from lfx_local_runtimes.runtimes.memory.residency import Residency
 from lfx_local_runtimes.runtimes.memory.slots import IN_MEMORY
+from lfx_local_runtimes.runtimes.planning import check_task
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.sources.removal import Removal
 
@@ -41,7 +42,7 @@ class Registrar:
         Raises:
             ModelConflict: the name has another configuration, and `replace` is not set; or that one is in memory.
             PathNotAllowed: `restrict_paths` is set, and a local `model_id` is outside the model folders.
-            InvalidInput: an unknown runtime type.
+            InvalidInput: an unknown runtime type or model type.
         """
         self._check(config, restrict_paths=restrict_paths)
         with self._residency.slots() as slots:
@@ -137,6 +138,7 @@ class Registrar:
                 f"runtime_type {config.runtime_type} is not an engine.", model_name=config.model_name,
                 hint=f"Use auto or one of: {', '.join(engine_names())}.",
             )  # fmt: skip
+        check_task(config)
         if restrict_paths:
             self._catalog.check_source(config)
 

@@ -89,6 +89,4 @@ class ModelManagerComponent(Component):
 
     async def manage(self) -> Data:
         """Do the action and return the model's state."""
-        state = await manage_model(self)
-        self.status = f"{state['model_name']}: {state['state']}"
-        return Data(data=state)
+        return Data(data=await manage_model(self))

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
@@ -37,6 +38,11 @@ class Resolved:
 
     config: ModelConfig
     source: str
+    problem: str = ""
+    """Why the registration is not valid. The configuration then has nothing but the name."""
+    format: ModelFormat | None = None
+    size_bytes: int | None = None
+    """Format and size as they were found, for a model whose files are not ready to be read yet."""
 
 
 class Catalog:
@@ -91,10 +97,16 @@ class Catalog:
         Raises:
             ModelNotFound: there is no such model; the hint suggests similar names.
             PathNotAllowed: a path outside the model folders.
+            InvalidInput: its registration is not valid.
         """
         registered = self.registered()
         if name in registered:
             return Resolved(registered[name], "registered")
+        if (problem := self.registrations.problems.get(name)) is not None:
+            raise InvalidInput(
+                f"The registration of {name} is not valid: {problem}.", model_name=name,
+                hint=f"Replace it: PUT models/{name}. Or remove it: lfx-local-runtimes rm {name}",
+            )  # fmt: skip
         models = {model.name: model for model in self._discovered()}
         if name in models:
             return _row(models[name])
@@ -116,10 +128,16 @@ class Catalog:
 
     def list(self) -> tuple[Resolved, ...]:
         """Registered models, then those found on this machine. Reads no weights; fast if nothing changed."""
-        registered = self.registered()
-        rows = [Resolved(config, "registered") for config in registered.values()]
-        rows += [_row(model) for model in self._discovered() if model.name not in registered]
-        return tuple(rows)
+        registered, found = self.registered(), self._discovered()
+        packaged = {model.model_id: model for model in found if model.source == "package"}
+        rows = []
+        for config in registered.values():
+            model = packaged.get(config.model_id)
+            facts = (model.format, model.size_bytes) if model else (None, None)
+            rows.append(Resolved(config, "registered", "", *facts))
+        rows += [invalid(name, problem) for name, problem in self.registrations.problems.items()]
+        names = {row.config.model_name for row in rows}
+        return (*rows, *(_row(model) for model in found if model.name not in names))
 
     def check_path(self, text: str) -> Path:
         """The file or folder at a path inside an allowed model folder, with links resolved.
@@ -203,7 +221,7 @@ class Catalog:
         """Source and path of the known models at or under a path, by name. Folders' links are resolved in both."""
         found = {}
         for row in self.list():
-            path = self.locate(row.config)
+            path = None if row.problem else self.locate(row.config)
             if path is not None and (real := path.parent.resolve() / path.name).is_relative_to(place):
                 found[row.config.model_name] = row.source, real
         return found
@@ -293,8 +311,13 @@ def _row(model: Discovered) -> Resolved:
         ModelConfig.model_validate({
             "model_id": model.model_id, "model_name": model.name, "model_type": model.model_type,
             "pooling": model.pooling,
-        }), model.source,
+        }), model.source, "", model.format, model.size_bytes,
     )  # fmt: skip
+
+
+def invalid(name: str, problem: str) -> Resolved:
+    """A registration that is not valid, so that lists can show it."""
+    return Resolved(ModelConfig.model_construct(model_id="", model_name=name), "registered", problem)
 
 
 def _config(model_id: str, name: str) -> ModelConfig:

@@ -22,7 +22,9 @@ from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources import packages
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
+from lfx_local_runtimes.runtimes.sources.packages import AssembledModel
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from lfx_local_runtimes.runtimes.testing import ScriptedRuntime, Step
 from lfx_local_runtimes.settings import PREFIX, get_settings, load_settings
@@ -122,7 +124,31 @@ def test_models_without_a_server_are_those_of_this_machine(invoke: Invoke, regis
     assert result.exit_code == 0
     header, *rows = [line.split() for line in result.stdout.splitlines()]
     assert header == ["NAME", "FORMAT", "SIZE", "STATE"]
-    assert ["polly", "safetensors", "0", "MiB", "registered"] in rows
+    assert ["polly", "safetensors", "0", "MiB", "on", "disk"] in rows
+
+
+def test_a_packages_model_shows_format_and_size_in_a_fresh_home(
+    invoke: Invoke, models: Path, nobody_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some_package").mkdir()
+    (tmp_path / "some_package" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(packages, "GEMMA", AssembledModel("packaged", "some_package", "p.gguf", 253_113_024))
+    with cli._manager(None) as manager:
+        manager.register_model(ModelConfig(model_id="packaged", model_name="mine"))
+        manager.register_model(ModelConfig(model_id="org/absent", model_name="absent"))
+    rows = [line.split() for line in invoke("models").stdout.splitlines()]
+    assert ["packaged", "gguf", "241", "MiB", "on", "disk"] in rows
+    assert ["mine", "gguf", "241", "MiB", "on", "disk"] in rows
+    assert ["absent", "-", "-", "to", "be", "fetched"] in rows
+
+
+def test_a_broken_model_is_listed_and_explained(invoke: Invoke, models: Path, nobody_there: None) -> None:
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    result = invoke("models")
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.startswith("broken")]
+    assert row[-3:] == ["cannot", "be", "loaded"]
+    assert result.stderr.startswith("broken: broken.gguf")
 
 
 def test_models_of_a_folder(invoke: Invoke, tmp_path: Path) -> None:
