@@ -62,7 +62,7 @@ class ModelStatus(BaseModel):
 
 
 def state_in_words(state: str, *, on_disk: bool, error: str | None) -> str:
-    """A model's state for people to read: a model that is not in memory is on disk, to be fetched, or cannot be loaded."""
+    """A model's state for people to read: a model that is not in memory is on disk, to fetch, or cannot be loaded."""
     if state != "registered":
         return state
-    return "cannot be loaded" if error else "on disk" if on_disk else "to be fetched"
+    return "cannot be loaded" if error else "on disk" if on_disk else "to fetch"

@@ -101,7 +101,7 @@ class Catalog:
         """
         registered = self.registered()
         if name in registered:
-            return Resolved(registered[name], "registered")
+            return self._of_registered(registered[name])
         if (problem := self.registrations.problems.get(name)) is not None:
             raise InvalidInput(
                 f"The registration of {name} is not valid: {problem}.", model_name=name,
@@ -128,16 +128,10 @@ class Catalog:
 
     def list(self) -> tuple[Resolved, ...]:
         """Registered models, then those found on this machine. Reads no weights; fast if nothing changed."""
-        registered, found = self.registered(), self._discovered()
-        packaged = {model.model_id: model for model in found if model.source == "package"}
-        rows = []
-        for config in registered.values():
-            model = packaged.get(config.model_id)
-            facts = (model.format, model.size_bytes) if model else (None, None)
-            rows.append(Resolved(config, "registered", "", *facts))
+        rows = [self._of_registered(config) for config in self.registered().values()]
         rows += [invalid(name, problem) for name, problem in self.registrations.problems.items()]
         names = {row.config.model_name for row in rows}
-        return (*rows, *(_row(model) for model in found if model.name not in names))
+        return (*rows, *(_row(model) for model in self._discovered() if model.name not in names))
 
     def check_path(self, text: str) -> Path:
         """The file or folder at a path inside an allowed model folder, with links resolved.
@@ -290,6 +284,12 @@ class Catalog:
             self._discovered()
         model = self._seen[1].get(config.model_id)
         return model if model is not None and model.source == "folder" else None
+
+    def _of_registered(self, config: ModelConfig) -> Resolved:
+        carrier = self._carrier(config)
+        if carrier is None:
+            return Resolved(config, "registered")
+        return Resolved(config, "registered", "", carrier.format, carrier.size_bytes)
 
     def _carrier(self, config: ModelConfig) -> Carrier | None:
         return next((carrier for carrier in carriers() if carrier.name == config.model_id), None)

@@ -703,7 +703,7 @@ async def test_the_state_of_a_model_in_words(stage: Theatre) -> None:
     stage.manager.register_model(ModelConfig(model_id="org/absent", model_name="absent"))
     rows = {row["model_name"]: row for row in (await RuntimeStatusComponent().models()).to_dict(orient="records")}
     assert {name: rows[name]["state"] for name in ("parrot", "absent", "broken")} == {
-        "parrot": "on disk", "absent": "to be fetched", "broken": "cannot be loaded",
+        "parrot": "on disk", "absent": "to fetch", "broken": "cannot be loaded",
     }  # fmt: skip
     assert "broken.gguf" in rows["broken"]["error"]
     node = ModelManagerComponent(action="State", model_name="parrot")
