@@ -1,17 +1,20 @@
-"""`lfx-local-runtimes`: serve, list, download, convert and try models from a shell."""
+"""`lfx-local-runtimes`: serve, list, download, convert, remove and try models from a shell."""
 
+import asyncio
 import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from lfx_local_runtimes import trusting
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
+from lfx_local_runtimes.runtimes.status import state_in_words
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, TextDelta
 from lfx_local_runtimes.settings import load_settings
 
@@ -25,7 +28,7 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, by the shells' convention."""
 
 app = typer.Typer(
-    name="lfx-local-runtimes", help="Local models: serve, list, download, convert and try them.",
+    name="lfx-local-runtimes", help="Local models: serve, list, download, convert, remove and try them.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -104,8 +107,9 @@ def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = N
             rows = [status.model_dump() for status in manager.list_models()]
     _table(
         ("NAME", "FORMAT", "SIZE", "STATE"),
-        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), row["state"]) for row in rows],
+        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), _state(row)) for row in rows],
     )
+    _explain(rows)
 
 
 @app.command()
@@ -141,6 +145,30 @@ def convert(
     typer.echo(f"Converting {source}. A large vocabulary takes about a minute.", err=True)
     with _manager(model_dir) as manager, _progress() as report:
         typer.echo(f"Wrote {write(source, target, dtype, manager.catalog, report)}")
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    files: Annotated[bool, typer.Option("--files", help="Also delete its files from the disk.")] = False,
+    force: Annotated[bool, typer.Option(help="Cancel the requests that are using it.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Remove a model's registration, from the running server or from this machine if no server runs.
+
+    With --files its files go too, if they are in the data folder or in the hub's cache. Files of packages and in other
+    folders stay.
+    """
+    try:
+        path = f"models/{quote(name)}{'/files' if files else ''}"
+        freed = _ask("DELETE", url, api_key, path, force=force)["freed_mb"]
+    except NoServer:
+        if url != DEFAULT_URL:
+            raise
+        with _manager(None) as manager:
+            freed = asyncio.run(manager.remove_model(name, files=files)).freed_bytes / 2**20
+    typer.echo(f"{name} is removed. {f'{_size(freed)} are free again.' if files else 'Its files stay.'}")
 
 
 def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
@@ -267,7 +295,16 @@ def _converse(chat: Chat) -> None:
 @app.command()
 def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """List the models in a running server's memory, and failed ones, with their processes."""
-    rows = _ask("GET", url, api_key, "status")["models"]
+    try:
+        rows = _ask("GET", url, api_key, "status")["models"]
+    except NoServer as fault:
+        if url != DEFAULT_URL:
+            raise
+        typer.echo(f"No server runs here, so no model is in memory. {fault.hint}")
+        typer.echo(
+            "For the models of a Langflow give its address and a key: ps --url http://localhost:7860 --api-key …"
+        )
+        return
     _table(
         ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE", "PID", "UPTIME", "RESTARTS", "CONFINED"),
         [
@@ -278,11 +315,20 @@ def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
             for row in rows
         ],
     )  # fmt: skip
+    _explain(rows)
+
+
+def _explain(rows: Iterable[dict[str, Any]]) -> None:
+    """Print why models cannot be loaded, or how their processes ended."""
     for row in rows:
         if row["last_exit"]:
             typer.echo(f"{row['model_name']}, last exit: {row['last_exit']}", err=True)
-        elif row["state"] == "failed":
+        elif row["error"]:
             typer.echo(f"{row['model_name']}: {row['error']}", err=True)
+
+
+def _state(row: dict[str, Any]) -> str:
+    return state_in_words(row["state"], on_disk=row.get("on_disk", True), error=row["error"])
 
 
 def _use(row: dict[str, Any]) -> str:

@@ -47,17 +47,21 @@ async def _provided(connection: HTTPConnection) -> RuntimeManager:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. `denied` says why they may not approve a model's code; empty if they may."""
+    """Who sent a request. The other fields say why they may not do something; empty if they may."""
 
     name: str
     denied: str = ""
+    """Approve a model's code."""
+    keep_files: str = ""
+    """Delete a model's files."""
 
 
-_UNKNOWN = Caller("unknown", "The application that serves these routes does not say who may.")
+_NOBODY = "The application that serves these routes does not say who may."
+_UNKNOWN = Caller("unknown", _NOBODY, _NOBODY)
 
 
 def set_caller(connection: HTTPConnection, caller: Caller) -> None:
-    """Say who sent a request; an authentication calls it. Nobody else may approve a model's code."""
+    """Say who sent a request; an authentication calls it. Nobody else may approve a model's code or delete its files."""
     connection.state.local_runtimes_caller = caller
 
 

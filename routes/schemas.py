@@ -8,6 +8,7 @@ from lfx_local_runtimes.routes.access import ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import ask_of
 from lfx_local_runtimes.runtimes.health import HealthState
 from lfx_local_runtimes.runtimes.planning import Inspection
+from lfx_local_runtimes.runtimes.registrar import Removed
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
@@ -73,6 +74,22 @@ class ModelReport(_Answer):
             quantization=info.quantization, context_length=info.context_length, instruct=info.instruct,
             has_chat_template=info.chat_template is not None,
             memory_estimate_mb=round(info.memory.total / _MIB, 1) if info.memory else None,
+        )  # fmt: skip
+
+
+class Removal(_Answer):
+    """A model that was removed."""
+
+    model_name: str
+    unregistered: bool = Field(description="It was registered, and is no longer.")
+    freed_mb: float = Field(description="MiB that its files took on the disk; 0 if they stay.")
+
+    @classmethod
+    def of(cls, removed: Removed) -> "Removal":
+        """The JSON form of what the manager did."""
+        return cls(
+            model_name=removed.model_name, unregistered=removed.unregistered,
+            freed_mb=round(removed.freed_bytes / _MIB, 1),
         )  # fmt: skip
 
 

@@ -16,23 +16,21 @@ from typing import Any
 from lfx_local_runtimes.errors import (
     InvalidInput,
     ModelBusy,
-    ModelConflict,
-    ModelNotFound,
     PickleRefused,
     RemoteCodeRefused,
     RequestNotFound,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
+from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
 from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, device_capabilities
-from lfx_local_runtimes.runtimes.engines.registry import engine_names
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.health import Facts, assess, check_machine, describe, free_disk
 from lfx_local_runtimes.runtimes.inventory import Inventory
 from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
 from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
-from lfx_local_runtimes.runtimes.memory.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.memory.slots import IN_MEMORY, LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.planning import Inspection, plan_loads
+from lfx_local_runtimes.runtimes.registrar import Registrar, Removed
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
@@ -81,6 +79,7 @@ class RuntimeManager:
         self._requests: dict[str, Request[Any]] = {}
         self._requests_lock = threading.Lock()
         self._inventory = Inventory(self.catalog, self._residency, self._rules)
+        self._registrar = Registrar(self.catalog, self._residency)
         self._started = time.monotonic()
         _managers.add(self)
 
@@ -99,28 +98,21 @@ class RuntimeManager:
         Raises:
             ModelConflict: the name has another configuration.
             PathNotAllowed: see `restrict_paths`.
-            InvalidInput: an unknown runtime type.
+            InvalidInput: an unknown runtime type or model type.
         """
-        if config.runtime_type != RuntimeType.AUTO and config.runtime_type not in engine_names():
-            raise InvalidInput(
-                f"runtime_type {config.runtime_type} is not an engine.", model_name=config.model_name,
-                hint=f"Use auto or one of: {', '.join(engine_names())}.",
-            )  # fmt: skip
-        if restrict_paths:
-            self.catalog.check_source(config)
-        with self._residency.slots() as slots:
-            slot = slots.get(ModelKey(config.model_name))
-            if slot is not None and slot.config not in (None, config) and slot.state in _IN_MEMORY:
-                raise ModelConflict(
-                    f"{config.model_name} is loaded with another configuration.", model_name=config.model_name,
-                    hint="Unload it first, or choose another name.",
-                )  # fmt: skip
-        created = self.catalog.add(config)  # writes a file: not under the lock
-        with self._residency.slots() as slots:
-            slot = slots.get(ModelKey(config.model_name))
-            if created and slot is not None and slot.state not in _IN_MEMORY:
-                del slots[slot.key]  # what it knew of the name is out of date
-        return created
+        return self._registrar.register(config, restrict_paths=restrict_paths)
+
+    async def replace_model(self, config: ModelConfig, *, restrict_paths: bool = False, force: bool = False) -> bool:
+        """Register a model, whatever its name stood for before. It leaves memory first.
+
+        Returns:
+            False when this very configuration was registered already.
+
+        Raises:
+            ModelBusy: it is in use, and `force` (which cancels its requests) is not set.
+            PathNotAllowed, InvalidInput: as `register_model`.
+        """
+        return await self._registrar.replace(config, restrict_paths=restrict_paths, force=force)
 
     def unregister_model(self, model_name: str) -> None:
         """Forget a registered model. Its files stay.
@@ -129,13 +121,20 @@ class RuntimeManager:
             ModelNotFound: it is not registered.
             ModelBusy: it is in memory.
         """
-        with self._residency.slots() as slots:
-            slot = slots.get(ModelKey(model_name))
-            if slot is not None and slot.state in _IN_MEMORY:
-                raise ModelBusy(f"{model_name} is {slot.state.value}.", model_name=model_name, hint="Unload it first.")
-            slots.pop(ModelKey(model_name), None)
-        if not self.catalog.remove(model_name):
-            raise ModelNotFound(f"{model_name} is not registered.", model_name=model_name)
+        self._registrar.unregister(model_name)
+
+    async def remove_model(self, model_name: str, *, files: bool = False, force: bool = False) -> Removed:
+        """Take a model out of memory and forget its registration. With `files`, also delete its files.
+
+        Files are deleted in the data folder and in the hub's cache, and nowhere else.
+
+        Raises:
+            ModelNotFound: it is not registered; with `files`, it is not on this machine.
+            ModelBusy: it is in use, and `force` (which cancels its requests) is not set.
+            ModelConflict: other models need the same files.
+            NotAllowed: the files belong to a package, or are somewhere else.
+        """
+        return await self._registrar.remove(model_name, files=files, force=force)
 
     def _key(self, model: str | ModelKey) -> ModelKey:
         """The copy that is meant. A text is a model's name, or a copy's in memory as lists show it."""
@@ -206,7 +205,7 @@ class RuntimeManager:
     async def unload_all(self, *, force: bool = False) -> list[str]:
         """Take every model out of memory; those in use stay unless `force` is set. Returns the names unloaded."""
         with self._residency.slots() as slots:
-            keys = [slot.key for slot in slots.values() if slot.state in _IN_MEMORY]
+            keys = [slot.key for slot in slots.values() if slot.state in IN_MEMORY]
         futures: dict[str, Future[bool]] = {}
         for key in keys:
             with contextlib.suppress(ModelBusy):
@@ -218,7 +217,7 @@ class RuntimeManager:
     def loaded_models(self) -> list[str]:
         """Names of the models in memory, or on their way there."""
         with self._residency.slots() as slots:
-            return [slot.name for slot in slots.values() if slot.state in _IN_MEMORY]
+            return [slot.name for slot in slots.values() if slot.state in IN_MEMORY]
 
     @contextlib.asynccontextmanager
     async def lease(
@@ -426,9 +425,6 @@ class RuntimeManager:
             request.cancel()
         self._residency.close()
         self._checker.shutdown(wait=False)
-
-
-_IN_MEMORY = (SlotState.LOADING, SlotState.READY, SlotState.UNLOADING)
 
 
 # -- one manager per process ---------------------------------------------------------------------------------------------

@@ -12,14 +12,21 @@ class ModelStatus(BaseModel):
 
     model_name: str
     model_id: str
-    model_type: str
+    model_type: str = Field(
+        description="The task: llm, embedding, rerank, classification, zero_shot, ner; unsupported, with the reason in "
+        "`error`; unknown, if the files cannot be read."
+    )
     source: str
     """registered, folder, hub cache, package, variant or request."""
     format: str | None = None
     engine: str | None = None
     architecture: str | None = None
     size_mb: float | None = None
-    state: Literal["registered", "loading", "ready", "unloading", "failed"]
+    on_disk: bool = Field(default=False, description="Its files are on this machine.")
+    tool_calling: bool = Field(default=False, description="Its chat template says how to call tools.")
+    state: Literal["registered", "loading", "ready", "unloading", "failed"] = Field(
+        description="registered: not in memory. See `on_disk` and `error` too."
+    )
     device: str | None = None
     quantization: str | None = None
     context_length: int | None = None
@@ -32,7 +39,7 @@ class ModelStatus(BaseModel):
     load_time_s: float | None = None
     progress: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    error: str | None = None
+    error: str | None = Field(default=None, description="Why it cannot be loaded, or why the last load failed.")
 
     isolation: Literal["process", "inline"] | None = Field(
         default=None,
@@ -52,3 +59,10 @@ class ModelStatus(BaseModel):
     )
     confined_why: str | None = Field(default=None, description="Why `confined` is not full.")
     server_pid: int = Field(description="The process that answers: each worker of a server has its own models.")
+
+
+def state_in_words(state: str, *, on_disk: bool, error: str | None) -> str:
+    """A model's state for people to read: a model that is not in memory is on disk, to fetch, or cannot be loaded."""
+    if state != "registered":
+        return state
+    return "cannot be loaded" if error else "on disk" if on_disk else "to fetch"

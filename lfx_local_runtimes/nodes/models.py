@@ -11,6 +11,7 @@ from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, loading_options, value_of
 from lfx_local_runtimes.nodes.reports import Reporter
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.status import ModelStatus, state_in_words
 
 PROVIDER_ID = "local-runtimes"
 
@@ -50,12 +51,14 @@ def chosen_model(node: Component) -> str:
 
 # -- Model Manager and Runtime Status ------------------------------------------------------------------------------------
 
-ACTIONS = ("Load", "Unload", "Register", "Pin", "Unpin", "State")
-REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned")
+ACTIONS = ("Load", "Unload", "Register", "Unregister", "Pin", "Unpin", "State")
+REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned", "replace")
 
 
 async def manage_model(node: Component) -> dict[str, Any]:
     """Do the action of a Model Manager node. Return the model's state, and in `changed` whether the action changed it.
+
+    The node's status is the state in words.
 
     Raises:
         RuntimeFault: the action failed, with the reason.
@@ -74,7 +77,14 @@ async def manage_model(node: Component) -> dict[str, Any]:
     elif action == "Register":
         config = registration(node)
         name = config.model_name
-        changed = await asyncio.to_thread(manager.register_model, config, restrict_paths=True)
+        if getattr(node, "replace", False):  # nodes of older flows have no such field
+            changed = await manager.replace_model(config, restrict_paths=True, force=bool(node.force))
+        else:
+            changed = await asyncio.to_thread(manager.register_model, config, restrict_paths=True)
+    elif action == "Unregister":
+        removed = await manager.remove_model(name, force=bool(node.force))
+        node.status = f"{removed.model_name}: unregistered"
+        return {"action": "unregister", "changed": True, "model_name": removed.model_name, "state": "unregistered"}
     elif action in ("Pin", "Unpin"):
         before = await asyncio.to_thread(manager.model_status, name)
         await asyncio.to_thread(manager.pin, name, action == "Pin")
@@ -82,7 +92,12 @@ async def manage_model(node: Component) -> dict[str, Any]:
     elif action != "State":
         raise InvalidInput(f"{action} is not an action.", model_name=name, hint=f"Use one of {', '.join(ACTIONS)}.")
     status = await asyncio.to_thread(manager.model_status, name)
+    node.status = f"{status.model_name}: {_state(status)}"
     return {"action": action.lower(), "changed": changed, **status.model_dump(mode="json")}
+
+
+def _state(model: ModelStatus) -> str:
+    return state_in_words(model.state, on_disk=model.on_disk, error=model.error)
 
 
 def registration(node: Component) -> ModelConfig:
@@ -109,23 +124,24 @@ def registration(node: Component) -> ModelConfig:
 def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
     """Show the fields of a Model Manager node that its action uses."""
     for field in REGISTER_FIELDS:
-        build_config[field]["show"] = action == "Register"
-    build_config["force"]["show"] = action == "Unload"
+        if field in build_config:  # nodes of older flows do not have all of them
+            build_config[field]["show"] = action == "Register"
+    build_config["force"]["show"] = action in ("Unload", "Register", "Unregister")
     return build_config
 
 
 async def model_rows(*, loaded_only: bool) -> list[dict[str, Any]]:
-    """One row per known model; sizes in MiB, times in seconds."""
+    """One row per known model; the state in words, sizes in MiB, times in seconds."""
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
     models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
     columns = (
         "model_name", "state", "format", "engine", "device", "quantization", "context_length", "size_mb",
         "memory_estimate_mb", "memory_used_mb", "leases", "pinned", "idle_s", "isolation", "pid", "uptime_s", "restarts",
-        "last_exit", "confined", "confined_why", "source",
+        "last_exit", "confined", "confined_why", "source", "error",
     )  # fmt: skip
     return [
-        {column: getattr(model, column) for column in columns}
+        {column: getattr(model, column) for column in columns} | {"state": _state(model)}
         for model in sorted(models, key=lambda model: model.model_name)
         if model.state in ("loading", "ready", "unloading") or not loaded_only
     ]

@@ -5,7 +5,6 @@ from typing import Any
 
 from lfx.base.models.model_metadata import create_model_metadata
 
-from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes import get_runtime_manager
 
 logger = logging.getLogger(__name__)
@@ -21,26 +20,24 @@ def live_models(user_id: object = None, model_type: str = "llm") -> list[dict[st
     """The catalogue rows of every local model of a kind, called by Langflow whenever it lists models.
 
     It reads names, and headers and configurations that have changed. It reads no weights.
-    Local models are the same for every user. Every text model is listed as able to call tools, because a call can be
-    forced. Whether a model chooses tools well by itself depends on the model.
+    Local models are the same for every user. `tool_calling` is what the model's chat template says. If the models cannot be
+    listed, the list has one row that says why: Langflow would show an exception as an empty list.
     """
-    try:
-        rows = get_runtime_manager().list_models()
-    except RuntimeFault as fault:
-        logger.warning("local models cannot be listed: %s", fault)
-        return []
     wanted = {"llm": "llm", "embeddings": "embedding"}.get(model_type)
-    names = sorted(row.model_name for row in rows if row.model_type == wanted and row.source not in _TEMPORARY)
-    return [
-        dict(
-            create_model_metadata(
-                provider=PROVIDER,
-                name=name,
-                icon=ICON,
-                model_type=model_type,
-                default=True,
-                tool_calling=model_type == "llm",
-            )
+    try:
+        models = get_runtime_manager().list_models()
+    except Exception as fault:  # noqa: BLE001 - whatever it is, the person who looks for a model should read it
+        logger.warning("local models cannot be listed: %s", fault)
+        return [_row(f"Local models cannot be listed: {fault}", model_type, tool_calling=True)]
+    rows = [model for model in models if model.model_type == wanted and model.source not in _TEMPORARY]
+    rows.sort(key=lambda model: model.model_name)
+    return [_row(model.model_name, model_type, tool_calling=model.tool_calling) for model in rows]
+
+
+def _row(name: str, model_type: str, *, tool_calling: bool) -> dict[str, Any]:
+    tools = tool_calling and model_type == "llm"
+    return dict(
+        create_model_metadata(
+            provider=PROVIDER, name=name, icon=ICON, model_type=model_type, default=True, tool_calling=tools
         )
-        for name in names
-    ]
+    )

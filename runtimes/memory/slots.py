@@ -34,6 +34,8 @@ class SlotState(str, Enum):
     FAILED = "failed"
 
 
+IN_MEMORY = (SlotState.LOADING, SlotState.READY, SlotState.UNLOADING)
+
 _MOVES: dict[SlotState, frozenset[SlotState]] = {
     SlotState.REGISTERED: frozenset({SlotState.LOADING}),
     SlotState.LOADING: frozenset({SlotState.READY, SlotState.FAILED, SlotState.REGISTERED}),

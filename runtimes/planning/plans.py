@@ -17,16 +17,19 @@ from lfx_local_runtimes.errors import (
     PickleRefused,
     RemoteCodeRefused,
     RuntimeFault,
+    WrongTask,
 )
 from lfx_local_runtimes.runtimes.config import AUTO_TASK, DeviceType, ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, DeviceProbe, select_device
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow, engine_row
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.formats.tasks import UNSUPPORTED
 from lfx_local_runtimes.runtimes.memory.ledger import device_budget
 from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT
 from lfx_local_runtimes.runtimes.planning.offers import Offer, Terms
 from lfx_local_runtimes.runtimes.planning.rules import Rules
+from lfx_local_runtimes.runtimes.tasks import task_rows
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,19 @@ def task_of_model(config: ModelConfig, info: ModelInfo | None) -> str:
     return info.task if info is not None else "llm"
 
 
+def check_task(config: ModelConfig) -> None:
+    """Refuse a model type that is no task.
+
+    Raises:
+        InvalidInput: the message has the tasks there are.
+    """
+    if config.model_type not in (AUTO_TASK, *task_rows()):
+        raise InvalidInput(
+            f"model_type {config.model_type} is not a task.", model_name=config.model_name,
+            hint=f"Use auto or one of: {', '.join(task_rows())}.",
+        )  # fmt: skip
+
+
 def plan_loads(
     config: ModelConfig, info: ModelInfo, *, settings: Settings, rules: Rules, probe: DeviceProbe = MACHINE
 ) -> tuple[LoadPlan, ...]:
@@ -74,6 +90,7 @@ def plan_loads(
 
     Raises:
         InvalidModelFile: the files have problems.
+        WrongTask: nothing here serves what the model does.
         NotAllowed: pickle weights or remote code without permission.
         DeviceUnavailable: the device is forced, or required, and this machine or the engine does not have it.
         InvalidInput: no engine takes these files, or not with these options.
@@ -215,6 +232,12 @@ def _refuse(config: ModelConfig, info: ModelInfo, settings: Settings) -> None:
         raise InvalidModelFile(
             f"{info.path.name} cannot be loaded: {'; '.join(info.problems)}.", model_name=name,
             hint="Fetch the file again, or use another copy of the model.",
+        )  # fmt: skip
+    check_task(config)
+    if task_of_model(config, info) == UNSUPPORTED:
+        raise WrongTask(
+            f"{info.path.name} cannot be served: {info.unsupported}.", model_name=name,
+            hint="Use another model. If the reason is wrong, register this one with the model_type that it has.",
         )  # fmt: skip
     if config.trust_remote_code and not settings.trust_remote_code:
         raise RemoteCodeRefused(f"{name} asks to run code that came with it.", model_name=name)

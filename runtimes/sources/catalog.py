@@ -15,13 +15,15 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
+from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
 from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers
 from lfx_local_runtimes.runtimes.sources.registrations import Registrations
+from lfx_local_runtimes.runtimes.sources.removal import Removal, plan_removal
 from lfx_local_runtimes.settings import Settings
 
 _MAX_PATH_CHARS = 1024
@@ -36,6 +38,11 @@ class Resolved:
 
     config: ModelConfig
     source: str
+    problem: str = ""
+    """Why the registration is not valid. The configuration then has nothing but the name."""
+    format: ModelFormat | None = None
+    size_bytes: int | None = None
+    """Format and size as they were found, for a model whose files are not ready to be read yet."""
 
 
 class Catalog:
@@ -60,9 +67,9 @@ class Catalog:
 
     # -- registrations -----------------------------------------------------------------------------------------------
 
-    def add(self, config: ModelConfig) -> bool:
-        """Register a model. False if exactly this is registered already. Raises the errors of `Registrations.add`."""
-        return self.registrations.add(config)
+    def add(self, config: ModelConfig, *, replace: bool = False) -> bool:
+        """Register a model. False if exactly this is registered already. Arguments and errors of `Registrations.add`."""
+        return self.registrations.add(config, replace=replace)
 
     def remove(self, name: str) -> bool:
         """Forget a registered model. False if there was none."""
@@ -72,6 +79,16 @@ class Catalog:
         """The registered models by name."""
         return self.registrations.all()
 
+    def is_registered(self, name: str) -> bool:
+        """Whether there is a registration, valid or not, of exactly this name."""
+        return name in self.registrations.all() or name in self.registrations.problems
+
+    def spelling(self, name: str) -> str:
+        """The name as it is registered or was found, if only upper and lower case differ; otherwise the name itself."""
+        known = {*self.registered(), *self.registrations.problems, *(model.name for model in self._discovered())}
+        folded = [one for one in known if one.casefold() == name.casefold()]
+        return folded[0] if name not in known and len(folded) == 1 else name
+
     # -- names -------------------------------------------------------------------------------------------------------
 
     def resolve(self, name: str) -> Resolved:
@@ -80,10 +97,16 @@ class Catalog:
         Raises:
             ModelNotFound: there is no such model; the hint suggests similar names.
             PathNotAllowed: a path outside the model folders.
+            InvalidInput: its registration is not valid.
         """
         registered = self.registered()
         if name in registered:
-            return Resolved(registered[name], "registered")
+            return self._of_registered(registered[name])
+        if (problem := self.registrations.problems.get(name)) is not None:
+            raise InvalidInput(
+                f"The registration of {name} is not valid: {problem}.", model_name=name,
+                hint=f"Replace it: PUT models/{name}. Or remove it: lfx-local-runtimes rm {name}",
+            )  # fmt: skip
         models = {model.name: model for model in self._discovered()}
         if name in models:
             return _row(models[name])
@@ -105,10 +128,10 @@ class Catalog:
 
     def list(self) -> tuple[Resolved, ...]:
         """Registered models, then those found on this machine. Reads no weights; fast if nothing changed."""
-        registered = self.registered()
-        rows = [Resolved(config, "registered") for config in registered.values()]
-        rows += [_row(model) for model in self._discovered() if model.name not in registered]
-        return tuple(rows)
+        rows = [self._of_registered(config) for config in self.registered().values()]
+        rows += [invalid(name, problem) for name, problem in self.registrations.problems.items()]
+        names = {row.config.model_name for row in rows}
+        return (*rows, *(_row(model) for model in self._discovered() if model.name not in names))
 
     def check_path(self, text: str) -> Path:
         """The file or folder at a path inside an allowed model folder, with links resolved.
@@ -170,6 +193,32 @@ class Catalog:
             )  # fmt: skip
 
     # -- files -------------------------------------------------------------------------------------------------------
+
+    def removal(self, config: ModelConfig) -> Removal:
+        """The files to delete for a model.
+
+        Raises:
+            ModelNotFound: they are not on this machine.
+            NotAllowed: they belong to a package, or are outside the data folder and the hub's cache.
+        """
+        name = config.model_name
+        if (carrier := self._carrier(config)) is not None:
+            raise NotAllowed(
+                f"{name} is a part of the package {carrier.package}.", model_name=name,
+                hint=f"To free the disk: pip uninstall {carrier.package}",
+            )  # fmt: skip
+        if (path := self.locate(config)) is None:
+            raise ModelNotFound(f"The files of {name} are not on this machine.", model_name=name)
+        return plan_removal(path, self.settings, self._cache)
+
+    def models_in(self, place: Path) -> dict[str, tuple[str, Path]]:
+        """Source and path of the known models at or under a path, by name. Folders' links are resolved in both."""
+        found = {}
+        for row in self.list():
+            path = None if row.problem else self.locate(row.config)
+            if path is not None and (real := path.parent.resolve() / path.name).is_relative_to(place):
+                found[row.config.model_name] = row.source, real
+        return found
 
     def locate(self, config: ModelConfig) -> Path | None:
         """The file or folder of a model if all of it is on this machine; None if it must be fetched first.
@@ -236,6 +285,12 @@ class Catalog:
         model = self._seen[1].get(config.model_id)
         return model if model is not None and model.source == "folder" else None
 
+    def _of_registered(self, config: ModelConfig) -> Resolved:
+        carrier = self._carrier(config)
+        if carrier is None:
+            return Resolved(config, "registered")
+        return Resolved(config, "registered", "", carrier.format, carrier.size_bytes)
+
     def _carrier(self, config: ModelConfig) -> Carrier | None:
         return next((carrier for carrier in carriers() if carrier.name == config.model_id), None)
 
@@ -256,8 +311,13 @@ def _row(model: Discovered) -> Resolved:
         ModelConfig.model_validate({
             "model_id": model.model_id, "model_name": model.name, "model_type": model.model_type,
             "pooling": model.pooling,
-        }), model.source,
+        }), model.source, "", model.format, model.size_bytes,
     )  # fmt: skip
+
+
+def invalid(name: str, problem: str) -> Resolved:
+    """A registration that is not valid, so that lists can show it."""
+    return Resolved(ModelConfig.model_construct(model_id="", model_name=name), "registered", problem)
 
 
 def _config(model_id: str, name: str) -> ModelConfig:

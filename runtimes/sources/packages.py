@@ -31,6 +31,10 @@ class Carrier(Protocol):
         """The model's name."""
 
     @property
+    def package(self) -> str:
+        """The package's name, for pip."""
+
+    @property
     def format(self) -> ModelFormat | None:
         """The model's format; None if it is not known before `provide`."""
 
@@ -68,6 +72,11 @@ class AssembledModel:
     format: ModelFormat | None = ModelFormat.GGUF
     model_type: str = "llm"
     pooling: str | None = None
+
+    @property
+    def package(self) -> str:
+        """The package's name, for pip."""
+        return self.module.replace("_", "-")
 
     @property
     def installed(self) -> bool:
@@ -120,6 +129,11 @@ class FolderInPackage:
     pooling: str | None = None
 
     @property
+    def package(self) -> str:
+        """The package's name, for pip."""
+        return self.module.replace("_", "-")
+
+    @property
     def installed(self) -> bool:
         """Whether the package is installed."""
         return importlib.util.find_spec(self.module) is not None
@@ -143,6 +157,7 @@ class EntryPointModel:
 
     name: str
     load: Callable[[], Any]
+    package: str = ""
     format: ModelFormat | None = None
     size_bytes: int | None = None
     model_type: str = AUTO_TASK
@@ -191,4 +206,7 @@ def carriers() -> Sequence[Carrier]:
 def _from_entry_points() -> tuple[EntryPointModel, ...]:
     from importlib import metadata
 
-    return tuple(EntryPointModel(entry.name, entry.load) for entry in metadata.entry_points(group=ENTRY_POINTS))
+    return tuple(
+        EntryPointModel(entry.name, entry.load, entry.dist.name if entry.dist else entry.module)
+        for entry in metadata.entry_points(group=ENTRY_POINTS)
+    )

@@ -17,12 +17,14 @@ from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
 from lfx_local_runtimes import cli, server
-from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, SettingsFault
+from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, NotAllowed, SettingsFault
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.sources import packages
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
+from lfx_local_runtimes.runtimes.sources.packages import AssembledModel
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from lfx_local_runtimes.runtimes.testing import ScriptedRuntime, Step
 from lfx_local_runtimes.settings import PREFIX, get_settings, load_settings
@@ -122,7 +124,32 @@ def test_models_without_a_server_are_those_of_this_machine(invoke: Invoke, regis
     assert result.exit_code == 0
     header, *rows = [line.split() for line in result.stdout.splitlines()]
     assert header == ["NAME", "FORMAT", "SIZE", "STATE"]
-    assert ["polly", "safetensors", "0", "MiB", "registered"] in rows
+    assert ["polly", "safetensors", "0", "MiB", "on", "disk"] in rows
+
+
+def test_a_packages_model_shows_format_and_size_in_a_fresh_home(
+    invoke: Invoke, models: Path, nobody_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some_package").mkdir()
+    (tmp_path / "some_package" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(packages, "GEMMA", AssembledModel("packaged", "some_package", "p.gguf", 253_113_024))
+    with cli._manager(None) as manager:
+        manager.register_model(ModelConfig(model_id="packaged", model_name="mine"))
+        manager.register_model(ModelConfig(model_id="org/absent", model_name="absent"))
+        assert (manager.model_status("mine").format, manager.model_status("mine").on_disk) == ("gguf", True)
+    rows = [line.split() for line in invoke("models").stdout.splitlines()]
+    assert ["packaged", "gguf", "241", "MiB", "on", "disk"] in rows
+    assert ["mine", "gguf", "241", "MiB", "on", "disk"] in rows
+    assert ["absent", "-", "-", "to", "fetch"] in rows
+
+
+def test_a_broken_model_is_listed_and_explained(invoke: Invoke, models: Path, nobody_there: None) -> None:
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    result = invoke("models")
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.startswith("broken")]
+    assert row[-3:] == ["cannot", "be", "loaded"]
+    assert result.stderr.startswith("broken: broken.gguf")
 
 
 def test_models_of_a_folder(invoke: Invoke, tmp_path: Path) -> None:
@@ -166,6 +193,34 @@ def test_ctrl_c_cancels_a_pull(invoke: Invoke, models: Path, monkeypatch: pytest
     result = invoke("pull", "org/name")
     assert result.exit_code == cli.INTERRUPTED
     assert "same command again" in result.stderr
+
+
+def test_rm_without_a_server_changes_this_machine(
+    invoke: Invoke, registered: str, nobody_there: None, models: Path
+) -> None:
+    assert invoke("rm", registered).stdout == "polly is removed. Its files stay.\n"
+    assert (models / MODEL).is_dir()
+    assert isinstance(invoke("rm", registered).exception, ModelNotFound)
+    kept = invoke("rm", "--files", MODEL).exception  # the folder is the user's own, not the data folder's
+    assert isinstance(kept, NotAllowed)
+
+
+def test_rm_frees_the_disk(invoke: Invoke, models: Path, nobody_there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}HOME", str(models.parent))
+    assert invoke("rm", "--files", MODEL).stdout == f"{MODEL} is removed. 0 MiB are free again.\n"
+    assert list(models.iterdir()) == []
+
+
+def test_rm_asks_the_server(invoke: Invoke, running: RuntimeManager) -> None:
+    deltas = running.stream("polly", GenerationConfig(prompt="one wait two")).deltas()
+    assert next(deltas).text == "one "
+    busy = invoke("rm", "polly").exception
+    assert isinstance(busy, cli.ServerFault)
+    assert "force" in str(busy)
+    assert invoke("rm", "polly", "--force").stdout == "polly is removed. Its files stay.\n"
+    assert list(deltas) == []
+    assert running.loaded_models() == []
+    assert "polly" not in running.catalog.registered()
 
 
 # -- talking -------------------------------------------------------------------------------------------------------------
@@ -288,7 +343,18 @@ def test_a_servers_refusal_is_told(invoke: Invoke, running: RuntimeManager) -> N
     assert "401" in str(wrong_key)
 
 
-@pytest.mark.parametrize("arguments", [("ps",), ("stop", "--all"), ("models", "--url", "http://elsewhere:1")])
+def test_ps_without_a_server_is_no_error(invoke: Invoke, nobody_there: None) -> None:
+    result = invoke("ps")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("No server runs here, so no model is in memory.")
+    assert "lfx-local-runtimes serve" in result.stdout
+    assert "--url" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ps", "--url", "http://elsewhere:1"), ("stop", "--all"), ("models", "--url", "http://elsewhere:1")],
+)
 def test_without_a_server_that_is_said(invoke: Invoke, nobody_there: None, arguments: tuple[str, ...]) -> None:
     fault = invoke(*arguments).exception
     assert isinstance(fault, cli.NoServer)

@@ -41,7 +41,7 @@ from lfx_local_runtimes.nodes.inputs import (
 )
 from lfx_local_runtimes.nodes.provider import live_models
 from lfx_local_runtimes.nodes.reports import Reporter
-from lfx_local_runtimes.runtimes import GenerationConfig
+from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
@@ -572,6 +572,20 @@ async def test_a_model_is_registered_from_a_flow(stage: Theatre) -> None:
         await manage("Register", "black bird", model_id=str(stage.models / "parrot"))
 
 
+async def test_a_registration_is_replaced_and_removed_from_a_flow(stage: Theatre) -> None:
+    source = str(stage.models / "parrot")
+    with pytest.raises(ModelConflict, match="Replace in the Model Manager node"):
+        await manage("Register", model_id=source, context_length=256)
+    replaced = await manage("Register", model_id=source, context_length=256, replace=True)
+    assert (replaced["changed"], replaced["context_length"]) == (True, 256)
+    assert (await manage("Register", model_id=source, context_length=256, replace=True))["changed"] is False
+    removed = await manage("Unregister")
+    assert removed == {"action": "unregister", "changed": True, "model_name": "parrot", "state": "unregistered"}
+    assert "parrot" not in stage.manager.catalog.registered()
+    with pytest.raises(ModelNotFound, match="not registered"):
+        await manage("Unregister")
+
+
 async def test_a_registration_says_how_many_requests_are_computed_at_once(stage: Theatre) -> None:
     await manage("Register", "flock", model_id=str(stage.models / "parrot"), parallel=4)
     await manage("Register", "as many as fit", model_id=str(stage.models / "parrot"), parallel=0)
@@ -624,7 +638,7 @@ async def test_only_the_fields_of_the_action_show(stage: Theatre) -> None:
 
     assert shown() == {"action", "model_name", "after"}
     fields = await node.update_build_config(fields, "Register", "action")
-    assert {"model_id", "runtime_type", "pinned"} <= shown()
+    assert {"model_id", "runtime_type", "pinned", "replace", "force"} <= shown()
     fields = await node.update_build_config(fields, "Unload", "action")
     assert shown() == {"action", "model_name", "after", "force"}
 
@@ -651,10 +665,47 @@ async def test_the_status_tables(stage: Theatre) -> None:
 def test_the_provider_lists_models_of_a_kind(stage: Theatre) -> None:
     rows = {row["name"]: row for row in live_models(None, "llm")}
     assert {"owl", "parrot"} <= set(rows)
-    assert (rows["owl"]["provider"], rows["owl"]["tool_calling"], rows["owl"]["model_type"]) == (
-        "Local Runtimes",
-        True,
-        "llm",
-    )
+    assert (rows["owl"]["provider"], rows["owl"]["model_type"]) == ("Local Runtimes", "llm")
     assert not {"owl", "parrot"} & {row["name"] for row in live_models(None, "embeddings")}
     assert stage.runtimes == {}
+
+
+def test_the_provider_says_which_models_call_tools(stage: Theatre) -> None:
+    (stage.models / "owl" / "chat_template.jinja").write_text("{% for tool in tools %}{{ tool | tojson }}{% endfor %}")
+    (stage.models / "parrot" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    stage.manager.register_model(stage.config("owl", chat_template="chatml").model_copy(update={"model_name": "plain"}))
+    rows = {row["name"]: row["tool_calling"] for row in live_models(None, "llm")}
+    assert (rows["owl"], rows["parrot"], rows["plain"]) == (True, False, False)
+
+
+@pytest.mark.parametrize("kind", ["llm", "embeddings"])
+def test_a_fault_of_the_provider_is_shown(stage: Theatre, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def fail() -> None:
+        raise ValueError("the disk is gone")
+
+    monkeypatch.setattr(stage.manager, "list_models", fail)
+    (row,) = live_models(None, kind)
+    assert row["name"] == "Local models cannot be listed: the disk is gone"
+    assert row["tool_calling"] is (kind == "llm"), "an Agent's list shows only models that call tools"
+
+
+def test_models_that_cannot_be_served_are_in_no_list(stage: Theatre) -> None:
+    (stage.models / "whisper").mkdir()
+    write_model(stage.models / "whisper")
+    (stage.models / "whisper" / "config.json").write_text('{"architectures": ["WhisperForConditionalGeneration"]}')
+    (stage.models / "broken.gguf").write_bytes(b"GGUF")
+    names = {row["name"] for kind in ("llm", "embeddings") for row in live_models(None, kind)}
+    assert not {"whisper", "broken"} & names
+
+
+async def test_the_state_of_a_model_in_words(stage: Theatre) -> None:
+    (stage.models / "broken.gguf").write_bytes(b"GGUF")
+    stage.manager.register_model(ModelConfig(model_id="org/absent", model_name="absent"))
+    rows = {row["model_name"]: row for row in (await RuntimeStatusComponent().models()).to_dict(orient="records")}
+    assert {name: rows[name]["state"] for name in ("parrot", "absent", "broken")} == {
+        "parrot": "on disk", "absent": "to fetch", "broken": "cannot be loaded",
+    }  # fmt: skip
+    assert "broken.gguf" in rows["broken"]["error"]
+    node = ModelManagerComponent(action="State", model_name="parrot")
+    assert (await node.manage()).data["state"] == "registered", "programs rely on this value"
+    assert node.status == "parrot: on disk"

@@ -231,7 +231,7 @@ def test_a_folder_tells_what_it_is(folder: Path) -> None:
         ("logits", 1, "rerank"),
         ("logits", 3, "classification"),
         ("last_hidden_state", 8, "embedding"),
-        ("x", 8, "other"),
+        ("x", 8, "unsupported"),
     ],
 )
 def test_without_a_config_the_outputs_tell(output: str, width: int, task: str, tmp_path: Path) -> None:

@@ -74,6 +74,48 @@ def test_register_is_created_then_there_then_in_conflict(client: TestClient, mod
     assert error_of(other, 409, "model_conflict")["model_name"] == "tiny"
 
 
+def test_a_registration_is_replaced(client: TestClient, models: Path) -> None:
+    client.post("/models/register", json=body_of(models))
+    conflict = client.post("/models/register", json=body_of(models, context_length=64))
+    assert "PUT models/tiny" in error_of(conflict, 409, "model_conflict")["hint"]
+
+    replaced = client.put("/models/tiny", json=body_of(models, context_length=64))
+    assert (replaced.status_code, replaced.json()["context_length"]) == (200, 64)
+    new = client.put("/models/org/new", json=body_of(models, "org/new"))
+    assert (new.status_code, new.json()["model_name"]) == (201, "org/new")
+
+    other_name = client.put("/models/tiny", json=body_of(models, "org/new"))
+    assert "org/new in the body" in error_of(other_name, 422, "invalid_input")["message"]
+    outside = {"model_id": "/etc", "model_name": "tiny"}
+    error_of(client.put("/models/tiny", json=outside), 403, "path_not_allowed")
+    assert client.get("/models/tiny").json()["context_length"] == 64
+
+
+def test_a_registration_is_removed(client: TestClient, registered: str, models: Path) -> None:
+    client.post("/models/load", params={"model_name": registered})
+    removed = client.delete(f"/models/{registered}")
+    assert removed.json() == {"model_name": registered, "unregistered": True, "freed_mb": 0.0}
+    assert client.get("/status").json()["models"] == []
+    error_of(client.get(f"/models/{registered}"), 404, "model_not_found")
+    error_of(client.delete(f"/models/{registered}"), 404, "model_not_found")
+    assert (models / "tiny" / "model.safetensors").is_file()
+
+
+def test_a_model_in_use_is_changed_by_force_only(
+    client: TestClient, registered: str, stage: Stage, models: Path
+) -> None:
+    body = body_of(models, registered, context_length=64)
+    with stage.held(), client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+        socket.send_json({"model_name": registered, "prompt": "hi", "max_tokens": 5})
+        assert socket.receive_json()["event"] in ("progress", "token")
+        for busy in (client.put(f"/models/{registered}", json=body), client.delete(f"/models/{registered}")):
+            assert "force" in error_of(busy, 409, "model_busy")["hint"]
+        assert client.put(f"/models/{registered}?force=true", json=body).status_code == 200
+        while (last := socket.receive_json())["event"] not in ("done", "error"):
+            pass
+        assert last["finish_reason"] == "cancelled"
+
+
 @pytest.mark.parametrize("place", ["/etc", "{root}/../outside", "{root}/escape"])
 def test_a_path_outside_the_model_roots_is_refused(client: TestClient, models: Path, place: str) -> None:
     outside = models.parent / "outside"
@@ -360,6 +402,7 @@ CONTRACT = {
     ("POST", "/generate/stream"), ("POST", "/requests/{request_id}/cancel"), ("GET", "/health"), ("GET", "/stats"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
+    ("PUT", "/models/{model_name}"), ("DELETE", "/models/{model_name}"), ("DELETE", "/models/{model_name}/files"),
 }  # fmt: skip
 
 
