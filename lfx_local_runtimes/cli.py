@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lfx_local_runtimes.runtimes.manager import RuntimeManager
+    from lfx_local_runtimes.runtimes.status import DownloadStatus
 
 DEFAULT_URL = "http://127.0.0.1:11540"
 INTERRUPTED = 130
@@ -115,14 +116,18 @@ def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = N
 @app.command()
 def pull(name: Name, model_dir: ModelDirs = None) -> None:
     """Download a model from the Hugging Face hub. After Ctrl-C, the same command continues the download."""
-    stop = threading.Event()
     with _manager(model_dir) as manager:
         config = manager.catalog.resolve(name).config
         if (there := manager.catalog.locate(config)) is not None:
             typer.echo(f"{config.model_name} is on this machine already: {there}")
             return
-        with _progress() as report:
-            path = _in_thread(lambda: manager.catalog.fetch(config, report, stop.is_set), stop)
+
+        def download() -> Path:
+            _tell_sizes(manager.downloads.start(config))
+            with _progress() as report:
+                return manager.downloads.fetch(config, report, lambda: False)
+
+        path = _in_thread(download, manager.downloads.close)
     if path is None:
         typer.echo("Stopped. Run the same command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED)
@@ -171,8 +176,18 @@ def rm(
     typer.echo(f"{name} is removed. {f'{_size(freed)} are free again.' if files else 'Its files stay.'}")
 
 
-def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
-    """The result of `work`. Ctrl-C sets `stop` and waits for the end of `work`; then there is no result."""
+def _tell_sizes(download: "DownloadStatus") -> None:
+    """Print what a download takes, before its first byte."""
+    if download.total_bytes is not None and download.disk_free_bytes is not None:
+        left, free = download.total_bytes - download.done_bytes, download.disk_free_bytes
+        typer.echo(f"To download: {left / 1e9:,.2f} GB. Free on the disk: {free / 1e9:,.2f} GB.", err=True)
+    if download.memory_bytes is not None and download.memory_budget_bytes is not None:
+        needed, budget = _size(download.memory_bytes / 2**20), _size(download.memory_budget_bytes / 2**20)
+        typer.echo(f"In memory: about {needed} of {budget} on {download.device}, in {download.engine}.", err=True)
+
+
+def _in_thread(work: Callable[[], Path], stop: Callable[[], None]) -> Path | None:
+    """The result of `work`. Ctrl-C calls `stop` and waits for the end of `work`; then there is no result."""
     done: list[Path] = []
     failed: list[BaseException] = []
 
@@ -187,7 +202,7 @@ def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
         thread.start()
         thread.join()
     except KeyboardInterrupt:
-        stop.set()
+        stop()
         thread.join()
         return None
     if failed:
@@ -423,7 +438,8 @@ def _ask(method: str, url: str, api_key: str | None, path: str, **params: Any) -
 def _manager(model_dirs: Sequence[Path] | None) -> "Iterator[RuntimeManager]":
     from lfx_local_runtimes.runtimes.manager import RuntimeManager
 
-    manager = RuntimeManager(load_settings(model_dirs=tuple(model_dirs) if model_dirs else None))
+    settings = load_settings(model_dirs=tuple(model_dirs) if model_dirs else None)
+    manager = RuntimeManager(settings.model_copy(update={"max_download_gb": None}))  # the limit is for other people
     try:
         yield manager
     finally:

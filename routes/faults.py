@@ -61,6 +61,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.RequestCancelled: 499,
     errors.ModelNotFound: 404,
     errors.RequestNotFound: 404,
+    errors.DownloadNotFound: 404,
     errors.ModelConflict: 409,
     errors.ModelBusy: 409,
     errors.QueueFull: 429,
@@ -69,6 +70,8 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.MissingExtra: 501,
     errors.DeviceUnavailable: 422,
     errors.DownloadFailed: 502,
+    errors.DiskFull: 507,
+    errors.NotDownloaded: 404,
     errors.Offline: 404,
     errors.EngineFailure: 500,
     errors.EngineDied: 503,
@@ -93,8 +96,9 @@ class ErrorEnvelope(BaseModel):
 
 
 _MEANINGS = {
-    403: "Not allowed: a path outside the model folders, pickle weights, remote code; or not authenticated",
-    404: "Unknown model or request",
+    403: "Not allowed: a path outside the model folders, pickle weights, remote code, a download over the limit; or not "
+    "authenticated",
+    404: "Unknown model, request or download; or the model is not on this machine",
     409: "The name has another configuration, or the model is in use",
     413: "The body is too large",
     422: "Invalid input; the message names the field",
@@ -103,7 +107,7 @@ _MEANINGS = {
     501: "An optional dependency is missing; the hint says how to install it",
     502: "A download failed",
     503: "The process of the model died (code `engine_died`). The message says how; the next request loads the model again",
-    507: "The model does not fit in memory",
+    507: "The model does not fit in memory, or on the disk",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope, "description": meaning} for status, meaning in _MEANINGS.items()

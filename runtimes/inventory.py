@@ -51,8 +51,9 @@ class Inventory:
         resolved = self._catalog.resolve(model_name)
         if resolved.source == "request" and self._catalog.locate(resolved.config) is None:
             raise ModelNotFound(
-                f"{model_name} is not known here.", model_name=model_name, hint="Load it to fetch it from the hub."
-            )
+                f"{model_name} is not known here.", model_name=model_name,
+                hint="Load it, or use POST downloads, to fetch it from the hub.",
+            )  # fmt: skip
         return self._status(resolved)
 
     def validate(self, config: ModelConfig) -> Inspection:
@@ -65,7 +66,9 @@ class Inventory:
         if path is None:
             name = config.model_name
             raise ModelNotFound(
-                f"The files of {name} are not on this machine.", model_name=name, hint="Load it to fetch them."
+                f"The files of {name} are not on this machine.",
+                model_name=name,
+                hint="Load it, or use POST downloads, to fetch them.",
             )
         return inspect_model(path, config.context_length, thorough=True, rules=self._rules)
 

@@ -11,7 +11,8 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lfx_local_runtimes.errors import (
     InvalidInput,
@@ -23,6 +24,8 @@ from lfx_local_runtimes.errors import (
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
 from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, device_capabilities
+from lfx_local_runtimes.runtimes.downloads import Downloads
+from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.health import Facts, assess, check_machine, describe, free_disk
 from lfx_local_runtimes.runtimes.inventory import Inventory
@@ -30,14 +33,18 @@ from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
 from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
 from lfx_local_runtimes.runtimes.memory.slots import IN_MEMORY, LeaseWaiter, RequestWaiter, Slot, SlotState
 from lfx_local_runtimes.runtimes.planning import Inspection, plan_loads
+from lfx_local_runtimes.runtimes.planning.servable import Fit, check_servable
 from lfx_local_runtimes.runtimes.registrar import Registrar, Removed
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
-from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.runtimes.status import DownloadStatus, ModelStatus
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.runtimes.trust.gate import log_refusal
 from lfx_local_runtimes.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.runtimes.sources.download import Transfer
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +85,7 @@ class RuntimeManager:
         )  # fmt: skip
         self._requests: dict[str, Request[Any]] = {}
         self._requests_lock = threading.Lock()
+        self.downloads = Downloads(self.catalog, self._inspect_remote)
         self._inventory = Inventory(self.catalog, self._residency, self._rules)
         self._registrar = Registrar(self.catalog, self._residency)
         self._started = time.monotonic()
@@ -163,14 +171,46 @@ class RuntimeManager:
             return Prepared(key, config, resolved.source, ())
         source = resolved.source if key.plain else "variant"
         slot.config, slot.source = config.model_copy(update={"model_name": slot.name}), source
-        path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
-        info = self._checker.submit(read_model, path, thorough=True).result()
+        path = self.downloads.fetch(config, context.report, lambda: context.cancelled, first_use=True)
+        info = self._read_model(path)
         try:
             plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
         except (PickleRefused, RemoteCodeRefused) as refusal:
             log_refusal(refusal, key.name, info, self.settings)
             raise
         return Prepared(key, slot.config, source, plans)
+
+    def _read_model(self, path: Path) -> ModelInfo:
+        return self._checker.submit(read_model, path, thorough=True).result()
+
+    # -- downloads ---------------------------------------------------------------------------------------------------
+
+    def download_model(self, model_name: str, revision: str | None = None, *, limited: bool = False) -> DownloadStatus:
+        """Begin to download a model, or join the download that runs. `downloads` has its progress, and ends it.
+
+        Returns once it is known that this machine can serve the model, and what it takes, before the first byte of it.
+
+        Args:
+            model_name: a known name, or a repository on the hub.
+            revision: branch, tag or commit; unset, the configuration's.
+            limited: refuse a model over `max_download_gb`; set for input from outside.
+
+        Raises:
+            ModelNotFound: no such model.
+            DownloadTooLarge: see `limited`.
+            RuntimeFault: it cannot be served, does not fit in memory or on the disk, or cannot be reached.
+        """
+        config = self.catalog.resolve(model_name).config
+        if revision is not None:
+            config = ModelConfig.model_validate({**config.model_dump(), "revision": revision})
+        return self.downloads.start(config, limited=limited)
+
+    def _inspect_remote(self, config: ModelConfig, transfer: "Transfer") -> Fit:
+        """How a model that would be downloaded would be loaded. Raises the reason if it would not."""
+        from lfx_local_runtimes.runtimes.sources.preview import preview  # httpx is slow to import
+
+        with preview(transfer, self._read_model) as info:
+            return check_servable(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -424,6 +464,7 @@ class RuntimeManager:
         for request in requests:
             request.cancel()
         self._residency.close()
+        self.downloads.close()
         self._checker.shutdown(wait=False)
 
 

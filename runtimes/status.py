@@ -1,4 +1,4 @@
-"""What the manager reports about a model."""
+"""What the manager reports about a model, and about a download."""
 
 from typing import Any, Literal
 
@@ -66,3 +66,32 @@ def state_in_words(state: str, *, on_disk: bool, error: str | None) -> str:
     if state != "registered":
         return state
     return "cannot be loaded" if error else "on disk" if on_disk else "to fetch"
+
+
+DownloadState = Literal["checking", "downloading", "paused", "done", "failed", "cancelled"]
+
+
+class DownloadStatus(BaseModel):
+    """One download. `None` means not known, or not applicable."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    id: str
+    model_name: str
+    model_id: str
+    revision: str | None = None
+    state: DownloadState = Field(
+        description="checking: its files are looked at. paused: what came is kept, and `resume` goes on. cancelled: somebody "
+        "cancelled it, or nobody waits for it any more."
+    )
+    done_bytes: int = 0
+    total_bytes: int | None = Field(default=None, description="The whole model, also what was there before.")
+    bytes_per_second: float | None = Field(default=None, description="Over the last ten seconds.")
+    seconds_left: float | None = None
+    disk_free_bytes: int | None = Field(default=None, description="Of the disk, before the download began.")
+    engine: str | None = Field(default=None, description="The engine that will load it.")
+    device: str | None = None
+    memory_bytes: int | None = Field(default=None, description="What it is expected to take on the device.")
+    memory_budget_bytes: int | None = Field(default=None, description="What all models together may take there.")
+    path: str | None = Field(default=None, description="Where it is, once it is complete.")
+    error: str | None = Field(default=None, description="Why it failed.")

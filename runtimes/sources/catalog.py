@@ -8,10 +8,11 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
@@ -25,6 +26,9 @@ from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers
 from lfx_local_runtimes.runtimes.sources.registrations import Registrations
 from lfx_local_runtimes.runtimes.sources.removal import Removal, plan_removal
 from lfx_local_runtimes.settings import Settings
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.runtimes.sources.download import Transfer
 
 _MAX_PATH_CHARS = 1024
 _MAX_NAME_BYTES = 255
@@ -49,7 +53,7 @@ class Catalog:
     """Every model that a name can stand for. Safe to use from any thread.
 
     Args:
-        settings: model folders, data folder, offline, permissions.
+        settings: model folders, data folder, downloads, permissions.
         registrations: by default `models.json` in the data folder.
         cache: the hub's cache folder; by default the one the environment names.
         endpoint: the hub's address; by default the one the environment names.
@@ -235,17 +239,27 @@ class Catalog:
         ref = HubRef.parse(config.model_id)
         return cached_model(self._cache, ref, config.revision, Wish.of(config, ref, self.settings)) if ref else None
 
-    def fetch(self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
+    def download_key(self, config: ModelConfig) -> Hashable:
+        """What would be fetched: equal for configurations that need the same files."""
+        ref = None if self._carrier(config) is not None or _is_path(config.model_id) else HubRef.parse(config.model_id)
+        return config.model_id if ref is None else (ref.repo, config.revision, Wish.of(config, ref, self.settings))
+
+    def fetch(
+        self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool],
+        check: "Callable[[Transfer], None]" = lambda transfer: None,
+    ) -> Path:  # fmt: skip
         """The file or folder of a model. Downloads or unpacks it if it is not on this machine. Blocks.
 
         Args:
             config: the model.
             report: called with the progress, on this thread.
             cancelled: called at every step; True stops. What was downloaded is kept for the next time.
+            check: called before the first byte of a download. It may refuse by raising.
 
         Raises:
             ModelNotFound: no such file, package or repository.
             Offline: it is not on this machine, and downloads are switched off.
+            DiskFull: there is not enough room for it.
             DownloadFailed: the download failed, was cancelled, or does not match its checksum.
             PickleRefused: the repository holds only pickle weights.
         """
@@ -260,17 +274,19 @@ class Catalog:
                 f"There is no {_short(config.model_id)} on this machine.", model_name=config.model_name,
                 hint="Write a local file or folder with its full path or ./ in front, a hub repository as org/name.",
             )  # fmt: skip
-        if self.settings.offline or constants.HF_HUB_OFFLINE:
+        if self.settings.downloads == "off" or constants.HF_HUB_OFFLINE:
+            by = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "LOCAL_RUNTIMES_DOWNLOADS is off"
             raise Offline(
-                f"{config.model_id} is not on this machine, and downloads are switched off.", model_name=config.model_name,
-                hint="Unset LOCAL_RUNTIMES_OFFLINE and HF_HUB_OFFLINE, or copy the model into a model folder.",
+                f"{config.model_id} is not on this machine, and {by}.", model_name=config.model_name,
+                hint="Set LOCAL_RUNTIMES_DOWNLOADS to on or ask, and unset LOCAL_RUNTIMES_OFFLINE and HF_HUB_OFFLINE. Or copy "
+                "the model into a model folder.",
             )  # fmt: skip
         token = self.settings.hf_token.get_secret_value() if self.settings.hf_token else None
         from lfx_local_runtimes.runtimes.sources.download import download_model  # httpx is slow to import
 
         return download_model(
             ref, config.revision, Wish.of(config, ref, self.settings), cache=self._cache, token=token,
-            endpoint=self._endpoint, report=report, cancelled=cancelled,
+            endpoint=self._endpoint, report=report, cancelled=cancelled, check=check,
         )  # fmt: skip
 
     def _discovered(self) -> Sequence[Discovered]:

@@ -85,7 +85,7 @@ class Wish:
             onnx=config.runtime_type == RuntimeType.ONNX,
             dtype=config.quantization,
             tensors=config.runtime_type == RuntimeType.TRANSFORMERS,
-            offline=settings.offline or constants.HF_HUB_OFFLINE,
+            offline=settings.downloads == "off" or constants.HF_HUB_OFFLINE,
             pickle=settings.allow_pickle,
             python=config.trust_remote_code and settings.trust_remote_code,
         )

@@ -190,12 +190,12 @@ def test_offline_and_missing_is_one_clear_error(
     requests = len(hub.log)
     if by == "hub":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    settings = catalog.settings.model_copy(update={"offline": by == "setting"})
+    settings = catalog.settings.model_copy(update={"downloads": "off" if by == "setting" else "on"})
     offline = Catalog(settings, cache=tmp_path / "cache", endpoint=hub.url)
     assert fetch(offline, "org/ggufs") == online
     with pytest.raises(Offline, match="org/both is not on this machine") as caught:
         fetch(offline, "org/both")
-    assert "OFFLINE" in caught.value.hint
+    assert ("HF_HUB_OFFLINE is set" if by == "hub" else "LOCAL_RUNTIMES_DOWNLOADS is off") in caught.value.message
     assert len(hub.log) == requests
 
 

@@ -13,21 +13,22 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from huggingface_hub import constants
 from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
 from lfx_local_runtimes import cli, server
-from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, NotAllowed, SettingsFault
+from lfx_local_runtimes.errors import ModelNotFound, NotAllowed, NotDownloaded, SettingsFault
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources import packages
-from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.sources.packages import AssembledModel
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from lfx_local_runtimes.runtimes.testing import ScriptedRuntime, Step
 from lfx_local_runtimes.settings import PREFIX, get_settings, load_settings
+from tests.fake_hub import FakeHub, serve
+from tests.hub_models import LLAMA, REPO, gguf, put_tensors
 from tests.routes_app import write_model
 
 MODEL = "parrot"
@@ -163,36 +164,62 @@ def test_pull_says_where_a_model_is_that_is_here(invoke: Invoke, registered: str
     assert (result.exit_code, result.stdout) == (0, f"polly is on this machine already: {models / MODEL}\n")
 
 
-def test_pull_fetches(invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: Catalog, config: ModelConfig, report: Callable[[Progress], None], cancelled: object) -> Path:
-        report(Progress("download", 1, 2))
-        return models / config.model_name
-
-    monkeypatch.setattr(Catalog, "fetch", fetch)
-    result = invoke("pull", "org/name")
-    assert (result.exit_code, result.stdout) == (0, f"org/name: {models / 'org/name'}\n")
-
-
-def test_a_pull_that_fails_says_why(invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(*arguments: object) -> Path:
-        raise DownloadFailed("The line is dead.")
-
-    monkeypatch.setattr(Catalog, "fetch", fetch)
-    assert isinstance(invoke("pull", "org/name").exception, DownloadFailed)
+@pytest.fixture
+def hub(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with one model, where the settings look for one. A first use may not download, and nothing large."""
+    monkeypatch.delenv(f"{PREFIX}OFFLINE")
+    monkeypatch.setenv(f"{PREFIX}DOWNLOADS", "ask")
+    monkeypatch.setenv(f"{PREFIX}MAX_DOWNLOAD_GB", "0.000001")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve(FakeHub({REPO: {"tiny-Q8_0.gguf": gguf()}})) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        yield running
 
 
-def test_ctrl_c_cancels_a_pull(invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: Catalog, config: ModelConfig, report: object, cancelled: Callable[[], bool]) -> Path:
+def test_pull_says_what_it_takes_and_fetches(invoke: Invoke, hub: FakeHub, tmp_path: Path) -> None:
+    result = invoke("pull", REPO)
+    (path,) = tmp_path.rglob("snapshots/*/*.gguf")
+    assert (result.exit_code, result.stdout) == (0, f"{REPO}: {path}\n")
+    assert "To download: 0.00 GB. Free on the disk: " in result.stderr
+    assert "In memory: about " in result.stderr
+    assert "on cpu, in llama_cpp." in result.stderr
+    assert "is on this machine already" in invoke("pull", REPO).stdout
+
+
+def test_a_pull_that_fails_says_why(invoke: Invoke, hub: FakeHub) -> None:
+    put_tensors(hub, LLAMA | {"model_type": "martian"})
+    assert "martian" in str(invoke("pull", REPO).exception)
+    assert isinstance(invoke("pull", "acme/nobody").exception, ModelNotFound)
+
+
+def test_run_does_not_download_where_a_first_use_may_not(invoke: Invoke, hub: FakeHub) -> None:
+    fault = invoke("run", REPO, "hello").exception
+    assert isinstance(fault, NotDownloaded)
+    assert f"lfx-local-runtimes pull {REPO}" in fault.hint
+
+
+def test_ctrl_c_stops_a_pull_and_the_same_command_goes_on(invoke: Invoke, hub: FakeHub, tmp_path: Path) -> None:
+    hub.hold = threading.Event()
+
+    def press() -> None:
+        hub.half_sent.wait(30)
+        waited = threading.Event()
+        while not any(part.stat().st_size for part in tmp_path.rglob("*.incomplete")):
+            waited.wait(0.005)
         os.kill(os.getpid(), signal.SIGINT)
-        pause = threading.Event()
-        while not cancelled():
-            pause.wait(0.001)
-        raise DownloadFailed("It was cancelled.")
 
-    monkeypatch.setattr(Catalog, "fetch", fetch)
-    result = invoke("pull", "org/name")
+    helper = threading.Thread(target=press)
+    helper.start()
+    result = invoke("pull", REPO)
+    helper.join()
     assert result.exit_code == cli.INTERRUPTED
     assert "same command again" in result.stderr
+    hub.hold.set()
+    hub.hold = None
+    (part,) = tmp_path.rglob("*.incomplete")
+    assert part.stat().st_size > 0
+    assert invoke("pull", REPO).exit_code == 0
+    assert hub.downloads("tiny-Q8_0.gguf")[-1] != "bytes=0-"
 
 
 def test_rm_without_a_server_changes_this_machine(

@@ -355,7 +355,8 @@ EXPECTED = {
     errors.ModelNotFound: 404, errors.RequestNotFound: 404, errors.ModelConflict: 409, errors.ModelBusy: 409,
     errors.QueueFull: 429, errors.DoesNotFit: 507, errors.NotAllowed: 403, errors.PathNotAllowed: 403, errors.PickleRefused: 403,
     errors.RemoteCodeRefused: 403, errors.MissingExtra: 501, errors.DeviceUnavailable: 422, errors.DownloadFailed: 502,
-    errors.Offline: 404, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.EngineDied: 503, errors.SettingsFault: 500, RuntimeFault: 500,
+    errors.Offline: 404, errors.NotDownloaded: 404, errors.DownloadNotFound: 404, errors.DiskFull: 507,
+    errors.DownloadTooLarge: 403, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.EngineDied: 503, errors.SettingsFault: 500, RuntimeFault: 500,
 }  # fmt: skip
 
 
@@ -403,6 +404,8 @@ CONTRACT = {
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
     ("PUT", "/models/{model_name}"), ("DELETE", "/models/{model_name}"), ("DELETE", "/models/{model_name}/files"),
+    ("POST", "/downloads"), ("GET", "/downloads"), ("GET", "/downloads/{download_id}"), ("DELETE", "/downloads/{download_id}"),
+    ("POST", "/downloads/{download_id}/pause"), ("POST", "/downloads/{download_id}/resume"),
 }  # fmt: skip
 
 
