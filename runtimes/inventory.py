@@ -93,13 +93,15 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
     named_engine = None if config.runtime_type == RuntimeType.AUTO else str(config.runtime_type)
     keep_alive = next(v for v in (slot.keep_alive, config.keep_alive, residency.keep_alive) if v is not None)
     problems = "; ".join(info.problems) if info else ""
+    task = task_of_model(config, info)
     runtime = slot.runtime
     confinement = runtime.confinement if runtime else None
     return ModelStatus(
-        model_name=config.model_name, model_id=config.model_id, model_type=task_of_model(config, info), source=source,
+        model_name=config.model_name, model_id=config.model_id, model_type=task, source=source,
         format=info.format.value if info else None,
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([info.size_bytes]) if info else None,
+        parameters=info.parameters if info else None, instruct=_follows_instructions(task, info),
         state=slot.state.value, device=plan.device.key if plan else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),
@@ -116,6 +118,11 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
         confined=confinement.level if confinement else None,
         confined_why="; ".join(confinement.missing) or None if confinement else None, server_pid=os.getpid(),
     )  # fmt: skip
+
+
+def _follows_instructions(task: str, info: Inspection | None) -> bool | None:
+    """Whether a text model's files say so: by a chat template, or by their names. None if that is not known."""
+    return None if info is None or task != "llm" else bool(info.chat_template) or info.instruct
 
 
 def _mib(sizes: Iterable[int]) -> float | None:

@@ -19,6 +19,11 @@ class ModelStatus(BaseModel):
     engine: str | None = None
     architecture: str | None = None
     size_mb: float | None = None
+    parameters: int | None = None
+    instruct: bool | None = Field(
+        default=None,
+        description="For text models: tuned to follow instructions, and not a base model, which continues a text.",
+    )
     state: Literal["registered", "loading", "ready", "unloading", "failed"]
     device: str | None = None
     quantization: str | None = None

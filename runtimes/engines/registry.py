@@ -68,6 +68,8 @@ class EngineRow:
     """Variables that the engine's library reads, for a process of its own."""
     accelerators: frozenset[DeviceType] = frozenset({DeviceType.CUDA, DeviceType.MPS})
     """The devices it can use besides the CPU."""
+    library: str | None = None
+    """The top-level module of its library."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name == RuntimeType.AUTO:
@@ -82,6 +84,11 @@ class EngineRow:
     def factory_reference(self) -> str | None:
         """The factory as `"module:attribute"`; None if another process could not import it by name."""
         return self.factory if isinstance(self.factory, str) else reference_to(self.factory)
+
+    @property
+    def installed(self) -> bool:
+        """Whether its library is installed. Nothing is imported."""
+        return self.library is None or find_spec(self.library) is not None
 
     def runs_on(self, device: DeviceType) -> bool:
         """It can use devices of this type."""

@@ -14,5 +14,6 @@ ROWS = (
         warm=f"{_HERE}.native:warm",
         environment=ENVIRONMENT,
         overhead=70 * 2**20,
+        library="llama_cpp",
     ),
 )

@@ -9,5 +9,6 @@ ROWS = (
     EngineRow(
         "onnx", f"{_HERE}.encoder:OnnxEncoder", f"{_HERE}.offer:offer", extra="onnx",
         prepare=f"{_HERE}.export:with_export", overhead=320 * 2**20, accelerators=frozenset({DeviceType.CUDA}),
+        library="onnxruntime",
     ),
 )  # fmt: skip
