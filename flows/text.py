@@ -12,7 +12,6 @@ from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelC
 from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeStatusComponent
 from lfx_local_runtimes.flows.canvas import Flow
 
-
 BASE_MODEL = "gemma-3-270m"
 """For prompts that are examples to continue, which a base model does better than a small instruct model."""
 
