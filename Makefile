@@ -24,7 +24,7 @@ WITH_CUDA := $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED)-demo  ## set up, ask the packaged Gemma a question headless, print its answer
+demo: $(INSTALLED)-demo  ## set up, ask the packaged SmolLM2 a question headless, print its answer
 	@echo 'Question: $(QUESTION)'
 	@printf 'Answer: '
 	@$(BIN)/lfx run --format text flows/local_chat.json "$(QUESTION)"

@@ -133,14 +133,16 @@ def _row(row: Resolved, info: Inspection | None, error: str, slot: Slot, residen
     kind = info.format if info else row.format
     size = info.size_bytes if info else row.size_bytes
     template = config.chat_template or (info.chat_template if info else None)
+    task = UNKNOWN if error else task_of_model(config, info)
     runtime = slot.runtime
     confinement = runtime.confinement if runtime else None
     return ModelStatus(
         model_name=config.model_name, model_id=config.model_id, source=source,
-        model_type=UNKNOWN if error else task_of_model(config, info), format=kind.value if kind else None,
+        model_type=task, format=kind.value if kind else None,
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([size or 0]),
         on_disk=info is not None or source == "package" or row.format is not None, tool_calling=Support.of(template or "").tools,
+        parameters=info.parameters if info else None, instruct=_follows_instructions(task, info),
         state=slot.state.value, device=plan.device.key if plan else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),
@@ -157,6 +159,11 @@ def _row(row: Resolved, info: Inspection | None, error: str, slot: Slot, residen
         confined=confinement.level if confinement else None,
         confined_why="; ".join(confinement.missing) or None if confinement else None, server_pid=os.getpid(),
     )  # fmt: skip
+
+
+def _follows_instructions(task: str, info: Inspection | None) -> bool | None:
+    """Whether a text model's files say so: by a chat template, or by their names. None if that is not known."""
+    return None if info is None or task != "llm" else bool(info.chat_template) or info.instruct
 
 
 def _mib(sizes: Iterable[int]) -> float | None:

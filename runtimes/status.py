@@ -24,6 +24,11 @@ class ModelStatus(BaseModel):
     size_mb: float | None = None
     on_disk: bool = Field(default=False, description="Its files are on this machine.")
     tool_calling: bool = Field(default=False, description="Its chat template says how to call tools.")
+    parameters: int | None = None
+    instruct: bool | None = Field(
+        default=None,
+        description="For text models: tuned to follow instructions, and not a base model, which continues a text.",
+    )
     state: Literal["registered", "loading", "ready", "unloading", "failed"] = Field(
         description="registered: not in memory. See `on_disk` and `error` too."
     )

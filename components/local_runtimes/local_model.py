@@ -3,6 +3,7 @@
 from lfx_local_runtimes.nodes import (
     LocalModelBaseComponent,
     chat_inputs,
+    history_input,
     loading_inputs,
     model_input,
     sampling_inputs,
@@ -22,10 +23,12 @@ class LocalModelComponent(LocalModelBaseComponent):
 
     inputs = [
         model_input(
-            value="gemma-3-270m",
-            info="A model on this machine, or any Hugging Face id, which is downloaded on first use.",
+            value="auto",
+            info="A model on this machine, or any Hugging Face id, which is downloaded on first use. auto: the largest "
+            "instruct model on this machine that fits into its memory; if there is none, the largest base model.",
         ),
         *chat_inputs(),
+        history_input(),
         *tool_inputs(),
         *loading_inputs(),
         *sampling_inputs(),

@@ -79,6 +79,14 @@ def chat_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
+def history_input() -> IntInput:
+    """How much of the chat the model reads before the input."""
+    return IntInput(
+        name="n_messages", display_name="Chat History", value=0,
+        info="How many earlier messages of this chat the model reads before the input. 0: none, each answer stands alone.",
+    )  # fmt: skip
+
+
 def tool_inputs() -> list[Any]:
     """What the model may call, and the form its answer must have."""
     return [

@@ -13,6 +13,7 @@ from typing import Any
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.chat.filters import StopFilter
 from lfx_local_runtimes.runtimes.chat.reasoning import NoThought, Splitter, make_splitter
+from lfx_local_runtimes.runtimes.chat.repetition import WINDOW, repeats
 from lfx_local_runtimes.runtimes.chat.templates import Template, render, strip_bos
 from lfx_local_runtimes.runtimes.chat.tool_choice import answer_grammar, is_forced, offered_tools
 from lfx_local_runtimes.runtimes.chat.tool_formats import choose_format
@@ -59,6 +60,12 @@ class Answer:
         continues = config.messages is not None and config.messages[-1].role == "assistant"
         self._trim = not config.raw and template.name == "dialogue" and not continues and self.grammar is None
         self._stop = StopFilter(config.stop)
+        self._guarded = (
+            template.name == "dialogue" and not config.raw and self.grammar is None and not config.ignore_eos
+        )
+        """A base model writes the answer, and may go round in circles. Then the answer ends."""
+        self._recent = ""
+        self._loops = False
         self._pieces: list[str] = []
         self._thoughts: list[str] = []
         self._calls: list[ToolCallDelta] = []
@@ -200,7 +207,9 @@ class Answer:
 
     @property
     def _stopped(self) -> bool:
-        return self._turn.stopped or self._stop.stopped or (self._parser is not None and self._parser.done)
+        return (
+            self._turn.stopped or self._stop.stopped or self._loops or (self._parser is not None and self._parser.done)
+        )
 
     def _take(self, text: str) -> None:
         if self._trim:  # space after "Answer:" belongs to the form, and is no stop string of the caller's
@@ -219,6 +228,9 @@ class Answer:
         self._thoughts.append(thought)
         self._pieces.append(text)
         self._calls += calls
+        if self._guarded and self.tokens >= self._request.ask.min_tokens:
+            self._recent = (self._recent + text)[-WINDOW:]
+            self._loops = repeats(self._recent)
         told = self._tell(text)
         if calls:
             self._untold.clear()

@@ -86,6 +86,11 @@ class EngineRow:
         """The factory as `"module:attribute"`; None if another process could not import it by name."""
         return self.factory if isinstance(self.factory, str) else reference_to(self.factory)
 
+    @property
+    def installed(self) -> bool:
+        """Whether its libraries are installed. Nothing is imported."""
+        return all(find_spec(module) is not None for module in self.modules)
+
     def runs_on(self, device: DeviceType) -> bool:
         """It can use devices of this type."""
         return device is DeviceType.CPU or device in self.accelerators

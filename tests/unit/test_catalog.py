@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources import packages
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
@@ -234,3 +235,21 @@ def test_the_packaged_gemma(packaged_models: Path) -> None:
     assert path.stat().st_size == packages.GEMMA.size_bytes
     assert path.read_bytes()[:4] == b"GGUF"
     assert catalog.locate(row.config) == path
+
+
+@pytest.mark.parametrize("known", packages.KNOWN, ids=lambda known: known.name)
+def test_a_model_of_a_package_that_is_missing_names_its_extra(
+    known: packages.AssembledModel | packages.ModelInPackage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(known), "installed", property(lambda self: False))
+    with pytest.raises(ModelNotFound) as caught:
+        catalog.resolve(known.name)
+    assert f"pip install 'lfx-local-runtimes[{known.extra}]'" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(not packages.SMOLLM.installed, reason="the demo's SmolLM2 is not installed")
+def test_the_packaged_smollm_is_an_instruct_model() -> None:
+    catalog = Catalog(Settings())
+    path = fetch(catalog, packages.SMOLLM.name)
+    assert path.stat().st_size == packages.SMOLLM.size_bytes
+    assert read_model(path).instruct

@@ -301,7 +301,7 @@ class _Toy:
 def test_a_packaged_model_is_assembled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = _Toy()
     monkeypatch.setitem(sys.modules, "toy_model", toy)
-    model = packages.AssembledModel("toy", "toy_model", "toy.gguf", 5)
+    model = packages.AssembledModel("toy", "toy_model", "toy.gguf", 5, "demo")
     home = tmp_path / "h"
     assert model.ready_path(home) is None
     toy.fault = ValueError("sha256 did not match")

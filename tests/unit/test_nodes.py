@@ -86,7 +86,9 @@ def test_a_node_explains_itself(node: type[Component]) -> None:
 def test_a_model_node_is_small_until_it_is_opened(node: type[Component]) -> None:
     shown = [field.name for field in node.inputs if not field.advanced]
     assert shown == [
-        name for name in ("model_name", "preset", "input_value", "system_message", "tools") if name in shown
+        name
+        for name in ("model_name", "preset", "input_value", "system_message", "n_messages", "tools")
+        if name in shown
     ]
 
 
@@ -112,7 +114,7 @@ def test_the_source_runs_as_a_flow_runs_it(node: type[Component]) -> None:
 
 
 def test_a_fresh_node_asks_for_the_defaults() -> None:
-    model = LocalModelComponent().build_model()
+    model = LocalModelComponent(model_name="gemma-3-270m").build_model()
     assert {name: getattr(model, name) for name in SAMPLING_DEFAULTS} == dict(SAMPLING_DEFAULTS)
     assert (model.model, model.seed, model.stop, model.raw) == ("gemma-3-270m", None, None, False)
     assert (model.runtime_type, model.device_type, model.quantization, model.context_length, model.keep_alive) == (
@@ -153,9 +155,36 @@ def test_no_stop_text(values: Any) -> None:
     assert stop_texts(values) == []
 
 
-def test_no_model_is_a_clear_error() -> None:
-    with pytest.raises(ModelNotFound, match="Choose one"):
-        LocalModelComponent(model_name="").build_model()
+@pytest.fixture
+def instructed(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The only instruct model on the machine."""
+    monkeypatch.setattr("lfx_local_runtimes.runtimes.sources.discovery.carriers", tuple)
+    write_model(stage.models / "owl-instruct")
+    return "owl-instruct"
+
+
+def test_a_fresh_node_takes_an_instruct_model(instructed: str) -> None:
+    assert LocalModelComponent().model_name == "auto"
+    assert LocalModelComponent().build_model().model == instructed
+    assert LocalModelComponent(model_name="").build_model().model == instructed
+
+
+async def test_the_list_says_which_model_a_fresh_node_takes(instructed: str) -> None:
+    node = LocalModelComponent()
+    fields = await node.update_build_config(fields_of(node), "auto", "model_name")
+    assert (fields["model_name"]["options"][0], fields["model_name"]["options_metadata"][0]) == (
+        "auto", {"takes": instructed},
+    )  # fmt: skip
+
+
+async def test_a_machine_without_models_says_how_to_get_one(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.manager, "list_models", list)
+    with pytest.raises(ModelNotFound) as caught:
+        LocalModelComponent().build_model()
+    assert "pip install 'lfx-local-runtimes[demo]'" in str(caught.value)
+    node = LocalModelComponent()
+    fields = await node.update_build_config(fields_of(node), "auto", "model_name")
+    assert "pip install 'lfx-local-runtimes[demo]'" in fields["model_name"]["options_metadata"][0]["takes"]
 
 
 def test_a_value_that_is_no_number_names_its_field() -> None:
@@ -259,6 +288,28 @@ async def run(graph: Graph, events: Events | None = None) -> str:
 async def test_a_graph_answers(stage: Theatre, stream: bool) -> None:
     assert await run(chat(stream=stream, system_message="Be brief.")) == "Hello"
     assert [(turn.role, turn.content) for turn in stage.requests[-1].turns] == [("system", "Be brief."), ("user", "Hi")]
+
+
+async def test_a_model_reads_the_chat_before_its_input(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    stored = [
+        Message(text=text, sender=sender, sender_name=sender)
+        for sender, text in (("User", "old"), ("User", "I am Ada."), ("Machine", "Hello Ada."), ("Machine", ""))
+    ]
+
+    async def history(**options: Any) -> list[Message]:
+        asked.append(options)
+        return stored
+
+    monkeypatch.setattr("lfx.components.models_and_agents.memory.aget_agent_chat_history", history)
+    assert await run(chat(n_messages=3, system_message="Be brief.")) == "Hello"
+    assert [(turn.role, turn.content) for turn in stage.requests[-1].turns] == [
+        ("system", "Be brief."), ("user", "I am Ada."), ("assistant", "Hello Ada."), ("user", "Hi"),
+    ]  # fmt: skip
+    assert (asked[0]["session_id"], asked[0]["n_messages"]) == ("a session", 4)
+    await run(chat())
+    assert [turn.content for turn in stage.requests[-1].turns] == ["Hi"]
+    assert len(asked) == 1
 
 
 async def test_tokens_reach_the_playground_and_the_log_tells_the_rest(stage: Theatre) -> None:

@@ -35,7 +35,7 @@ READING = {
     "TextClassifierBaseComponent", "ZeroShotBaseComponent", "label_outputs",
 }  # fmt: skip
 SURFACE = {
-    "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING,
+    "lfx_local_runtimes.nodes": INPUTS | {"history_input"} | MANAGING | WRITING | READING,
     "lfx_local_runtimes.node_inputs": INPUTS
     | {"given", "told_of", "labels_of", "loading_options", "sampling_options", "schema_of", "stop_texts"},
     "lfx_local_runtimes.task_nodes": READING,
