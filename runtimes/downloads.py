@@ -99,10 +99,7 @@ class Downloads:
         """
         job = self._join(config, limited=limited, asked=True)
         with self._changed:
-            self._changed.wait_for(lambda: job.state != "checking")
-            if job.state == "failed" and job.fault is not None:
-                raise job.fault
-            return self._status(job)
+            return self._checked(job)
 
     def fetch(
         self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool], *,
@@ -221,10 +218,7 @@ class Downloads:
                 self._begin(job)
             elif job.state not in _ACTIVE:
                 raise InvalidInput(f"The download {download_id} is {job.state}.", hint="Start a new one.")
-            self._changed.wait_for(lambda: job.state != "checking")
-            if job.state == "failed" and job.fault is not None:
-                raise job.fault
-            return self._status(job)
+            return self._checked(job)
 
     def cancel(self, download_id: str) -> DownloadStatus:
         """End a download, delete what it fetched, and forget it. A complete model stays.
@@ -285,11 +279,18 @@ class Downloads:
                     self._begin(job)
             return job
 
+    def _checked(self, job: _Job) -> DownloadStatus:
+        """The download once it has been looked at. Raises the fault of the look; a later one is in the status."""
+        self._changed.wait_for(lambda: job.state != "checking")
+        if job.state == "failed" and job.fit is None and job.fault is not None:
+            raise job.fault
+        return self._status(job)
+
     def _begin(self, job: _Job) -> None:
         if self._closed:
             raise DownloadFailed("The runtime manager is closed.", model_name=job.config.model_name)
         self._jobs[job.id] = job
-        job.state, job.fault, job.stop = "checking", None, threading.Event()
+        job.state, job.fault, job.fit, job.stop = "checking", None, None, threading.Event()
         job.received.clear()
         name = f"download {job.config.model_name}"
         job.thread = threading.Thread(target=self._run, args=(job, job.stop), name=name, daemon=True)

@@ -247,6 +247,20 @@ class Line:
         self.taken.acquire()
 
 
+def test_a_download_that_fails_at_once_has_begun_all_the_same() -> None:
+    """What fails after the look is told by the status, however soon it fails."""
+
+    class Cut(Line):
+        def fetch(self, config: ModelConfig, report: object, cancelled: object, check: Any) -> Path:
+            check(self)
+            raise DownloadFailed("The line is dead.")
+
+    downloads = Downloads(Cut(), lambda config, transfer: Fit("e", "cpu", 1, 2))  # type: ignore[arg-type]
+    status = downloads.start(ModelConfig(model_id=REPO, model_name="m"))
+    assert (status.state, status.error) == ("failed", "m: The line is dead.")
+    downloads.close()
+
+
 def test_speed_and_the_seconds_left() -> None:
     line = Line()
     downloads = Downloads(line, lambda config, transfer: Fit("e", "cpu", 1, 2), clock=lambda: line.now)  # type: ignore[arg-type]
