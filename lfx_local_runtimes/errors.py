@@ -23,7 +23,7 @@ RuntimeFault
 ├── DeviceUnavailable       the requested device is not there
 ├── DownloadFailed          a download broke off, or its checksum is wrong
 │   ├── DiskFull            not enough free disk for it; the message has the numbers
-│   ├── NotDownloaded       the model is not on this machine, and a first use may not download it
+│   ├── NotDownloaded       the model is not on this machine, and its download was not asked for, or was stopped
 │   └── Offline             the model is not on this machine, and downloads are off
 ├── EngineFailure           an engine failed while it worked
 │   ├── LoadFailed          an engine could not load the model
@@ -205,7 +205,7 @@ class DiskFull(DownloadFailed):
 
 
 class NotDownloaded(DownloadFailed):
-    """The model is not on this machine, and a first use may not download it."""
+    """The model is not on this machine. A first use may not download it, or its download was paused or cancelled."""
 
     code = "not_downloaded"
 

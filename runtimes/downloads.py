@@ -99,10 +99,7 @@ class Downloads:
         """
         job = self._join(config, limited=limited, asked=True)
         with self._changed:
-            self._changed.wait_for(lambda: job.state != "checking")
-            if job.state == "failed" and job.fault is not None:
-                raise job.fault
-            return self._status(job)
+            return self._checked(job)
 
     def fetch(
         self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool], *,
@@ -117,9 +114,9 @@ class Downloads:
             first_use: somebody uses the model and did not ask for a download. The settings may refuse it or limit its size.
 
         Raises:
-            NotDownloaded: a first use may not download.
+            NotDownloaded: a first use may not download, or the download was paused or cancelled.
             DownloadTooLarge: it is over the limit for a first use.
-            RuntimeFault: it cannot be served, or the download failed, was paused or was cancelled.
+            RuntimeFault: it cannot be served, or the download failed.
         """
         if (path := self._catalog.locate(config)) is not None:
             return path
@@ -141,8 +138,8 @@ class Downloads:
     def _refuse_first_use(self, config: ModelConfig, transfer: "Transfer") -> None:
         self._inspect(config, transfer)
         raise NotDownloaded(
-            f"{config.model_id} is not on this machine. It is {_gb(transfer.total)} to download, and a first use does not "
-            "download (LOCAL_RUNTIMES_DOWNLOADS=ask).",
+            f"{config.model_id} is not on this machine. It is {transfer.total / 1e9:,.2f} GB to download, and a first use does "
+            "not download (LOCAL_RUNTIMES_DOWNLOADS=ask).",
             model_name=config.model_name, hint=f"Fetch it with POST downloads, or with: {pull_command(config)}",
         )  # fmt: skip
 
@@ -151,7 +148,7 @@ class Downloads:
         state = job.state
         while state in _ACTIVE:
             if cancelled():
-                raise DownloadFailed(
+                raise NotDownloaded(
                     f"Nobody waits for the download of {job.config.model_id} here any more.",
                     model_name=job.config.model_name, hint="Ask again. What was downloaded is kept.",
                 )  # fmt: skip
@@ -166,10 +163,10 @@ class Downloads:
             return job.path
         raise job.fault or self._ended_early(job)
 
-    def _ended_early(self, job: _Job) -> DownloadFailed:
+    def _ended_early(self, job: _Job) -> NotDownloaded:
         paused = job.state == "paused"
-        return DownloadFailed(
-            f"The download of {job.config.model_id} is {job.state}.", model_name=job.config.model_name,
+        return NotDownloaded(
+            f"{job.config.model_id} is not on this machine: its download is {job.state}.", model_name=job.config.model_name,
             hint=f"Go on with POST downloads/{job.id}/resume." if paused else "Start it again.",
         )  # fmt: skip
 
@@ -221,10 +218,7 @@ class Downloads:
                 self._begin(job)
             elif job.state not in _ACTIVE:
                 raise InvalidInput(f"The download {download_id} is {job.state}.", hint="Start a new one.")
-            self._changed.wait_for(lambda: job.state != "checking")
-            if job.state == "failed" and job.fault is not None:
-                raise job.fault
-            return self._status(job)
+            return self._checked(job)
 
     def cancel(self, download_id: str) -> DownloadStatus:
         """End a download, delete what it fetched, and forget it. A complete model stays.
@@ -275,21 +269,28 @@ class Downloads:
             if job is None:
                 job = _Job(self._catalog.download_key(config), config, limited=limited, asked=asked)
                 self._forget_old()
-                self._jobs[job.id] = job
-                if path is not None:
-                    job.state, job.path = "done", path
-                else:
+                if path is None:
                     self._begin(job)
+                else:
+                    job.state, job.path, self._jobs[job.id] = "done", path, job
             elif asked:
                 job.asked, job.limited = True, job.limited and limited
                 if job.state == "paused":
                     self._begin(job)
             return job
 
+    def _checked(self, job: _Job) -> DownloadStatus:
+        """The download once it has been looked at. Raises the fault of the look; a later one is in the status."""
+        self._changed.wait_for(lambda: job.state != "checking")
+        if job.state == "failed" and job.fit is None and job.fault is not None:
+            raise job.fault
+        return self._status(job)
+
     def _begin(self, job: _Job) -> None:
         if self._closed:
             raise DownloadFailed("The runtime manager is closed.", model_name=job.config.model_name)
-        job.state, job.fault, job.stop = "checking", None, threading.Event()
+        self._jobs[job.id] = job
+        job.state, job.fault, job.fit, job.stop = "checking", None, None, threading.Event()
         job.received.clear()
         name = f"download {job.config.model_name}"
         job.thread = threading.Thread(target=self._run, args=(job, job.stop), name=name, daemon=True)
@@ -323,7 +324,7 @@ class Downloads:
         limit = self._settings.max_download_gb
         if job.limited and limit is not None and transfer.total > limit * 2**30:
             raise DownloadTooLarge(
-                f"{job.config.model_id} is {_gb(transfer.total)} to download, and a request may download {limit * 2**30 / 1e9:.2f} GB "
+                f"{job.config.model_id} is {transfer.total / 2**30:,.2f} GiB to download, and a request may download {limit:g} GiB "
                 "(LOCAL_RUNTIMES_MAX_DOWNLOAD_GB).",
                 model_name=job.config.model_name,
                 hint=f"Choose a smaller model, or run on this machine: {pull_command(job.config)}",
@@ -390,7 +391,3 @@ def pull_command(config: ModelConfig) -> str:
 def _discard(job: _Job) -> None:
     for transfer in job.transfers:
         transfer.discard()
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB"

@@ -55,7 +55,8 @@ class RuntimeManager:
     """Local models by name: register, load, generate, unload, and what they take.
 
     Registering loads nothing; the first request does. Methods that are not `async` return without waiting for a model;
-    those that tell about models (`list_models`, `model_status`, `validate_model`, `stats`) may read the disk.
+    those that tell about models (`list_models`, `model_status`, `validate_model`, `stats`) may read the disk, and
+    `download_model` asks the hub. Its jobs are in `downloads`.
 
     Args:
         settings: the operator's decisions; by default the environment's.

@@ -21,7 +21,7 @@ _PADDING = bytes(300_000)
 
 
 def gguf(metadata: dict[str, Typed] | None = None, *, weights: int = 600_000) -> bytes:
-    """A GGUF llama that loads, with one more tensor of so many numbers."""
+    """A GGUF llama that passes every check before a load, with one more tensor of so many numbers."""
     spec = tiny_llama()
     spec.metadata.update(metadata or {})
     spec.tensors.append(GgufTensorSpec("rope_freqs.weight", (weights,), bytes(4 * weights)))

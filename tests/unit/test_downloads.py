@@ -18,13 +18,14 @@ from lfx_local_runtimes.errors import (
     NotDownloaded,
     Offline,
     RuntimeFault,
+    SettingsFault,
 )
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager, ScriptedRuntime, register_engine
 from lfx_local_runtimes.runtimes.downloads import Downloads
 from lfx_local_runtimes.runtimes.planning.servable import Fit
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.status import DownloadStatus
-from lfx_local_runtimes.settings import Settings
+from lfx_local_runtimes.settings import PREFIX, Settings, load_settings
 from tests.builders import write_split_gguf
 from tests.fake_hub import FakeHub
 from tests.hub_models import LLAMA, REPO, gguf, hub_manager, put_tensors
@@ -246,6 +247,20 @@ class Line:
         self.taken.acquire()
 
 
+def test_a_download_that_fails_at_once_has_begun_all_the_same() -> None:
+    """What fails after the look is told by the status, however soon it fails."""
+
+    class Cut(Line):
+        def fetch(self, config: ModelConfig, report: object, cancelled: object, check: Any) -> Path:
+            check(self)
+            raise DownloadFailed("The line is dead.")
+
+    downloads = Downloads(Cut(), lambda config, transfer: Fit("e", "cpu", 1, 2))  # type: ignore[arg-type]
+    status = downloads.start(ModelConfig(model_id=REPO, model_name="m"))
+    assert (status.state, status.error) == ("failed", "m: The line is dead.")
+    downloads.close()
+
+
 def test_speed_and_the_seconds_left() -> None:
     line = Line()
     downloads = Downloads(line, lambda config, transfer: Fit("e", "cpu", 1, 2), clock=lambda: line.now)  # type: ignore[arg-type]
@@ -275,6 +290,7 @@ def test_a_close_keeps_what_came_and_another_process_goes_on(
     hub.hold = None
     with pytest.raises(DownloadFailed, match="closed"):
         manager.download_model("acme/other")
+    assert [row.state for row in manager.downloads.list()] == ["paused"]
     (part,) = tmp_path.rglob("*.incomplete")
     came = part.stat().st_size
     assert came > 0
@@ -315,10 +331,10 @@ async def test_a_load_that_waits_fails_when_the_download_is_paused(hub: FakeHub,
     load = asyncio.create_task(manager.load_model(name))
     await asyncio.to_thread(wait_for, lambda: manager.downloads._jobs[job.id].waiting == 1)
     manager.downloads.pause(job.id)
-    with pytest.raises(DownloadFailed, match="is paused") as caught:
+    with pytest.raises(NotDownloaded, match="is paused") as caught:
         await load
     assert f"downloads/{job.id}/resume" in caught.value.hint
-    with pytest.raises(DownloadFailed, match="is paused"):
+    with pytest.raises(NotDownloaded, match="is paused"):
         await manager.load_model(name)
 
 
@@ -385,5 +401,24 @@ def test_the_limit_is_for_first_uses_and_requests(tmp_path: Path) -> None:
         assert until(manager, manager.download_model(REPO).id, "done")
 
 
-def test_downloads_is_on_by_default() -> None:
-    assert (Settings().downloads, Settings(downloads="ask").downloads) == ("on", "ask")
+@pytest.mark.parametrize(
+    ("environment", "downloads"),
+    [
+        ({}, "on"),
+        ({"DOWNLOADS": "ask"}, "ask"),
+        ({"OFFLINE": "true"}, "off"),
+        ({"OFFLINE": "true", "DOWNLOADS": "ask"}, "off"),
+    ],
+)
+def test_offline_is_the_older_name_of_off(
+    environment: dict[str, str], downloads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"{PREFIX}{name}", value)
+    assert load_settings().downloads == downloads
+
+
+def test_a_value_of_downloads_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}DOWNLOADS", "perhaps")
+    with pytest.raises(SettingsFault, match=r"LOCAL_RUNTIMES_DOWNLOADS: .*'on', 'ask' or 'off'"):
+        load_settings()
