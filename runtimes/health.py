@@ -31,12 +31,13 @@ class Facts:
     """The device that FORCE_DEVICE names."""
     resting: Sequence[str] = ()
     """Models that died so often that they are not loaded for a while."""
-    serving: int = 0
-    """Models that are ready."""
 
 
 def assess(facts: Facts) -> tuple[HealthState, list[str]]:
-    """The state and its reasons. Unhealthy: no request, or no new model, can be served until somebody acts."""
+    """The state and its reasons. Unhealthy: no request, or no new model, can be served until somebody acts.
+
+    A model that dies is no reason for that: a probe would restart all the others because of one broken file.
+    """
     bad: list[str] = []
     poor: list[str] = []
     free = f"{facts.free_disk / 2**20:,.0f} MiB are free in {facts.home}. Free some disk space."
@@ -49,8 +50,7 @@ def assess(facts: Facts) -> tuple[HealthState, list[str]]:
         what = "FORCE_DEVICE names it, so no model can be loaded" if forced else "models run on other devices"
         (bad if forced else poor).append(f"The device {key} is lost: {what}. Look at its driver, then restart.")
     for name in facts.resting:
-        why = f"{name} died repeatedly and is not loaded for a while. Its last_exit says how."
-        (poor if facts.serving else bad).append(why)
+        poor.append(f"{name} died repeatedly and is not loaded for a while. Its last_exit says how.")
     return ("unhealthy" if bad else "degraded" if poor else "healthy"), [*bad, *poor]
 
 

@@ -433,7 +433,7 @@ class RuntimeManager:
         status, reasons = assess(
             Facts(
                 free_disk(home), home, lost=self._devices - there, needed=self.settings.force_device,
-                resting=self._residency.resting(), serving=sum(model.state == "ready" for model in models),
+                resting=self._residency.resting(),
             )
         )  # fmt: skip
         return {

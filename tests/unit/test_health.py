@@ -45,8 +45,7 @@ class Machine:
         (Facts(2**20, HOME), "unhealthy", "The disk is full: 1 MiB"),
         (Facts(2**40, HOME, lost=["cuda:0"]), "degraded", "cuda:0 is lost: models run on other devices"),
         (Facts(2**40, HOME, lost=["cuda:0"], needed="cuda"), "unhealthy", "FORCE_DEVICE names it"),
-        (Facts(2**40, HOME, resting=["gemma"], serving=1), "degraded", "gemma died repeatedly"),
-        (Facts(2**40, HOME, resting=["gemma"]), "unhealthy", "gemma died repeatedly"),
+        (Facts(2**40, HOME, resting=["gemma"]), "degraded", "gemma died repeatedly"),
     ],
 )
 def test_the_state_has_reasons(facts: Facts, state: str, words: str | None) -> None:
