@@ -49,8 +49,7 @@ def assess(facts: Facts) -> tuple[HealthState, list[str]]:
         forced = facts.needed is not None and key.startswith(facts.needed)
         what = "FORCE_DEVICE names it, so no model can be loaded" if forced else "models run on other devices"
         (bad if forced else poor).append(f"The device {key} is lost: {what}. Look at its driver, then restart.")
-    for name in facts.resting:
-        poor.append(f"{name} died repeatedly and is not loaded for a while. Its last_exit says how.")
+    poor += [f"{name} died repeatedly and is not loaded for a while. Its last_exit says how." for name in facts.resting]
     return ("unhealthy" if bad else "degraded" if poor else "healthy"), [*bad, *poor]
 
 
