@@ -52,7 +52,7 @@ class Caller:
     name: str
     denied: str = ""
     """Approve a model's code."""
-    keep_files: str = ""
+    may_not_delete: str = ""
     """Delete a model's files."""
 
 

@@ -85,9 +85,9 @@ async def delete_files(model_name: PathName, manager: Manager, caller: KnownCall
     Only files in the data folder and in the hub's cache are deleted. 403: they belong to a package, or are somewhere else.
     409: the model is in use and `force` is not set, or other models need the files. In Langflow for superusers only.
     """
-    if caller.keep_files:
+    if caller.may_not_delete:
         raise NotAllowed(
-            f"You may not delete the files of {model_name}.", model_name=model_name, hint=caller.keep_files
+            f"You may not delete the files of {model_name}.", model_name=model_name, hint=caller.may_not_delete
         )
     removed = await manager.remove_model(model_name, files=True, force=force)
     logger.info("%s deleted the files of %s", caller.name, removed.model_name)

@@ -51,6 +51,8 @@ class ModelReport(_Answer):
     model_name: str
     valid: bool
     problems: list[str]
+    task: str = Field(description="What the model does, as its files say; unsupported if nothing here serves it.")
+    unsupported: str | None = Field(description="Why nothing here serves it.")
     format: str
     engine: str | None = Field(description="The engine that will serve the model.")
     path: str
@@ -68,7 +70,8 @@ class ModelReport(_Answer):
     def of(cls, model_name: str, info: Inspection) -> "ModelReport":
         """The JSON form of an inspection."""
         return cls(
-            model_name=model_name, valid=info.valid, problems=list(info.problems), format=info.format.value,
+            model_name=model_name, valid=info.valid, problems=list(info.problems), task=info.task,
+            unsupported=info.unsupported or None, format=info.format.value,
             engine=info.engine, path=str(info.path), files=[file.name for file in info.files],
             size_mb=round(info.size_bytes / _MIB, 1), architecture=info.architecture, parameters=info.parameters,
             quantization=info.quantization, context_length=info.context_length, instruct=info.instruct,

@@ -91,7 +91,9 @@ def _by_head(config: Mapping[str, Any], name: str, kind: str, sentence_transform
 def _by_card(config: Mapping[str, Any], name: str, card: str | None) -> str | None:
     """The task of another model. A decoder can also give vectors: then its model card decides."""
     has_words = number(text_config(config), "vocab_size") is not None
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
+    own_code = config.get("auto_map")
+    writes = isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code  # its architecture may have any name
+    if writes or name.endswith(("ForCausalLM", "LMHeadModel")):
         return "embedding" if card == "embedding" else "llm"
     if name.endswith("ForConditionalGeneration"):
         return "llm" if "text_config" in config else None

@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
@@ -199,7 +200,7 @@ class Catalog:
 
         Raises:
             ModelNotFound: they are not on this machine.
-            NotAllowed: they belong to a package, or are outside the data folder and the hub's cache.
+            NotAllowed: they belong to a package, are outside the data folder and the hub's cache, or are no model.
         """
         name = config.model_name
         if (carrier := self._carrier(config)) is not None:
@@ -209,6 +210,9 @@ class Catalog:
             )  # fmt: skip
         if (path := self.locate(config)) is None:
             raise ModelNotFound(f"The files of {name} are not on this machine.", model_name=name)
+        found = {model.path for model in self._discovered()}
+        if path not in found and read_model(path).format is ModelFormat.UNKNOWN:  # any path can be registered
+            raise NotAllowed(f"{path} is not deleted: it holds no model.", model_name=name)
         return plan_removal(path, self.settings, self._cache)
 
     def models_in(self, place: Path) -> dict[str, tuple[str, Path]]:

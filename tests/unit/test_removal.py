@@ -181,6 +181,19 @@ def test_files_elsewhere_stay(manager: RuntimeManager, home: Path, tmp_path: Pat
     assert "outside" not in names(manager)
 
 
+def test_what_is_no_model_stays(manager: RuntimeManager, home: Path) -> None:
+    notes = home / "models" / "notes"
+    notes.mkdir(parents=True)
+    (notes / "diary.txt").write_text("dear diary")
+    manager.register_model(ModelConfig(model_id=str(notes), model_name="notes"))
+    for name in ("notes", str(notes), "./notes"):
+        with pytest.raises(NotAllowed, match="holds no model"):
+            remove(manager, name)
+    assert (notes / "diary.txt").is_file()
+    (home / "models" / "broken.gguf").write_bytes(b"GGUF")
+    assert remove(manager, "broken") == 4, "a broken model is one"
+
+
 def test_a_links_target_inside_the_model_stays(manager: RuntimeManager, home: Path, tmp_path: Path) -> None:
     write_model(home / "models" / "m")
     (tmp_path / "keep").mkdir()

@@ -217,6 +217,13 @@ def test_validate_reports_on_the_files(client: TestClient, registered: str, mode
     assert report["valid"], report["problems"]
     assert (report["format"], report["files"]) == ("safetensors", ["model.safetensors"])
 
+    assert (report["task"], report["unsupported"]) == ("llm", None)
+
+    (models / "tiny" / "config.json").write_text('{"architectures": ["WhisperModel"]}')
+    other = client.get(f"/models/{registered}/validate").json()
+    assert (other["task"], other["engine"]) == ("unsupported", None)
+    assert other["unsupported"] == "nothing here serves WhisperModel"
+
     (models / "tiny" / "model.safetensors").write_bytes(b"\xff" * 64)
     broken = client.get(f"/models/{registered}/validate").json()
     assert not broken["valid"]
