@@ -67,6 +67,16 @@ def test_each_engine_falls_back_to_the_cpu() -> None:
     ]  # fmt: skip
 
 
+def test_another_card_is_tried_before_the_cpu() -> None:
+    second = Device(DeviceType.CUDA, 1, "card")
+    cards = Machine(CARD, second)
+    found = plans(info(), cards, runtime_type="llama_cpp")
+    assert [plan.device.key for plan in found] == ["cuda:0", "cuda:1", "cpu"]
+    forced = plans(info(), cards, Settings(force_device="cuda"), runtime_type="llama_cpp")
+    assert [plan.device.key for plan in forced] == ["cuda:0", "cuda:1"]
+    assert [plan.device.key for plan in plans(info(), cards, device_type="cpu", runtime_type="llama_cpp")] == ["cpu"]
+
+
 def test_safetensors_on_a_mac() -> None:
     mac = Machine(Device(DeviceType.MPS))
     found = plans(info(ModelFormat.SAFETENSORS, quantization="bf16"), mac)
