@@ -2,25 +2,39 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
+from lfx_local_runtimes.runtimes.devices import DeviceProbe
+from lfx_local_runtimes.runtimes.engines.isolated.runtime import memory_of
 from lfx_local_runtimes.runtimes.memory.ledger import MODELS
 from lfx_local_runtimes.runtimes.memory.residency import Residency
 from lfx_local_runtimes.runtimes.memory.slots import Slot
-from lfx_local_runtimes.runtimes.planning import Inspection, Rules, inspect_model, task_of_model
+from lfx_local_runtimes.runtimes.planning import (
+    Inspection,
+    LoadPlan,
+    Rules,
+    inspect_model,
+    plan_loads,
+    task_of_model,
+)
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.settings import Settings
 
 
 class Inventory:
     """Tells about models; changes nothing. Reads the disk: call it off the event loop."""
 
-    def __init__(self, catalog: Catalog, residency: Residency, rules: Rules) -> None:
+    def __init__(
+        self, catalog: Catalog, residency: Residency, rules: Rules, settings: Settings, probe: DeviceProbe
+    ) -> None:  # fmt: skip
         self._catalog = catalog
         self._residency = residency
         self._rules = rules
+        self._settings = settings
+        self._probe = probe
         self._inspected: dict[str, tuple[tuple[int, int], Inspection]] = {}
 
     def list(self) -> list[ModelStatus]:
@@ -79,17 +93,33 @@ class Inventory:
         except (RuntimeFault, OSError):
             return None  # a list goes on; loading or validating the model says what is wrong
 
+    def _planned(self, config: ModelConfig, info: Inspection | None) -> LoadPlan | None:
+        """How it would be loaded now; None if it cannot be."""
+        if info is None or not info.files:
+            return None
+        try:
+            return plan_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)[0]
+        except RuntimeFault:
+            return None  # the load says why
+
     def _status(self, config: ModelConfig, source: str) -> ModelStatus:
         info = self._info(config)
+        planned = self._planned(config, info)
         with self._residency.slots():
             slot = self._residency.find(config.model_name) or Slot(ModelKey(config.model_name), config, source)
-            return _row(config, source, info, slot, self._residency)
+            plan = slot.plan or planned
+            memory = memory_of(plan, self._settings) if plan else None
+            return _row(config, source, info, slot, self._residency, plan=plan, memory=memory)
 
 
-def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, residency: Residency) -> ModelStatus:
-    plan, progress = slot.plan, slot.progress
+def _row(
+    config: ModelConfig, source: str, info: Inspection | None, slot: Slot, residency: Residency, *,
+    plan: LoadPlan | None, memory: Mapping[str, int] | None,
+) -> ModelStatus:  # fmt: skip
+    """`plan` is that of the load, or of the one that would be tried first; `memory` is what it reserves."""
+    progress = slot.progress
     holds = residency.ledger.holds(slot.key) if slot.runtime else {}
-    estimate = plan.memory.values() if plan else [info.memory.total] if info and info.memory else []
+    estimate = memory.values() if memory else [info.memory.total] if info and info.memory else []
     named_engine = None if config.runtime_type == RuntimeType.AUTO else str(config.runtime_type)
     keep_alive = next(v for v in (slot.keep_alive, config.keep_alive, residency.keep_alive) if v is not None)
     problems = "; ".join(info.problems) if info else ""
@@ -100,7 +130,7 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
         format=info.format.value if info else None,
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([info.size_bytes]) if info else None,
-        state=slot.state.value, device=plan.device.key if plan else None,
+        state=slot.state.value, device=plan.device.key if plan and runtime else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),
         memory_estimate_mb=_mib(estimate), memory_used_mb=_mib(v for k, v in holds.items() if k != MODELS),

@@ -80,7 +80,7 @@ class RuntimeManager:
         )  # fmt: skip
         self._requests: dict[str, Request[Any]] = {}
         self._requests_lock = threading.Lock()
-        self._inventory = Inventory(self.catalog, self._residency, self._rules)
+        self._inventory = Inventory(self.catalog, self._residency, self._rules, self.settings, probe)
         self._started = time.monotonic()
         _managers.add(self)
 
@@ -371,6 +371,7 @@ class RuntimeManager:
 
     def stats(self) -> dict[str, Any]:
         """The ledger per device, counters since the start, uptime in seconds and the process id."""
+        self._residency.measure_again()
         with self._residency.slots():
             ledger = self._residency.ledger.report()
             counters = {"deaths": 0, **self._residency.counters}

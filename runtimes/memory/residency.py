@@ -315,6 +315,7 @@ class Residency:
             DoesNotFit: even then it is too large, or those in use were not released in time.
             LoadFailed: the load was cancelled meanwhile.
         """
+        self.measure_again()
         try:
             self._wait_for_room(slot, plan, memory, context)
         finally:
@@ -324,6 +325,17 @@ class Residency:
                 self._changed.notify_all()
             for runtime, waiter in granted:
                 waiter.ready(runtime)
+
+    def measure_again(self) -> None:
+        """Correct the account of the loaded models. It reads from the system, so the lock is not held meanwhile."""
+        with self._changed:
+            loaded = [(slot, slot.runtime) for slot in self._slots.values() if slot.state is SlotState.READY]
+        for slot, runtime in loaded:
+            if runtime is None or not (taken := runtime.measure_again()):
+                continue
+            with self._changed:
+                if slot.runtime is runtime and slot.state is SlotState.READY:
+                    self.ledger.correct(slot.key, taken)
 
     def _wait_for_room(self, slot: Slot, plan: LoadPlan, memory: Mapping[str, int], context: LoadContext) -> None:
         needs = {**memory, MODELS: 1}

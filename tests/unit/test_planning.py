@@ -179,7 +179,7 @@ def test_as_many_sequences_as_their_caches_are_worth() -> None:
     for dtype, kept in (("bf16", 2), ("fp32", 1)):
         (plan,) = plans(model, quantization=dtype, context_length=4096)
         assert plan.sequences == kept
-        assert 2**30 <= plan.memory["cpu"] < 1.1 * 2**30
+        assert 2**30 <= plan.memory["cpu"] < 1.4 * 2**30
     assert plans(model, parallel=5)[0].sequences == 5
     assert plans(info(ModelFormat.SAFETENSORS))[0].sequences == 8
 

@@ -219,6 +219,19 @@ def test_the_next_engine_is_tried_and_the_result_says_so(make: MakeResidency, st
     give_back(residency, "a")
 
 
+def test_a_model_that_grew_is_counted_as_it_is_now(
+    make: MakeResidency, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residency = make(budget=8)
+    lease(residency, "a").future.result(PATIENCE)
+    give_back(residency, "a")
+    monkeypatch.setattr(Doll, "measure_again", lambda self: {"cpu": 6 * GIB})
+    stage.sizes["b"] = 3 * GIB
+    lease(residency, "b").future.result(PATIENCE)
+    assert stage.closes == ["a"], "a was measured at 1 GiB when it was loaded, and has no room beside b now"
+    give_back(residency, "b")
+
+
 def test_a_shorter_context_is_tried_before_a_load_is_refused(make: MakeResidency, stage: Stage) -> None:
     residency = make()
     stage.sizes["big"], stage.smaller["big"] = 20 * GIB, [(4, 10 * GIB), (2, 5 * GIB)]
