@@ -262,7 +262,10 @@ class Residency:
         faults: list[RuntimeFault] = []
         too_much: dict[str, int] = {}
         """Bytes that did not fit, by device."""
-        left = deque(prepared.plans)
+        now = self._clock()
+        left = deque(sorted(prepared.plans, key=lambda plan: slot.distrusts(plan.device.key, now)))
+        if left[0] is not prepared.plans[0]:
+            faults.append(EngineDied(f"{slot.name} died on {prepared.plans[0].device.key}: {slot.last_exit}"))
         while left:
             plan = left.popleft()
             needs = plan.memory.get(plan.device.key, 0)
@@ -513,10 +516,11 @@ class Residency:
                 return  # it was being unloaded, or has not been ready yet: then `_load_done` notices
             logger.error("%s died: %s", slot.name, fault)
             slot.move(SlotState.FAILED)
+            plan = slot.plan
             slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
             self._owners.pop(runtime, None)
             slot.error = fault
-            self._note_death(slot, fault)
+            self._note_death(slot, fault, plan.device.key if plan else None)
             self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)
             refused: list[Waiter] = []
@@ -529,8 +533,8 @@ class Residency:
             assert refusal is not None
             waiter.failed(refusal)
 
-    def _note_death(self, slot: Slot, fault: RuntimeFault) -> None:
-        slot.note_death(self._clock(), fault.message)
+    def _note_death(self, slot: Slot, fault: RuntimeFault, device: str | None = None) -> None:
+        slot.note_death(self._clock(), fault.message, device)
         self.counters["deaths"] += 1
 
     # -- idle time ---------------------------------------------------------------------------------------------------
