@@ -193,6 +193,14 @@ def test_a_gguf_encoder_needs_room_for_the_logits_of_its_longest_text() -> None:
     assert llama.state_bytes == 0
 
 
+def test_an_encoder_reads_texts_of_8192_tokens_unless_memory_or_the_user_says_otherwise() -> None:
+    encoder = info(task="embedding", vocabulary=150_000, embedding_length=1024, context_length=32_768)
+    (llama, torch) = plans(encoder)
+    assert torch.context_length == 8192
+    assert llama.context_length == 1024, "llama.cpp has logits for every token: 2,048 would take more than a GiB"
+    assert plans(encoder, context_length=16_384)[0].context_length == 16_384
+
+
 @pytest.mark.parametrize(
     ("model", "config", "fault"),
     [
