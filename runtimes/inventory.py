@@ -3,29 +3,44 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.chat.tool_history import Support
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
+from lfx_local_runtimes.runtimes.devices import DeviceProbe
+from lfx_local_runtimes.runtimes.engines.isolated.runtime import memory_of
 from lfx_local_runtimes.runtimes.formats.detect import MAX_ENTRIES
 from lfx_local_runtimes.runtimes.formats.tasks import UNKNOWN, UNSUPPORTED
 from lfx_local_runtimes.runtimes.memory.ledger import MODELS
 from lfx_local_runtimes.runtimes.memory.residency import Residency
 from lfx_local_runtimes.runtimes.memory.slots import Slot
-from lfx_local_runtimes.runtimes.planning import Inspection, Rules, check_task, inspect_model, task_of_model
+from lfx_local_runtimes.runtimes.planning import (
+    Inspection,
+    LoadPlan,
+    Rules,
+    check_task,
+    inspect_model,
+    plan_loads,
+    task_of_model,
+)
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog, Resolved, invalid
 from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.settings import Settings
 
 
 class Inventory:
     """Tells about models; changes nothing. Reads the disk: call it off the event loop."""
 
-    def __init__(self, catalog: Catalog, residency: Residency, rules: Rules) -> None:
+    def __init__(
+        self, catalog: Catalog, residency: Residency, rules: Rules, settings: Settings, probe: DeviceProbe
+    ) -> None:  # fmt: skip
         self._catalog = catalog
         self._residency = residency
         self._rules = rules
+        self._settings = settings
+        self._probe = probe
         self._inspected: dict[str, tuple[tuple[tuple[str, int, int], ...], Inspection]] = {}
 
     def list(self) -> list[ModelStatus]:
@@ -90,12 +105,24 @@ class Inventory:
         except (RuntimeFault, OSError) as error:  # a list goes on, and says what is wrong with this one
             return None, str(error)
 
+    def _planned(self, config: ModelConfig, info: Inspection | None) -> LoadPlan | None:
+        """How it would be loaded now; None if it cannot be."""
+        if info is None or not info.files:
+            return None
+        try:
+            return plan_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)[0]
+        except RuntimeFault:
+            return None  # the load says why
+
     def _status(self, row: Resolved) -> ModelStatus:
         info, error = self._info(row)
+        planned = self._planned(row.config, info)
         with self._residency.slots():
             slot = self._residency.find(row.config.model_name)
             slot = slot or Slot(ModelKey(row.config.model_name), row.config, row.source)
-            return _row(row, info, error, slot, self._residency)
+            plan = slot.plan or planned
+            memory = memory_of(plan, self._settings) if plan else None
+            return _row(row, info, error, slot, self._residency, plan=plan, memory=memory)
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
@@ -123,11 +150,15 @@ def _problem(config: ModelConfig, info: Inspection | None) -> str:
     return info.unsupported if info is not None and task_of_model(config, info) == UNSUPPORTED else ""
 
 
-def _row(row: Resolved, info: Inspection | None, error: str, slot: Slot, residency: Residency) -> ModelStatus:
+def _row(
+    row: Resolved, info: Inspection | None, error: str, slot: Slot, residency: Residency, *,
+    plan: LoadPlan | None, memory: Mapping[str, int] | None,
+) -> ModelStatus:  # fmt: skip
+    """`plan` is that of the load, or of the one that would be tried first; `memory` is what it reserves."""
     config, source = row.config, row.source
-    plan, progress = slot.plan, slot.progress
+    progress = slot.progress
     holds = residency.ledger.holds(slot.key) if slot.runtime else {}
-    estimate = plan.memory.values() if plan else [info.memory.total] if info and info.memory else []
+    estimate = memory.values() if memory else [info.memory.total] if info and info.memory else []
     named_engine = None if config.runtime_type == RuntimeType.AUTO else str(config.runtime_type)
     keep_alive = next(v for v in (slot.keep_alive, config.keep_alive, residency.keep_alive) if v is not None)
     kind = info.format if info else row.format
@@ -143,7 +174,7 @@ def _row(row: Resolved, info: Inspection | None, error: str, slot: Slot, residen
         architecture=info.architecture if info else None, size_mb=_mib([size or 0]),
         on_disk=info is not None or source == "package" or row.format is not None, tool_calling=Support.of(template or "").tools,
         parameters=info.parameters if info else None, instruct=_follows_instructions(task, info),
-        state=slot.state.value, device=plan.device.key if plan else None,
+        state=slot.state.value, device=plan.device.key if plan and runtime else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),
         memory_estimate_mb=_mib(estimate), memory_used_mb=_mib(v for k, v in holds.items() if k != MODELS),

@@ -87,7 +87,7 @@ class RuntimeManager:
         self._requests: dict[str, Request[Any]] = {}
         self._requests_lock = threading.Lock()
         self.downloads = Downloads(self.catalog, self._inspect_remote)
-        self._inventory = Inventory(self.catalog, self._residency, self._rules)
+        self._inventory = Inventory(self.catalog, self._residency, self._rules, self.settings, probe)
         self._registrar = Registrar(self.catalog, self._residency)
         self._started = time.monotonic()
         _managers.add(self)
@@ -411,6 +411,7 @@ class RuntimeManager:
 
     def stats(self) -> dict[str, Any]:
         """The ledger per device, counters since the start, uptime in seconds and the process id."""
+        self._residency.measure_again()
         with self._residency.slots():
             ledger = self._residency.ledger.report()
             counters = {"deaths": 0, **self._residency.counters}

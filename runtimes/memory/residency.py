@@ -262,7 +262,10 @@ class Residency:
         faults: list[RuntimeFault] = []
         too_much: dict[str, int] = {}
         """Bytes that did not fit, by device."""
-        left = deque(prepared.plans)
+        now = self._clock()
+        left = deque(sorted(prepared.plans, key=lambda plan: slot.distrusts(plan.device.key, now)))
+        if left[0] is not prepared.plans[0]:
+            faults.append(EngineDied(f"{slot.name} died on {prepared.plans[0].device.key}: {slot.last_exit}"))
         while left:
             plan = left.popleft()
             needs = plan.memory.get(plan.device.key, 0)
@@ -315,6 +318,7 @@ class Residency:
             DoesNotFit: even then it is too large, or those in use were not released in time.
             LoadFailed: the load was cancelled meanwhile.
         """
+        self.measure_again()
         try:
             self._wait_for_room(slot, plan, memory, context)
         finally:
@@ -324,6 +328,17 @@ class Residency:
                 self._changed.notify_all()
             for runtime, waiter in granted:
                 waiter.ready(runtime)
+
+    def measure_again(self) -> None:
+        """Correct the account of the loaded models. It reads from the system, so the lock is not held meanwhile."""
+        with self._changed:
+            loaded = [(slot, slot.runtime) for slot in self._slots.values() if slot.state is SlotState.READY]
+        for slot, runtime in loaded:
+            if runtime is None or not (taken := runtime.measure_again()):
+                continue
+            with self._changed:
+                if slot.runtime is runtime and slot.state is SlotState.READY:
+                    self.ledger.correct(slot.key, taken)
 
     def _wait_for_room(self, slot: Slot, plan: LoadPlan, memory: Mapping[str, int], context: LoadContext) -> None:
         needs = {**memory, MODELS: 1}
@@ -501,10 +516,11 @@ class Residency:
                 return  # it was being unloaded, or has not been ready yet: then `_load_done` notices
             logger.error("%s died: %s", slot.name, fault)
             slot.move(SlotState.FAILED)
+            plan = slot.plan
             slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
             self._owners.pop(runtime, None)
             slot.error = fault
-            self._note_death(slot, fault)
+            self._note_death(slot, fault, plan.device.key if plan else None)
             self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)
             refused: list[Waiter] = []
@@ -517,8 +533,8 @@ class Residency:
             assert refusal is not None
             waiter.failed(refusal)
 
-    def _note_death(self, slot: Slot, fault: RuntimeFault) -> None:
-        slot.note_death(self._clock(), fault.message)
+    def _note_death(self, slot: Slot, fault: RuntimeFault, device: str | None = None) -> None:
+        slot.note_death(self._clock(), fault.message, device)
         self.counters["deaths"] += 1
 
     # -- idle time ---------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def check_task(config: ModelConfig) -> None:
 def plan_loads(
     config: ModelConfig, info: ModelInfo, *, settings: Settings, rules: Rules, probe: DeviceProbe = MACHINE
 ) -> tuple[LoadPlan, ...]:
-    """Every load worth trying, best first: each engine on the chosen device, then on the CPU.
+    """Every load worth trying, best first: each engine on the chosen device, then on others of its kind, then on the CPU.
 
     If the configuration asks for int8 or int4, the nearest other types follow: not every engine and device has these two.
 
@@ -273,9 +273,9 @@ def _devices(config: ModelConfig, settings: Settings, probe: DeviceProbe) -> tup
                 model_name=config.model_name, hint="Unset requires_accelerator to run it on the CPU.",
             )  # fmt: skip
         return [CPU], warnings
-    if settings.force_device or config.requires_accelerator:
-        return [device], warnings
-    return [device, CPU], warnings
+    others = [one for one in probe.accelerators() if one.type is device.type and one != device]
+    last = [] if settings.force_device or config.requires_accelerator else [CPU]
+    return [device, *others, *last], warnings
 
 
 def _devices_of(row: EngineRow, devices: list[Device]) -> Iterator[tuple[Device, tuple[str, ...]]]:
@@ -284,9 +284,8 @@ def _devices_of(row: EngineRow, devices: list[Device]) -> Iterator[tuple[Device,
     if row.runs_on(first.type) or len(devices) == 1:
         yield from ((device, ()) for device in devices)
     else:
-        yield from (
-            (device, (f"{row.name} does not run on {first.key}: running on the CPU.",)) for device in devices[1:]
-        )
+        there = [device for device in devices[1:] if row.runs_on(device.type)] or devices[:1]
+        yield from ((device, (f"{row.name} does not run on {first.key}: running on the CPU.",)) for device in there)
 
 
 def _context_length(config: ModelConfig, info: ModelInfo) -> int:

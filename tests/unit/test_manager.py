@@ -250,6 +250,17 @@ async def test_unload_all_spares_what_is_in_use(stage: Theatre) -> None:
     assert await stage.manager.unload_all() == ["parrot"]
 
 
+async def test_a_list_says_before_a_load_what_it_says_after_it(stage: Theatre) -> None:
+    def facts() -> dict[str, Any]:
+        names = {"engine", "quantization", "context_length", "memory_estimate_mb"}
+        return stage.manager.model_status("parrot").model_dump(include=names)
+
+    before = facts()
+    assert stage.manager.model_status("parrot").device is None
+    await stage.manager.load_model("parrot")
+    assert facts() == before
+
+
 async def test_what_health_and_stats_tell(stage: Theatre) -> None:
     await stage.manager.generate("parrot", ask())
     health, stats = stage.manager.health(), stage.manager.stats()

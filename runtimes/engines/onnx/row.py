@@ -9,6 +9,6 @@ ROWS = (
     EngineRow(
         "onnx", f"{_HERE}.encoder:OnnxEncoder", f"{_HERE}.offer:offer", extra="onnx",
         modules=("onnxruntime", "transformers"),
-        prepare=f"{_HERE}.export:with_export", overhead=320 * 2**20, accelerators=frozenset({DeviceType.CUDA}),
+        prepare=f"{_HERE}.export:with_export", overhead=270 * 2**20, accelerators=frozenset({DeviceType.CUDA}),
     ),
 )  # fmt: skip
