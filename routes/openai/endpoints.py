@@ -142,5 +142,5 @@ async def unknown(path: str, request: Request) -> None:
     ]
     if not known:
         raise HTTPException(404, f"There is no route {request.method} /v1/{path[:200]}.")
-    allowed = ", ".join(sorted({method for route in known for method in route.methods}))
+    allowed = ", ".join(sorted({method for route in known for method in route.methods or ()}))
     raise HTTPException(405, f"{request.method} is not allowed here, only {allowed}.", {"Allow": allowed})

@@ -46,8 +46,8 @@ _MAX_CHOICES_CHARS = 50_000
 Choices = Annotated[list[Source], Field(min_length=1, max_length=1000), AfterValidator(_few)]
 
 
-def _choice_regex(choices: list[str]) -> str:
-    return "|".join(re.escape(choice) for choice in choices)
+def _choice_regex(choices: list[str] | None) -> str | None:
+    return None if choices is None else "|".join(re.escape(choice) for choice in choices)
 
 
 class StructuredOutputs(BaseModel):
@@ -71,7 +71,7 @@ class StructuredOutputs(BaseModel):
         """The fields of a `Grammar`, for each form."""
         return [
             _schema(self.schema_), _text("regex", self.regex), _text("gbnf", self.grammar),
-            _text("regex", self.choice and _choice_regex(self.choice)),
+            _text("regex", _choice_regex(self.choice)),
             {"kind": "json_object"} if self.json_object else None,
         ]  # fmt: skip
 
@@ -122,7 +122,7 @@ class Forms(Lenient):
             (wanted, param), (_text("gbnf", self.grammar), "grammar"), (_text("regex", self.regex), "regex"),
             (_schema(self.json_schema), "json_schema"), (_schema(self.guided_json), "guided_json"),
             (_text("regex", self.guided_regex), "guided_regex"),
-            (_text("regex", self.guided_choice and _choice_regex(self.guided_choice)), "guided_choice"),
+            (_text("regex", _choice_regex(self.guided_choice)), "guided_choice"),
             (_text("gbnf", self.guided_grammar), "guided_grammar"),
             *((form, "structured_outputs") for form in nested),
         ]  # fmt: skip

@@ -7,7 +7,7 @@ calls, and the caller's stop strings, which count in the answer's text only.
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
@@ -29,8 +29,11 @@ from lfx_local_runtimes.runtimes.tasks.generation import (
     ToolCallDelta,
 )
 
-_LONGEST_TOKEN = 512
-"""Characters."""
+_PIECE = 32_768
+"""Characters of a long prompt whose tokens are counted at once."""
+
+_CUT = 64
+"""Tokens that a text may have more in two pieces than in one."""
 
 
 class Answer:
@@ -134,17 +137,28 @@ class Answer:
                     model_name=self._request.model_name, hint="Send ids of this model's tokenizer.",
                 )  # fmt: skip
 
-    def check_size(self, context_length: int) -> None:
-        """Refuse a prompt that cannot fit before time is spent on its tokens.
+    def check_size(self, context_length: int, count: Callable[[str], int]) -> None:
+        """Refuse a prompt that cannot fit before time is spent on its tokens: some tokenizers take a time that grows with the
+        square of a text's length, half a minute for two million blanks. So a long prompt is counted in pieces first.
+
+        Args:
+            context_length: in tokens.
+            count: the number of tokens of a text.
 
         Raises:
-            ContextOverflow: it has more characters than the longest tokens would hold.
+            ContextOverflow: the prompt has more tokens than the context.
         """
-        if len(self.prompt) > context_length * _LONGEST_TOKEN and not self._request.ask.truncate:
-            raise ContextOverflow(
-                f"The prompt has {len(self.prompt):,} characters; the context holds {context_length:,} tokens.",
-                model_name=self._request.model_name, hint="Shorten it, or set truncate.",
-            )  # fmt: skip
+        if self._request.ask.truncate or len(self.prompt) <= _PIECE:
+            return
+        tokens = 0
+        for start in range(0, len(self.prompt), _PIECE):
+            tokens += count(self.prompt[start : start + _PIECE]) - _CUT
+            if tokens > context_length:
+                raise ContextOverflow(
+                    f"The prompt has {len(self.prompt):,} characters, more than {tokens:,} tokens; the context holds "
+                    f"{context_length:,} tokens.",
+                    model_name=self._request.model_name, hint="Shorten it, or set truncate.",
+                )  # fmt: skip
 
     def fit(self, prompt: list[int], context_length: int) -> list[int]:
         """The prompt's tokens, the oldest cut off if the request allows it and the context is too short.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN, Template
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler as LlamaSampler
@@ -110,6 +110,31 @@ def test_the_drawn_token_is_among_the_top_ones_in_either_engine() -> None:
         assert [one.token for one in logprob(3, 2).top] == ["0", "2", "3"]
         assert logprob(3, 0).top == ()
     assert by_llama_cpp(3, 2).logprob == pytest.approx(by_transformers(3, 2).logprob)
+
+
+# -- the prompt ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_cannot_fit_is_refused_after_its_first_pieces() -> None:
+    counted: list[int] = []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return len(text) // 31
+
+    def check(blanks: int, **options: Any) -> None:
+        counted.clear()
+        request = Request("m", GenerationConfig(prompt=" " * blanks, raw=True, **options))
+        Answer(request, BUILT_IN["none"]).check_size(4096, count)
+
+    with pytest.raises(ContextOverflow, match="2,000,000 characters"):
+        check(2_000_000)
+    assert sum(counted) < 200_000
+    check(100_000)
+    assert sum(counted) == 100_000
+    check(30_000)
+    check(2_000_000, truncate=True)
+    assert not counted, "short prompts, and those that are cut, cost nothing"
 
 
 # -- the vocabulary --------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class LlamaCppRuntime(BatchingRuntime):
         assert plan is not None
         bos, eos = model.bos, model.eos
         answer = Answer(request, self._template, bos=bos[1] if bos else "", eos=eos[1] if eos else "")
-        answer.check_size(plan.context_length)
+        answer.check_size(plan.context_length, lambda text: len(model.tokenize(text, add_special=False)))
         answer.check_ids(model.n_vocab)
         given = request.ask.prompt_ids
         prompt = model.tokenize(answer.prompt, add_special=True) if given is None else list(given)

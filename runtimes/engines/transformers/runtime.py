@@ -99,7 +99,7 @@ class TransformersRuntime(BatchingRuntime):
         assert plan is not None
         tokenizer, config, length = loaded.tokenizer, request.ask, plan.context_length
         answer = Answer(request, self._template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
-        answer.check_size(plan.context_length)
+        answer.check_size(length, lambda text: len(loaded.tokenize(text)))
         answer.check_ids(len(tokenizer))
         given = config.prompt_ids
         prompt = answer.fit(_tokenize(tokenizer, answer) if given is None else list(given), length)
