@@ -126,7 +126,7 @@ class Flow:
                 "position": {"x": column * _COLUMN, "y": row * _ROW},
                 "width": width,
                 "height": height,
-                "style": {"width": width, "height": height},
+                "measured": {"width": width, "height": height},  # the canvas takes the size from here
                 "data": {"id": node_id, "type": "note", "node": node},
             }
         )
