@@ -267,7 +267,7 @@ def test_the_note_of_an_example_is_not_clipped(name: str, page: "Page", api: htt
 
 def test_a_chat_remembers_what_was_said(page: "Page", api: httpx.Client) -> None:
     open_flow(page, api, "Memory", example("local_chat", model_name=GEMMA))
-    playwright.expect(ask(page, "My name is Ada.")).to_be_visible()
+    playwright.expect(ask(page, "Hello, my name is Ada.")).to_be_visible()
     playwright.expect(page.get_by_test_id("button-send").last).to_be_visible()
     page.get_by_test_id("input-chat-playground").last.fill("What is my name?")
     page.get_by_test_id("button-send").last.click()

@@ -91,7 +91,7 @@ def test_local_chat_remembers_the_turn_before(client: httpx.Client, flows: dict[
         body = {"input_value": text, "input_type": "chat", "output_type": "chat", "session_id": session}
         return text_of(client.post(f"/api/v1/run/{flows['local_chat']}", json=body).raise_for_status().json())
 
-    say("My name is Ada.", "first")
+    say("Hello, my name is Ada.", "first")
     assert "Ada" in say("What is my name?", "first")
     assert "Ada" not in say("What is my name?", "second"), "each session has its own history"
 
