@@ -22,9 +22,8 @@ from lfx_local_runtimes.errors import (
     RequestNotFound,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
+from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
 from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
-from lfx_local_runtimes.runtimes.engines.registry import engine_names
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.inventory import Inventory
 from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
@@ -96,13 +95,7 @@ class RuntimeManager:
         Raises:
             ModelConflict: the name has another configuration.
             PathNotAllowed: see `restrict_paths`.
-            InvalidInput: an unknown runtime type.
         """
-        if config.runtime_type != RuntimeType.AUTO and config.runtime_type not in engine_names():
-            raise InvalidInput(
-                f"runtime_type {config.runtime_type} is not an engine.", model_name=config.model_name,
-                hint=f"Use auto or one of: {', '.join(engine_names())}.",
-            )  # fmt: skip
         if restrict_paths:
             self.catalog.check_source(config)
         with self._residency.slots() as slots:
@@ -173,19 +166,15 @@ class RuntimeManager:
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
     async def load_model(self, model_name: str | ModelKey, progress: ProgressCallback | None = None) -> bool:
-        """Bring a model into memory and wait for it. Returns True when it was not there before.
+        """Bring a model into memory, if it is not there already, and wait for it. Returns True: the model is ready.
 
         A caller that is cancelled leaves; the load goes on for the others.
 
         Raises:
             RuntimeFault: it cannot be loaded, with the reason.
         """
-        key = self._key(model_name)
-        with self._residency.slots() as slots:
-            slot = slots.get(key)
-            there = slot is not None and slot.state is SlotState.READY
-        async with self.lease(key, progress):
-            return not there
+        async with self.lease(model_name, progress):
+            return True
 
     async def unload_model(self, model_name: str | ModelKey, *, force: bool = False) -> bool:
         """Take a model out of memory and wait until it is. Returns False when it was not there.

@@ -13,7 +13,6 @@ from lfx_local_runtimes.errors import (
     InvalidInput,
     InvalidModelFile,
     LoadFailed,
-    ModelNotFound,
     PickleRefused,
     RemoteCodeRefused,
     RuntimeFault,
@@ -115,21 +114,22 @@ def plan_loads(
     return _ordered(found)
 
 
-def plan_for_engine(config: ModelConfig, engine: str) -> LoadPlan:
-    """The first plan for a runtime that is used without a manager; `model_id` is a path.
+def plan_for_engine(
+    config: ModelConfig, engine: str, path: Path | None = None, settings: Settings | None = None
+) -> LoadPlan:
+    """The first plan for a runtime that is used without a manager.
+
+    Args:
+        config: the model's.
+        engine: the runtime's.
+        path: the model's file or folder; unset, its `model_id`.
+        settings: unset, the environment's.
 
     Raises:
-        ModelNotFound: no such path.
         RuntimeFault: as `plan_loads`.
     """
-    path = Path(config.model_id).expanduser()
-    if not path.exists():
-        raise ModelNotFound(
-            f"{config.model_id} is not a path.", model_name=config.model_name,
-            hint="A runtime without a manager loads from disk. RuntimeManager also finds hub and packaged models.",
-        )  # fmt: skip
-    settings = get_settings()
-    info = read_model(path, thorough=True)
+    settings = settings or get_settings()
+    info = read_model(path or Path(config.model_id).expanduser(), thorough=True)
     chosen = config.model_copy(update={"runtime_type": RuntimeType(engine)})
     return plan_loads(chosen, info, settings=settings, rules=Rules.load(settings.rules_file))[0]
 

@@ -1,7 +1,7 @@
 """The task `llm`: text from a prompt or a conversation. Its request, its deltas and its result."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -67,7 +67,7 @@ class GenerationConfig(Ask["GenerationResult"]):
     """
 
     task: ClassVar[str] = "llm"
-    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = None
+    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = Field(default=None, kw_only=False)
     prompt_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None,
         min_length=1,
@@ -122,6 +122,13 @@ class GenerationConfig(Ask["GenerationResult"]):
         default=False, description="If a prompt is too long, remove its oldest tokens instead of failing."
     )
     return_prompt: bool = Field(default=False, description="Return the exact prompt in the metadata.")
+
+    if not TYPE_CHECKING:  # type checkers know from `kw_only` that the prompt may come without its name
+
+        def __init__(self, prompt=None, /, **fields):
+            super().__init__(**(fields if prompt is None else {"prompt": prompt, **fields}))
+
+        __init__.__pydantic_base_init__ = True  # pydantic validates without calling it
 
     @field_validator("stop", mode="before")
     @classmethod

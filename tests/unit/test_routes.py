@@ -102,7 +102,7 @@ def test_invalid_input_names_the_field(client: TestClient, models: Path, field: 
 def test_an_unknown_engine_is_invalid_input(client: TestClient, models: Path) -> None:
     error = error_of(client.post("/models/register", json=body_of(models, runtime_type="abacus")), 422, "invalid_input")
     assert "abacus" in error["message"]
-    assert "puppet" in error["hint"]
+    assert "puppet" in error["message"]
 
 
 # -- loading and unloading -----------------------------------------------------------------------------------------------
