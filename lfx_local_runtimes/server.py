@@ -18,8 +18,6 @@ from lfx_local_runtimes.routes import build_openai_router, build_router
 from lfx_local_runtimes.routes.access import Caller, set_caller
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 11540
 _GRACE_S = 2
 """Seconds that requests have to end after Ctrl-C. They are cancelled at once."""
 
@@ -122,7 +120,7 @@ def make_server(manager: RuntimeManager, host: str, port: int, api_key: str | No
     if api_key is None and not is_loopback(host):
         raise SettingsFault(
             f"Other machines can reach {host}, and there is no API key.",
-            hint=f"Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on {DEFAULT_HOST}.",
+            hint=f"Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on 127.0.0.1.",
         )
     config = uvicorn.Config(
         create_app(manager, api_key), host=host, port=port, log_level="info", access_log=False,

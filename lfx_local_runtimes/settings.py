@@ -1,7 +1,7 @@
 """Settings: one frozen object. Only this module reads the environment.
 
-Every name has the prefix `LOCAL_RUNTIMES_`; `FORCE_DEVICE`, `MAX_GPU_MEM_GB`, `TRUST_REMOTE_CODE` and `HF_TOKEN` are
-also read without it. The name with the prefix wins.
+Every name has the prefix `LOCAL_RUNTIMES_`. Some are also read without it, and some have other names, which
+docs/other-names.md lists. The name with the prefix wins.
 """
 
 import os
@@ -18,8 +18,17 @@ from lfx_local_runtimes.errors import SettingsFault
 PREFIX = "LOCAL_RUNTIMES_"
 
 
+_TRUST = {"auto": True, "always": True, "never": False}
+"""The words of other runtimes. None of them skips an approval or the confinement."""
+
+
+def _also(name: str, *others: str) -> AliasChoices:
+    """The name with the prefix, then other names of the same setting."""
+    return AliasChoices(f"{PREFIX}{name}", *others)
+
+
 def _also_bare(name: str) -> AliasChoices:
-    return AliasChoices(f"{PREFIX}{name}", name)
+    return _also(name, name)
 
 
 class Settings(BaseSettings):
@@ -70,6 +79,7 @@ class Settings(BaseSettings):
     allow_pickle: bool = Field(default=False, description="Load pickle weights, which can run code.")
     allow_unconfined_code: bool = Field(
         default=False,
+        validation_alias=_also("ALLOW_UNCONFINED_CODE", "ALLOW_UNSANDBOXED"),
         description="Run approved code of a model where its process cannot be fully confined.",
     )
     isolation: Literal["process", "inline"] = Field(
@@ -92,9 +102,26 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="Seconds after a cancel before a process that does not react is killed."
     )
     rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
+    hub_cache: Path | None = Field(
+        default=None,
+        validation_alias=_also("HUB_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"),
+        description="Folder of the Hugging Face cache. Unset: the folder `hub` in HF_HOME.",
+    )
     offline: bool = Field(default=False, description="Never use the network.")
     hf_token: SecretStr | None = Field(
         default=None, validation_alias=_also_bare("HF_TOKEN"), description="For gated models."
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        validation_alias=_also("HOST", "UNIVERSAL_RUNTIME_HOST"),
+        description="The address of the standalone server.",
+    )
+    port: int = Field(
+        default=11540,
+        ge=1,
+        le=65535,
+        validation_alias=_also("PORT", "UNIVERSAL_RUNTIME_PORT"),
+        description="The port of the standalone server.",
     )
     api_key: SecretStr | None = Field(
         default=None, description="What the standalone server asks for; without one it serves this machine only."
@@ -109,6 +136,11 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("trust_remote_code", mode="before")
+    @classmethod
+    def _trust(cls, value: object) -> object:
+        return _TRUST.get(value.lower(), value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":

@@ -54,7 +54,7 @@ class Catalog:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registrations = registrations or Registrations(settings.home / "models.json")
-        self._cache = cache or hub_cache()
+        self._cache = cache or hub_cache(settings)
         self._endpoint = endpoint
         self._seen: tuple[float, dict[str, Discovered]] = (float("-inf"), {})
 

@@ -266,9 +266,9 @@ def _is_variant(name: str) -> bool:
 # -- the cache on disk ---------------------------------------------------------------------------------------------------
 
 
-def hub_cache() -> Path:
-    """The hub's cache folder (`HF_HUB_CACHE`)."""
-    return Path(constants.HF_HUB_CACHE)
+def hub_cache(settings: Settings) -> Path:
+    """The hub's cache folder."""
+    return settings.hub_cache.expanduser() if settings.hub_cache else Path(constants.HF_HUB_CACHE)
 
 
 def repo_folder(cache: Path, repo: str) -> Path:

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from lfx_local_runtimes.errors import SettingsFault
 from lfx_local_runtimes.runtimes import GemmaLocalRuntime, ModelConfig
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.sources.catalog import Catalog
+from lfx_local_runtimes.settings import load_settings
 from tests.builders import GgufSpec, encode_gguf, tiny_llama
 from tests.fake_hub import FakeHub, serve
 
@@ -45,3 +48,44 @@ async def test_a_runtime_without_a_manager_finds_its_files_as_the_manager_does(
     await runtime.unload()
     assert planned[0].info.path.name == "gemma-2b-Q4_K_M.gguf"
     assert planned[0].engine == "gemma_local"
+
+
+@pytest.mark.parametrize(
+    ("variables", "field", "value"),
+    [
+        ({"TRUST_REMOTE_CODE": "auto"}, "trust_remote_code", True),
+        ({"TRUST_REMOTE_CODE": "Always"}, "trust_remote_code", True),
+        ({"TRUST_REMOTE_CODE": "never"}, "trust_remote_code", False),
+        ({"TRUST_REMOTE_CODE": "1"}, "trust_remote_code", True),
+        ({"LOCAL_RUNTIMES_TRUST_REMOTE_CODE": "never", "TRUST_REMOTE_CODE": "always"}, "trust_remote_code", False),
+        ({"ALLOW_UNSANDBOXED": "true"}, "allow_unconfined_code", True),
+        ({"LOCAL_RUNTIMES_ALLOW_UNCONFINED_CODE": "0", "ALLOW_UNSANDBOXED": "1"}, "allow_unconfined_code", False),
+        ({"UNIVERSAL_RUNTIME_HOST": "::1"}, "host", "::1"),
+        ({"UNIVERSAL_RUNTIME_PORT": "9000"}, "port", 9000),
+        ({"TRANSFORMERS_CACHE": "/a"}, "hub_cache", Path("/a")),
+        ({"TRANSFORMERS_CACHE": "/a", "HF_HUB_CACHE": "/b"}, "hub_cache", Path("/b")),
+    ],
+)
+def test_other_names_of_settings(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], field: str, value: object
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    assert getattr(load_settings(), field) == value
+
+
+@pytest.mark.parametrize(("name", "value"), [("TRUST_REMOTE_CODE", "sometimes"), ("UNIVERSAL_RUNTIME_PORT", "0")])
+def test_impossible_values_of_other_names(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsFault, match=name.removeprefix("UNIVERSAL_RUNTIME_")):
+        load_settings()
+
+
+def test_models_are_found_in_the_folder_of_transformers_cache(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSFORMERS_CACHE", str(tmp_path / "old cache"))
+    catalog = Catalog(load_settings())
+    fetched = catalog.fetch(catalog.resolve("google/gemma-2b").config, lambda progress: None, lambda: False)
+    assert fetched.is_relative_to(tmp_path / "old cache")
+    assert "google/gemma-2b:Q4_K_M" in {row.config.model_name for row in Catalog(load_settings()).list()}
