@@ -120,7 +120,7 @@ def make_server(manager: RuntimeManager, host: str, port: int, api_key: str | No
     if api_key is None and not is_loopback(host):
         raise SettingsFault(
             f"Other machines can reach {host}, and there is no API key.",
-            hint=f"Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on 127.0.0.1.",
+            hint="Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on 127.0.0.1.",
         )
     config = uvicorn.Config(
         create_app(manager, api_key), host=host, port=port, log_level="info", access_log=False,
