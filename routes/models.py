@@ -19,6 +19,11 @@ router = APIRouter(route_class=FaultRoute)
 
 Force = Annotated[bool, Query(description="Cancel the requests that are using it.")]
 
+Threads = Annotated[
+    int | None,
+    Query(ge=1, le=1024, description="CPU threads at most, until the model leaves memory. Unset: as it is registered."),
+]
+
 _unloads: set["asyncio.Task[list[str]]"] = set()
 
 
@@ -38,9 +43,9 @@ def register_model(config: ModelConfig, response: Response, manager: Manager) ->
 
 
 @router.post("/models/load")
-async def load_model(model_name: QueryName, manager: Manager) -> ModelStatus:
+async def load_model(model_name: QueryName, manager: Manager, threads: Threads = None) -> ModelStatus:
     """Load a model into memory and wait for it. If the client leaves, the load goes on."""
-    await manager.load_model(model_name)
+    await manager.load_model(model_name, threads=threads)
     return await run_in_threadpool(manager.model_status, model_name)
 
 
@@ -49,6 +54,12 @@ async def unload_model(model_name: QueryName, manager: Manager, force: Force = F
     """Take a model out of memory and wait for that. 409 while the model is in use, unless `force` is set."""
     await manager.unload_model(model_name, force=force)
     return await run_in_threadpool(manager.model_status, model_name)
+
+
+@router.post("/models/unload/{model_name:path}")
+async def unload_model_by_path(model_name: PathName, manager: Manager, force: Force = False) -> ModelStatus:
+    """The same as `models/unload?model_name=`."""
+    return await unload_model(model_name, manager, force)
 
 
 @router.get("/models")
@@ -61,6 +72,12 @@ def list_models(manager: Manager) -> ModelList:
 def validate_model(model_name: PathName, manager: Manager) -> ModelReport:
     """Inspect a model's files: their format, problems, and the engine that will serve them. Loads nothing."""
     return ModelReport.of(model_name, manager.validate_model(model_name))
+
+
+@router.get("/models/status/{model_name:path}")
+def model_status_by_path(model_name: PathName, manager: Manager) -> ModelStatus:
+    """The same as `models/{model_name}`."""
+    return manager.model_status(model_name)
 
 
 @router.get("/models/{model_name:path}")

@@ -152,6 +152,9 @@ class RuntimeManager:
         key = ModelKey(base.model_name) if config is base else ModelKey(base.model_name, slot.key.options)
         if key != slot.key:
             return Prepared(key, config, resolved.source, ())
+        threads, slot.threads = slot.threads, None
+        if threads is not None:
+            config = config.model_copy(update={"threads": threads})
         source = resolved.source if key.plain else "variant"
         slot.config, slot.source = config.model_copy(update={"model_name": slot.name}), source
         path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
@@ -165,16 +168,41 @@ class RuntimeManager:
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
-    async def load_model(self, model_name: str | ModelKey, progress: ProgressCallback | None = None) -> bool:
+    async def load_model(
+        self, model_name: str | ModelKey, progress: ProgressCallback | None = None, *, threads: int | None = None
+    ) -> bool:
         """Bring a model into memory, if it is not there already, and wait for it. Returns True: the model is ready.
 
         A caller that is cancelled leaves; the load goes on for the others.
 
+        Args:
+            model_name: the model.
+            progress: called on this event loop.
+            threads: CPU threads at most, until the model leaves memory. Unset: as its configuration says.
+
         Raises:
+            ModelConflict: it is in memory with another number of threads.
             RuntimeFault: it cannot be loaded, with the reason.
         """
+        if threads is not None:
+            await asyncio.to_thread(self._limit_threads, self._key(model_name), threads)
         async with self.lease(model_name, progress):
             return True
+
+    def _limit_threads(self, key: ModelKey, threads: int) -> None:
+        """Set the threads of the next load."""
+        config = self._config(key)
+        if key.plain:
+            key = ModelKey(config.model_name)
+        with self._residency.slots() as slots:
+            slot = slots.setdefault(key, Slot(key))
+            if slot.state not in _IN_MEMORY:
+                slot.threads = threads
+            elif slot.config is None or slot.config.threads != threads:
+                raise ModelConflict(
+                    f"{slot.name} is in memory with another number of threads.", model_name=slot.name,
+                    hint="Unload it first, or leave threads unset.",
+                )  # fmt: skip
 
     async def unload_model(self, model_name: str | ModelKey, *, force: bool = False) -> bool:
         """Take a model out of memory and wait until it is. Returns False when it was not there.

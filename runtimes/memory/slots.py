@@ -126,6 +126,8 @@ class Slot:
         self.load_time: float | None = None
         self.keep_alive: float | None = None
         self.pinned = config.pinned if config else False
+        self.threads: int | None = None
+        """For the next load only, instead of the configuration's."""
         self.waiters: deque[Waiter] = deque()
         self.unloads: list[Future[bool]] = []
         self.ready_since: float | None = None
