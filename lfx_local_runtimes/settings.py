@@ -82,6 +82,14 @@ class Settings(BaseSettings):
         validation_alias=_also("ALLOW_UNCONFINED_CODE", "ALLOW_UNSANDBOXED"),
         description="Run approved code of a model where its process cannot be fully confined.",
     )
+    enable_large_models: bool = Field(
+        default=False,
+        validation_alias=_also_bare("ENABLE_LARGE_MODELS"),
+        description="Fetch and load models above LARGE_MODEL_GB.",
+    )
+    large_model_gb: float = Field(
+        default=24.0, gt=0, description="Models whose files are larger need ENABLE_LARGE_MODELS."
+    )
     isolation: Literal["process", "inline"] = Field(
         default="process", description="Run each model in a process of its own, or inside this one."
     )
@@ -152,6 +160,11 @@ class Settings(BaseSettings):
         if self.rules_file is not None and not self.rules_file.is_file():
             raise ValueError(f"RULES_FILE names {self.rules_file}, which is not a file")
         return self
+
+    @property
+    def size_limit(self) -> int | None:
+        """The most bytes that a model's files may have; None is no limit."""
+        return None if self.enable_large_models else int(self.large_model_gb * 2**30)
 
     @property
     def model_roots(self) -> tuple[Path, ...]:

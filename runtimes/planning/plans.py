@@ -26,6 +26,7 @@ from lfx_local_runtimes.runtimes.memory.ledger import device_budget
 from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT
 from lfx_local_runtimes.runtimes.planning.offers import Terms
 from lfx_local_runtimes.runtimes.planning.rules import Rules
+from lfx_local_runtimes.runtimes.size_limit import check_size
 from lfx_local_runtimes.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def plan_loads(
 
     Raises:
         InvalidModelFile: the files have problems.
-        NotAllowed: pickle weights or remote code without permission.
+        NotAllowed: pickle weights, remote code or a large model without permission.
         DeviceUnavailable: the device is forced, or required, and this machine or the engine does not have it.
         InvalidInput: no engine takes these files, or not with these options.
         LoadFailed: the engine of an installed package cannot be imported.
@@ -142,6 +143,7 @@ def _refuse(config: ModelConfig, info: ModelInfo, settings: Settings) -> None:
             f"{info.path.name} cannot be loaded: {'; '.join(info.problems)}.", model_name=name,
             hint="Fetch the file again, or use another copy of the model.",
         )  # fmt: skip
+    check_size(name, info.size_bytes, settings.size_limit)
     if config.trust_remote_code and not settings.trust_remote_code:
         raise RemoteCodeRefused(f"{name} asks to run code that came with it.", model_name=name)
 

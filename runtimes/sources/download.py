@@ -27,6 +27,7 @@ from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.size_limit import check_size
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, choose, repo_folder, safe_name
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
 
@@ -90,6 +91,7 @@ def download_model(
     Raises:
         ModelNotFound: no such repository or revision, or no model in it that can be served.
         PickleRefused: it holds only pickle weights.
+        NotAllowed: it is larger than the operator allows.
         DownloadFailed: no room, no connection, no permission, a checksum that differs, or cancelled.
     """
     wanted = revision or constants.DEFAULT_REVISION
@@ -131,6 +133,7 @@ class _Download:
         snapshot = self._folder / "snapshots" / commit
         missing = [files[name] for name in choice.files if not _has(snapshot / name, files[name].size)]
         self._total = sum(files[name].size for name in choice.files)
+        check_size(self._repo, self._total, wish.size_limit)
         self._done = self._total - sum(file.size for file in missing)
         self._check_room(missing)
         self._report_progress(force=True)

@@ -72,6 +72,8 @@ class Wish:
     """Accept what is cached; planning reports what is missing."""
     pickle: bool = False
     python: bool = False
+    size_limit: int | None = None
+    """The most bytes to fetch."""
 
     @classmethod
     def of(cls, config: ModelConfig, ref: HubRef, settings: Settings) -> "Wish":
@@ -88,6 +90,7 @@ class Wish:
             offline=settings.offline or constants.HF_HUB_OFFLINE,
             pickle=settings.allow_pickle,
             python=config.trust_remote_code and settings.trust_remote_code,
+            size_limit=settings.size_limit,
         )
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from lfx_local_runtimes.errors import SettingsFault
+from lfx_local_runtimes.errors import NotAllowed, SettingsFault
 from lfx_local_runtimes.runtimes import GemmaLocalRuntime, ModelConfig
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.planning import LoadPlan, Rules, plan_loads
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.settings import load_settings
-from tests.builders import GgufSpec, encode_gguf, tiny_llama
+from tests.builders import GgufSpec, encode_gguf, tiny_llama, write_gguf
 from tests.fake_hub import FakeHub, serve
 
 
@@ -60,6 +61,8 @@ async def test_a_runtime_without_a_manager_finds_its_files_as_the_manager_does(
         ({"LOCAL_RUNTIMES_TRUST_REMOTE_CODE": "never", "TRUST_REMOTE_CODE": "always"}, "trust_remote_code", False),
         ({"ALLOW_UNSANDBOXED": "true"}, "allow_unconfined_code", True),
         ({"LOCAL_RUNTIMES_ALLOW_UNCONFINED_CODE": "0", "ALLOW_UNSANDBOXED": "1"}, "allow_unconfined_code", False),
+        ({"ENABLE_LARGE_MODELS": "true"}, "size_limit", None),
+        ({"LOCAL_RUNTIMES_LARGE_MODEL_GB": "2"}, "size_limit", 2**31),
         ({"UNIVERSAL_RUNTIME_HOST": "::1"}, "host", "::1"),
         ({"UNIVERSAL_RUNTIME_PORT": "9000"}, "port", 9000),
         ({"TRANSFORMERS_CACHE": "/a"}, "hub_cache", Path("/a")),
@@ -89,3 +92,19 @@ def test_models_are_found_in_the_folder_of_transformers_cache(
     fetched = catalog.fetch(catalog.resolve("google/gemma-2b").config, lambda progress: None, lambda: False)
     assert fetched.is_relative_to(tmp_path / "old cache")
     assert "google/gemma-2b:Q4_K_M" in {row.config.model_name for row in Catalog(load_settings()).list()}
+
+
+def test_a_large_model_is_neither_fetched_nor_loaded_without_permission(hub: FakeHub, tmp_path: Path) -> None:
+    settings = load_settings(large_model_gb=1e-6)
+    catalog = Catalog(settings)
+    config = catalog.resolve("google/gemma-2b").config
+    with pytest.raises(NotAllowed, match=r"google/gemma-2b has .*ENABLE_LARGE_MODELS=true") as refused:
+        catalog.fetch(config, lambda progress: None, lambda: False)
+    assert refused.value.model_name == "google/gemma-2b"
+    assert hub.downloads("gemma-2b-Q4_K_M.gguf") == []
+    info = read_model(write_gguf(tmp_path / "m.gguf"))
+    with pytest.raises(NotAllowed, match="need the operator's permission"):
+        plan_loads(config, info, settings=settings, rules=Rules.load())
+    allowed = load_settings(large_model_gb=1e-6, enable_large_models=True)
+    assert plan_loads(config, info, settings=allowed, rules=Rules.load())
+    assert Catalog(allowed).fetch(config, lambda progress: None, lambda: False).is_file()
