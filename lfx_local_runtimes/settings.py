@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     cancel_limit_s: float = Field(
         default=60.0, gt=0, description="Seconds after a cancel before a process that does not react is killed."
     )
+    models_file: Path | None = Field(
+        default=None, description="A YAML file of models. Unset: `models.yaml` in HOME, if it is there."
+    )
     rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
     hub_cache: Path | None = Field(
         default=None,
@@ -157,8 +160,9 @@ class Settings(BaseSettings):
         for folder in self.model_dirs:
             if not folder.is_dir():
                 raise ValueError(f"MODEL_DIRS names {folder}, which is not a folder")
-        if self.rules_file is not None and not self.rules_file.is_file():
-            raise ValueError(f"RULES_FILE names {self.rules_file}, which is not a file")
+        for name, file in (("RULES_FILE", self.rules_file), ("MODELS_FILE", self.models_file)):
+            if file is not None and not file.is_file():
+                raise ValueError(f"{name} names {file}, which is not a file")
         return self
 
     @property

@@ -179,6 +179,43 @@ class ModelKey(NamedTuple):
         return self.name if self.plain else f"{self.name} ({self.options})"
 
 
+class Prompts(Strict):
+    """Texts of the operator for a model. Each counts if the request has none of its own."""
+
+    system: Annotated[str, StringConstraints(max_length=100_000)] | None = Field(
+        default=None, description="The system message of a conversation."
+    )
+    query: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
+        default=None, description="Put before texts that are embedded as queries."
+    )
+    document: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
+        default=None, description="Put before texts that are embedded as documents."
+    )
+
+
+class Defaults(Strict):
+    """What requests get that leave these fields unset. Those that the request's task does not have are left out."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    stop: (
+        Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1000)], ...], Field(max_length=64)]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = None
+    reasoning_budget: Annotated[int, Field(ge=0)] | None = None
+    truncate: bool | None = None
+    overflow: Literal["truncate", "error"] | None = None
+    normalize: bool | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
 class ModelConfig(Strict):
     """How one model is to be loaded. Frozen: two equal configurations are the same model.
 
@@ -233,6 +270,9 @@ class ModelConfig(Strict):
     max_queued: int = Field(
         default=256, ge=1, le=100_000, description="Requests in hand and waiting; more are refused."
     )
+
+    prompts: Prompts = Field(default=Prompts(), description="Texts for requests that have none of their own.")
+    defaults: Defaults = Field(default=Defaults(), description="For fields that a request leaves unset.")
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,7 @@ class ModelStatus(BaseModel):
     model_id: str
     model_type: str
     source: str
-    """registered, folder, hub cache, package, variant or request."""
+    """registered, models file, folder, hub cache, package, variant or request."""
     format: str | None = None
     engine: str | None = None
     architecture: str | None = None

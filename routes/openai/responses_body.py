@@ -135,7 +135,7 @@ class ResponsesBody(Sampling):
         wanted = format_grammar(self.form.type, self.form, "text.format") if self.form else None
         options = self.options() | {
             "messages": turns(self._turns(), "input"),
-            "max_tokens": self.max_output_tokens or UNLIMITED,
+            "max_tokens": self.max_output_tokens,
             "logprobs": LOGPROBS in (self.include or ()) or bool(self.top_logprobs),
             "top_logprobs": self.top_logprobs or 0,
             "tools": tools_of(left),

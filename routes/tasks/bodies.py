@@ -44,7 +44,8 @@ def body_of(row: TaskRow, head: type[BaseModel], prefix: str = "") -> type[BaseM
 
 def ask_of(body: BaseModel, ask: type[AskT]) -> AskT:
     """The part of a validated body for the engine room."""
-    return ask.model_construct(**{name: getattr(body, name) for name in ask.model_fields})
+    fields = {name: getattr(body, name) for name in ask.model_fields}
+    return ask.model_construct(body.model_fields_set & fields.keys(), **fields)
 
 
 def read_ask(row: TaskRow, fields: dict[str, Any]) -> Ask[Any]:

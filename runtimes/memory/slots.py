@@ -73,6 +73,8 @@ class RequestWaiter:
 
     def ready(self, runtime: ModelRuntime) -> None:
         self.request.on_end(lambda: self._release(runtime, self.request.ask.keep_alive))
+        config = runtime.config
+        self.request.ask = self.request.ask.completed(config.defaults, config.prompts)
         runtime.submit(self.request)
 
     def failed(self, fault: RuntimeFault) -> None:

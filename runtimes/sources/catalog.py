@@ -15,11 +15,12 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
+from lfx_local_runtimes.errors import InvalidInput, ModelConflict, ModelNotFound, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
+from lfx_local_runtimes.runtimes.sources.models_file import ModelsFile
 from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers
 from lfx_local_runtimes.runtimes.sources.registrations import Registrations
 from lfx_local_runtimes.settings import Settings
@@ -32,7 +33,7 @@ _FILE_SUFFIXES = (".gguf", ".safetensors", ".onnx", ".bin", ".pt")
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A model's configuration and its source: registered, folder, hub cache, package or request."""
+    """A model's configuration and its source: registered, models file, folder, hub cache, package or request."""
 
     config: ModelConfig
     source: str
@@ -54,6 +55,7 @@ class Catalog:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registrations = registrations or Registrations(settings.home / "models.json")
+        self.models_file = ModelsFile(settings.models_file or settings.home / "models.yaml")
         self._cache = cache or hub_cache(settings)
         self._endpoint = endpoint
         self._seen: tuple[float, dict[str, Discovered]] = (float("-inf"), {})
@@ -61,16 +63,40 @@ class Catalog:
     # -- registrations -----------------------------------------------------------------------------------------------
 
     def add(self, config: ModelConfig) -> bool:
-        """Register a model. False if exactly this is registered already. Raises the errors of `Registrations.add`."""
+        """Register a model. False if exactly this is registered already.
+
+        Raises:
+            ModelConflict: the models file has the name with another configuration.
+            RuntimeFault: as `Registrations.add`.
+        """
+        name = config.model_name
+        if (own := self.models_file.all().get(name)) is not None:
+            if own != config:
+                raise self._in_file(name)
+            return False
         return self.registrations.add(config)
 
     def remove(self, name: str) -> bool:
-        """Forget a registered model. False if there was none."""
+        """Forget a registered model. False if there was none.
+
+        Raises:
+            ModelConflict: it is in the models file.
+        """
+        if name in self.models_file.all():
+            raise self._in_file(name)
         return self.registrations.remove(name)
 
+    def _in_file(self, name: str) -> ModelConflict:
+        return ModelConflict(
+            f"{name} is in the models file {self.models_file.path}.", model_name=name, hint="Change it there."
+        )
+
     def registered(self) -> dict[str, ModelConfig]:
-        """The registered models by name."""
-        return self.registrations.all()
+        """The registered models by name, those of the models file included. The file goes before registrations."""
+        return {**self.registrations.all(), **self.models_file.all()}
+
+    def _source(self, name: str) -> str:
+        return "models file" if name in self.models_file.all() else "registered"
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -83,7 +109,7 @@ class Catalog:
         """
         registered = self.registered()
         if name in registered:
-            return Resolved(registered[name], "registered")
+            return Resolved(registered[name], self._source(name))
         models = {model.name: model for model in self._discovered()}
         if name in models:
             return _row(models[name])
@@ -106,7 +132,7 @@ class Catalog:
     def list(self) -> tuple[Resolved, ...]:
         """Registered models, then those found on this machine. Reads no weights; fast if nothing changed."""
         registered = self.registered()
-        rows = [Resolved(config, "registered") for config in registered.values()]
+        rows = [Resolved(config, self._source(name)) for name, config in registered.items()]
         rows += [_row(model) for model in self._discovered() if model.name not in registered]
         return tuple(rows)
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
+from typing_extensions import Self
 
-from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Strict
+from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Defaults, Prompts, Strict
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow
 
 
@@ -166,6 +167,14 @@ class GenerationConfig(Ask["GenerationResult"]):
     def turns(self) -> tuple[ChatMessage, ...]:
         """The conversation: the messages, or the prompt as one user turn."""
         return self.messages or (ChatMessage(role="user", content=self.prompt or ""),)
+
+    def completed(self, defaults: Defaults, prompts: Prompts) -> Self:
+        """Also with the model's system message, if the conversation has none."""
+        ask = super().completed(defaults, prompts)
+        if prompts.system is None or ask.raw or any(turn.role == "system" for turn in ask.turns):
+            return ask
+        system = ChatMessage(role="system", content=prompts.system)
+        return ask.model_copy(update={"messages": (system, *ask.turns), "prompt": None})
 
     def cancelled_result(self, model_name: str, request_id: str) -> "GenerationResult":
         """An empty answer."""
