@@ -90,7 +90,8 @@ class OrchestrationPipeline(Strict):
         Raises:
             RuntimeFault: a step failed.
         """
-        manager = manager or await asyncio.to_thread(get_runtime_manager)
+        if manager is None:
+            manager = await asyncio.to_thread(get_runtime_manager)
         outputs: dict[str, GenerationResult] = {}
         for step in self.steps:
             texts = {name: result.text for name, result in outputs.items()}
