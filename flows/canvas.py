@@ -91,7 +91,7 @@ class Flow:
 
         If a node's outputs are not grouped, the canvas shows only one of them and deletes the connections of the others.
         """
-        source_data, target_data = self._data(source), self._data(target)
+        source_data, target_data = self.node(source), self.node(target)
         source_data["selected_output"] = output
         types = next(item["types"] for item in source_data["node"]["outputs"] if item["name"] == output)
         into = target_data["node"]["template"][field_name]
@@ -131,7 +131,8 @@ class Flow:
             }
         )
 
-    def _data(self, node_id: str) -> dict[str, Any]:
+    def node(self, node_id: str) -> dict[str, Any]:
+        """What a node's file has of it."""
         data: dict[str, Any] = next(node["data"] for node in self.nodes if node["id"] == node_id)
         return data
 

@@ -16,7 +16,7 @@ from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
 from lfx_local_runtimes.runtimes.status import state_in_words
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, TextDelta
-from lfx_local_runtimes.settings import load_settings
+from lfx_local_runtimes.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.manager import RuntimeManager
     from lfx_local_runtimes.runtimes.status import DownloadStatus
 
-DEFAULT_URL = "http://127.0.0.1:11540"
 INTERRUPTED = 130
 """The exit status after Ctrl-C, by the shells' convention."""
 
@@ -34,7 +33,12 @@ app = typer.Typer(
 )  # fmt: skip
 
 Name = Annotated[str, typer.Argument(help="A known model, a path in a model folder, or a Hugging Face id.")]
-Url = Annotated[str, typer.Option(help="The server. A Langflow with this package is one, too.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="The server, by default the one on this machine's port of `serve`. A Langflow with this package is one, too."
+    ),
+]
 Key = Annotated[str | None, typer.Option(help="Its API key; by default LOCAL_RUNTIMES_API_KEY.")]
 ModelDirs = Annotated[
     list[Path] | None,
@@ -69,9 +73,18 @@ def main() -> None:
 @app.command()
 def serve(
     host: Annotated[
-        str, typer.Option(help="The address to listen on. A key is required if other machines can reach it.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 11540,
+        str | None,
+        typer.Option(
+            help="The address to listen on, by default LOCAL_RUNTIMES_HOST, else 127.0.0.1. A key is required if other "
+            "machines can reach it."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="By default LOCAL_RUNTIMES_PORT, else 11540.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Run every model on cuda, mps or cpu. By default LOCAL_RUNTIMES_FORCE_DEVICE.")
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(help="The key that clients must send. By default LOCAL_RUNTIMES_API_KEY.")
     ] = None,
@@ -81,13 +94,16 @@ def serve(
     from lfx_local_runtimes.runtimes.manager import RuntimeManager
     from lfx_local_runtimes.server import make_server
 
-    settings = load_settings(api_key=api_key, model_dirs=tuple(model_dir) if model_dir else None)
+    settings = load_settings(
+        host=host, port=port, force_device=device, api_key=api_key, model_dirs=tuple(model_dir) if model_dir else None
+    )
     key = settings.api_key.get_secret_value() if settings.api_key else None
     manager = RuntimeManager(settings)
     try:
         server = make_server(
-            manager, host, port, key, allowed_hosts=settings.allowed_hosts, cors_origins=settings.cors_origins
-        )
+            manager, settings.host, settings.port, key,
+            allowed_hosts=settings.allowed_hosts, cors_origins=settings.cors_origins,
+        )  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its end
             server.run()
         if not server.started:
@@ -100,7 +116,7 @@ def serve(
 
 
 @app.command()
-def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = None) -> None:
+def models(url: Url = None, api_key: Key = None, model_dir: ModelDirs = None) -> None:
     """List every known model: those of the running server, or of this machine if no server runs."""
     rows = None if model_dir else _server_models(url, api_key)
     if rows is None:
@@ -157,7 +173,7 @@ def rm(
     name: Annotated[str, typer.Argument(help="The model.")],
     files: Annotated[bool, typer.Option("--files", help="Also delete its files from the disk.")] = False,
     force: Annotated[bool, typer.Option(help="Cancel the requests that are using it.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
 ) -> None:
     """Remove a model's registration, from the running server or from this machine if no server runs.
@@ -169,7 +185,7 @@ def rm(
         path = f"models/{quote(name)}{'/files' if files else ''}"
         freed = _ask("DELETE", url, api_key, path, force=force)["freed_mb"]
     except NoServer:
-        if url != DEFAULT_URL:
+        if url is not None:
             raise
         with _manager(None) as manager:
             freed = asyncio.run(manager.remove_model(name, files=files)).freed_bytes / 2**20
@@ -308,12 +324,12 @@ def _converse(chat: Chat) -> None:
 
 
 @app.command()
-def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+def ps(url: Url = None, api_key: Key = None) -> None:
     """List the models in a running server's memory, and failed ones, with their processes."""
     try:
         rows = _ask("GET", url, api_key, "status")["models"]
     except NoServer as fault:
-        if url != DEFAULT_URL:
+        if url is not None:
             raise
         typer.echo(f"No server runs here, so no model is in memory. {fault.hint}")
         typer.echo(
@@ -372,7 +388,7 @@ def stop(
     name: Annotated[str | None, typer.Argument(help="The model to take out of memory.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every model.")] = False,
     force: Annotated[bool, typer.Option(help="Cancel the requests that are using it.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
 ) -> None:
     """Take a model, or all of them, out of a running server's memory."""
@@ -389,18 +405,24 @@ def stop(
         raise typer.Exit(1)
 
 
-def _server_models(url: str, api_key: str | None) -> list[dict[str, Any]] | None:
+def _server_models(url: str | None, api_key: str | None) -> list[dict[str, Any]] | None:
     """The server's list; None if no server answers at the default address."""
     try:
         rows: list[dict[str, Any]] = _ask("GET", url, api_key, "models")["models"]
     except NoServer:
-        if url == DEFAULT_URL:
+        if url is None:
             return None
         raise
     return rows
 
 
-def _ask(method: str, url: str, api_key: str | None, path: str, **params: Any) -> Any:
+def _own_server(settings: Settings) -> str:
+    """The address of a server that `serve` starts on this machine with these settings."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _ask(method: str, url: str | None, api_key: str | None, path: str, **params: Any) -> Any:
     """A server's answer, as JSON.
 
     Raises:
@@ -408,8 +430,10 @@ def _ask(method: str, url: str, api_key: str | None, path: str, **params: Any) -
     """
     import httpx
 
-    if api_key is None and (known := load_settings().api_key) is not None:
-        api_key = known.get_secret_value()
+    settings = load_settings()
+    if api_key is None and settings.api_key is not None:
+        api_key = settings.api_key.get_secret_value()
+    url = url or _own_server(settings)
     address = f"{url.rstrip('/')}/api/v1/runtime/{path}"
     headers = {"x-api-key": api_key} if api_key else {}
     try:

@@ -19,8 +19,6 @@ from lfx_local_runtimes.routes import build_openai_router, build_router
 from lfx_local_runtimes.routes.access import Caller, set_caller
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 11540
 _GRACE_S = 2
 """Seconds that requests have to end after Ctrl-C. They are cancelled at once."""
 
@@ -163,7 +161,7 @@ def make_server(
     if api_key is None and not is_loopback(host):
         raise SettingsFault(
             f"Other machines can reach {host}, and there is no API key.",
-            hint=f"Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on {DEFAULT_HOST}.",
+            hint="Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on 127.0.0.1.",
         )
     app = create_app(manager, api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
     config = uvicorn.Config(

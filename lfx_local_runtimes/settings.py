@@ -1,7 +1,7 @@
 """Settings: one frozen object. Only this module reads the environment.
 
-Every name has the prefix `LOCAL_RUNTIMES_`; `FORCE_DEVICE`, `MAX_GPU_MEM_GB`, `TRUST_REMOTE_CODE` and `HF_TOKEN` are
-also read without it. The name with the prefix wins.
+Every name has the prefix `LOCAL_RUNTIMES_`. Some are also read without it, and some have other names, which
+docs/other-names.md lists. The name with the prefix wins.
 """
 
 import os
@@ -18,8 +18,17 @@ from lfx_local_runtimes.errors import SettingsFault
 PREFIX = "LOCAL_RUNTIMES_"
 
 
+_TRUST = {"auto": True, "always": True, "never": False}
+"""The words of other runtimes. None of them skips an approval or the confinement."""
+
+
+def _also(name: str, *others: str) -> AliasChoices:
+    """The name with the prefix, then other names of the same setting."""
+    return AliasChoices(f"{PREFIX}{name}", *others)
+
+
 def _also_bare(name: str) -> AliasChoices:
-    return AliasChoices(f"{PREFIX}{name}", name)
+    return _also(name, name)
 
 
 class Settings(BaseSettings):
@@ -70,7 +79,16 @@ class Settings(BaseSettings):
     allow_pickle: bool = Field(default=False, description="Load pickle weights, which can run code.")
     allow_unconfined_code: bool = Field(
         default=False,
+        validation_alias=_also("ALLOW_UNCONFINED_CODE", "ALLOW_UNSANDBOXED"),
         description="Run approved code of a model where its process cannot be fully confined.",
+    )
+    enable_large_models: bool = Field(
+        default=False,
+        validation_alias=_also_bare("ENABLE_LARGE_MODELS"),
+        description="Fetch and load models above LARGE_MODEL_GB.",
+    )
+    large_model_gb: float = Field(
+        default=24.0, gt=0, description="Models whose files are larger need ENABLE_LARGE_MODELS."
     )
     isolation: Literal["process", "inline"] = Field(
         default="process", description="Run each model in a process of its own, or inside this one."
@@ -91,7 +109,15 @@ class Settings(BaseSettings):
     cancel_limit_s: float = Field(
         default=60.0, gt=0, description="Seconds after a cancel before a process that does not react is killed."
     )
+    models_file: Path | None = Field(
+        default=None, description="A YAML file of models. Unset: `models.yaml` in HOME, if it is there."
+    )
     rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
+    hub_cache: Path | None = Field(
+        default=None,
+        validation_alias=_also("HUB_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"),
+        description="Folder of the Hugging Face cache. Unset: the folder `hub` in HF_HOME.",
+    )
     offline: bool = Field(default=False, description="The older name of DOWNLOADS=off.")
     downloads: Literal["on", "ask", "off"] = Field(
         default="on",
@@ -105,6 +131,18 @@ class Settings(BaseSettings):
     )
     hf_token: SecretStr | None = Field(
         default=None, validation_alias=_also_bare("HF_TOKEN"), description="For gated models."
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        validation_alias=_also("HOST", "UNIVERSAL_RUNTIME_HOST"),
+        description="The address of the standalone server.",
+    )
+    port: int = Field(
+        default=11540,
+        ge=1,
+        le=65535,
+        validation_alias=_also("PORT", "UNIVERSAL_RUNTIME_PORT"),
+        description="The port of the standalone server.",
     )
     api_key: SecretStr | None = Field(
         default=None, description="What the standalone server asks for; without one it serves this machine only."
@@ -140,6 +178,11 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("trust_remote_code", mode="before")
+    @classmethod
+    def _trust(cls, value: object) -> object:
+        return _TRUST.get(value.lower(), value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.force_device == "cpu" and self.max_gpu_mem_gb is not None:
@@ -147,9 +190,15 @@ class Settings(BaseSettings):
         for folder in self.model_dirs:
             if not folder.is_dir():
                 raise ValueError(f"MODEL_DIRS names {folder}, which is not a folder")
-        if self.rules_file is not None and not self.rules_file.is_file():
-            raise ValueError(f"RULES_FILE names {self.rules_file}, which is not a file")
+        for name, file in (("RULES_FILE", self.rules_file), ("MODELS_FILE", self.models_file)):
+            if file is not None and not file.is_file():
+                raise ValueError(f"{name} names {file}, which is not a file")
         return self
+
+    @property
+    def size_limit(self) -> int | None:
+        """The most bytes that a model's files may have; None is no limit."""
+        return None if self.enable_large_models else int(self.large_model_gb * 2**30)
 
     @property
     def model_roots(self) -> tuple[Path, ...]:

@@ -11,9 +11,18 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
 router = APIRouter(route_class=FaultRoute)
 
 
-@router.post("/generate")
-async def generate(body: GenerateBody, request: Request, manager: Manager) -> GenerationResult:
-    """The complete answer. The model is loaded if necessary. If the client leaves, the computation ends."""
+@router.post(
+    "/generate",
+    response_model=GenerationResult,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def generate(body: GenerateBody, request: Request, manager: Manager) -> GenerationResult | Response:
+    """The complete answer. The model is loaded if necessary. If the client leaves, the computation ends.
+
+    With `"stream": true` the answer is that of `generate/stream`.
+    """
+    if body.stream:
+        return await generate_stream(body, request, manager)
     stream = manager.stream(body.model_name, body.generation, request_id=body.request_id)
     (result,) = await wait_for_all([stream], disconnected(request.receive))
     return result

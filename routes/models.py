@@ -24,6 +24,11 @@ Force = Annotated[bool, Query(description="Cancel the requests that are using it
 
 Ready = Annotated[bool, Query(description="Answer 503 if the status is unhealthy, for an orchestrator's probe.")]
 
+Threads = Annotated[
+    int | None,
+    Query(ge=1, le=1024, description="CPU threads at most, until the model leaves memory. Unset: as it is registered."),
+]
+
 _unloads: set["asyncio.Task[list[str]]"] = set()
 
 
@@ -43,9 +48,9 @@ def register_model(config: ModelConfig, response: Response, manager: Manager) ->
 
 
 @router.post("/models/load")
-async def load_model(model_name: QueryName, manager: Manager) -> ModelStatus:
+async def load_model(model_name: QueryName, manager: Manager, threads: Threads = None) -> ModelStatus:
     """Load a model into memory and wait for it. If the client leaves, the load goes on."""
-    await manager.load_model(model_name)
+    await manager.load_model(model_name, threads=threads)
     return await run_in_threadpool(manager.model_status, model_name)
 
 
@@ -103,6 +108,12 @@ async def remove_model(model_name: PathName, manager: Manager, force: Force = Fa
     return Removal.of(await manager.remove_model(model_name, force=force))
 
 
+@router.post("/models/unload/{model_name:path}")
+async def unload_model_by_path(model_name: PathName, manager: Manager, force: Force = False) -> ModelStatus:
+    """The same as `models/unload?model_name=`."""
+    return await unload_model(model_name, manager, force)
+
+
 @router.get("/models")
 def list_models(manager: Manager) -> ModelList:
     """Every known model: registered, in the model folders, in the hub cache, in packages, and what is in memory."""
@@ -113,6 +124,12 @@ def list_models(manager: Manager) -> ModelList:
 def validate_model(model_name: PathName, manager: Manager) -> ModelReport:
     """Inspect a model's files: their format, problems, and the engine that will serve them. Loads nothing."""
     return ModelReport.of(model_name, manager.validate_model(model_name))
+
+
+@router.get("/models/status/{model_name:path}")
+def model_status_by_path(model_name: PathName, manager: Manager) -> ModelStatus:
+    """The same as `models/{model_name}`."""
+    return manager.model_status(model_name)
 
 
 @router.get("/models/{model_name:path}")

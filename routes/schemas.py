@@ -15,19 +15,25 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 _MIB = 2**20
 
 
+RequestId = Annotated[
+    Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None,
+    Field(description="Your id for the request, for cancelling it. If you send none, the server makes one."),
+]
+
+
 class Addressed(BaseModel):
     """Which model a request is for, and its id."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_name: ModelRef = Field(examples=["gemma-3-270m"])
-    request_id: Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
-        default=None, description="Your id for the request, for cancelling it. If you send none, the server makes one."
-    )
+    request_id: RequestId = None
 
 
 class GenerateBody(Addressed, GenerationConfig):
     """A request for text: the model, a prompt or messages, and sampling options."""
+
+    stream: bool = Field(default=False, description="Answer `generate` as `generate/stream` does.")
 
     @property
     def generation(self) -> GenerationConfig:
@@ -50,6 +56,7 @@ class ModelReport(_Answer):
 
     model_name: str
     valid: bool
+    message: str = Field(description="Whether the model can be loaded, in a sentence.")
     problems: list[str]
     task: str = Field(description="What the model does, as its files say; unsupported if nothing here serves it.")
     unsupported: str | None = Field(description="Why nothing here serves it.")
@@ -69,8 +76,13 @@ class ModelReport(_Answer):
     @classmethod
     def of(cls, model_name: str, info: Inspection) -> "ModelReport":
         """The JSON form of an inspection."""
+        message = f"{model_name} can be loaded: {info.format.value}, by {info.engine}."
+        if not info.valid:
+            message = f"{model_name} cannot be loaded: {'; '.join(info.problems)}."
+        elif info.engine is None:
+            message = f"{model_name} cannot be loaded: no engine loads {info.format.value} files."
         return cls(
-            model_name=model_name, valid=info.valid, problems=list(info.problems), task=info.task,
+            model_name=model_name, valid=info.valid, message=message, problems=list(info.problems), task=info.task,
             unsupported=info.unsupported or None, format=info.format.value,
             engine=info.engine, path=str(info.path), files=[file.name for file in info.files],
             size_mb=round(info.size_bytes / _MIB, 1), architecture=info.architecture, parameters=info.parameters,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.engines.registry import register_engine
     from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
     from lfx_local_runtimes.runtimes.manager import RuntimeManager, get_runtime_manager
+    from lfx_local_runtimes.runtimes.pipeline import OrchestrationPipeline, StepInput
     from lfx_local_runtimes.runtimes.planning import inspect_model
     from lfx_local_runtimes.runtimes.requests import GenerationStream
     from lfx_local_runtimes.runtimes.status import ModelStatus
@@ -33,9 +34,11 @@ _WHERE = {
     "ModelConfig": "config",
     "ModelRuntime": "base",
     "ModelStatus": "status",
+    "OrchestrationPipeline": "pipeline",
     "RuntimeManager": "manager",
     "RuntimeType": "config",
     "ScriptedRuntime": "testing",
+    "StepInput": "pipeline",
     "TransformersRuntime": "engines.transformers.runtime",
     "device_capabilities": "devices",
     "get_runtime_manager": "manager",
@@ -56,9 +59,11 @@ __all__ = [
     "ModelConfig",
     "ModelRuntime",
     "ModelStatus",
+    "OrchestrationPipeline",
     "RuntimeManager",
     "RuntimeType",
     "ScriptedRuntime",
+    "StepInput",
     "TransformersRuntime",
     "device_capabilities",
     "get_runtime_manager",

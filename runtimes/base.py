@@ -267,7 +267,7 @@ class ModelRuntime(ABC):
 
     def _run(self, context: LoadContext, loaded: "Future[None]", inbox: Inbox) -> None:
         try:
-            plan = self._plan or plan_for_engine(self.config, self.engine)
+            plan = self._plan or self._plan_alone(context)
             self._ask_gate(plan, context)
             self._plan = prepare_plan(plan, self.config, context)
             self.warnings = list(self._plan.warnings)
@@ -290,6 +290,17 @@ class ModelRuntime(ABC):
                 logger.exception("%s on %s", self.engine, self.config.model_name)
             fault = as_fault(error, EngineFailure, f"{self.engine} failed", self.config.model_name)
         self._end(fault, died=not self._stopping)
+
+    def _plan_alone(self, context: LoadContext) -> LoadPlan:
+        """Without a manager: find or fetch the files as a manager does, and plan the load.
+
+        Raises:
+            RuntimeFault: there are no files, or this engine does not load them.
+        """
+        from lfx_local_runtimes.runtimes.sources.catalog import Catalog  # a model's process never needs it
+
+        path = Catalog(context.settings).fetch(self.config, context.report, lambda: context.cancelled)
+        return plan_for_engine(self.config, self.engine, path, context.settings)
 
     def _ask_gate(self, plan: LoadPlan, context: LoadContext) -> None:
         """Raises a refusal if the model brings code that may not run. A manager has asked for its loads already."""
@@ -335,14 +346,13 @@ class ModelRuntime(ABC):
     # -- public, async -----------------------------------------------------------------------------------------------
 
     async def load(self) -> bool:
-        """Load the model. Returns True when this call loaded it, False when it was loaded already.
+        """Load the model, if it is not loaded already. Returns True: the model is ready.
 
         Raises:
             RuntimeFault: it cannot be loaded.
         """
-        if self.loaded:
-            return False
-        await asyncio.shield(asyncio.wrap_future(self.start()))  # a caller who leaves does not strand the others
+        if not self.loaded:
+            await asyncio.shield(asyncio.wrap_future(self.start()))  # a caller who leaves does not strand the others
         return True
 
     async def unload(self) -> None:

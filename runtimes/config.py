@@ -1,6 +1,7 @@
 """How a model is to be loaded: plain, serialisable data."""
 
 import re
+from collections.abc import Iterator
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -11,11 +12,16 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     StringConstraints,
+    ValidationInfo,
+    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 FOREVER = -1.0
 """A keep-alive that never ends."""
+
+AUTO_ENGINE = "auto"
+"""A runtime type that leaves it to the model's files."""
 
 AUTO_TASK = "auto"
 """A model type that leaves it to the model's files."""
@@ -35,10 +41,24 @@ MAX_PROMPT_CHARS = 4_000_000
 _QUANTIZATION = re.compile(r"fp32|fp16|bf16|int8|int4|(?:I?Q|TQ)[1-8]_[A-Z0-9_]+")
 
 
-class RuntimeType(str):
+def _engines() -> list[str]:
+    from lfx_local_runtimes.runtimes.engines.registry import engine_names  # it imports this module
+
+    return [AUTO_ENGINE, *engine_names()]
+
+
+class _Engines(type):
+    """Lets `RuntimeType` be iterated as an `Enum` is."""
+
+    def __iter__(cls) -> Iterator["RuntimeType"]:
+        return map(RuntimeType._named, _engines())
+
+
+class RuntimeType(str, metaclass=_Engines):
     """The name of an engine. Open: any name registered with `register_engine` is a runtime type.
 
-    `AUTO` chooses by what the model's files are.
+    `AUTO` chooses by what the model's files are. Otherwise used as an `Enum` is: it iterates, has `value`, and
+    `RuntimeType(name)` raises a `ValueError` if there is no such engine.
     """
 
     __slots__ = ()
@@ -50,19 +70,41 @@ class RuntimeType(str):
     GEMMA_LOCAL: ClassVar["RuntimeType"]
     GEMMA_STREAMING: ClassVar["RuntimeType"]
 
+    def __new__(cls, name: str) -> "RuntimeType":
+        """Raises ValueError if there is no such engine."""
+        made = cls._named(name.lower())
+        if made not in _engines():
+            raise ValueError(f"There is no engine {name}. Use one of: {', '.join(_engines())}.")
+        return made
+
+    @classmethod
+    def _named(cls, name: str) -> "RuntimeType":
+        """Without the question whether the engine is there."""
+        return str.__new__(cls, name)
+
+    @property
+    def value(self) -> str:
+        """The name as plain text."""
+        return str(self)
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            cls, core_schema.str_schema(to_lower=True, pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,63}$")
+        return core_schema.with_info_after_validator_function(
+            cls._read, core_schema.str_schema(to_lower=True, pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,63}$")
         )
 
+    @classmethod
+    def _read(cls, name: str, info: ValidationInfo) -> "RuntimeType":
+        """Our own files and processes are read with a context. They may name an engine that is not here any more."""
+        return cls(name) if info.context is None else cls._named(name)
 
-RuntimeType.AUTO = RuntimeType("auto")
-RuntimeType.LLAMA_CPP = RuntimeType("llama_cpp")
-RuntimeType.TRANSFORMERS = RuntimeType("transformers")
-RuntimeType.ONNX = RuntimeType("onnx")
-RuntimeType.GEMMA_LOCAL = RuntimeType("gemma_local")
-RuntimeType.GEMMA_STREAMING = RuntimeType("gemma_streaming")
+
+RuntimeType.AUTO = RuntimeType._named(AUTO_ENGINE)
+RuntimeType.LLAMA_CPP = RuntimeType._named("llama_cpp")
+RuntimeType.TRANSFORMERS = RuntimeType._named("transformers")
+RuntimeType.ONNX = RuntimeType._named("onnx")
+RuntimeType.GEMMA_LOCAL = RuntimeType._named("gemma_local")
+RuntimeType.GEMMA_STREAMING = RuntimeType._named("gemma_streaming")
 
 
 class DeviceType(str, Enum):
@@ -153,6 +195,43 @@ class ModelKey(NamedTuple):
         return self.name if self.plain else f"{self.name} ({self.options})"
 
 
+class Prompts(Strict):
+    """Texts of the operator for a model. Each counts if the request has none of its own."""
+
+    system: Annotated[str, StringConstraints(max_length=100_000)] | None = Field(
+        default=None, description="The system message of a conversation."
+    )
+    query: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
+        default=None, description="Put before texts that are embedded as queries."
+    )
+    document: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
+        default=None, description="Put before texts that are embedded as documents."
+    )
+
+
+class Defaults(Strict):
+    """What requests get that leave these fields unset. Those that the request's task does not have are left out."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    stop: (
+        Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1000)], ...], Field(max_length=64)]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = None
+    reasoning_budget: Annotated[int, Field(ge=0)] | None = None
+    truncate: bool | None = None
+    overflow: Literal["truncate", "error"] | None = None
+    normalize: bool | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
 class ModelConfig(Strict):
     """How one model is to be loaded. Frozen: two equal configurations are the same model.
 
@@ -162,7 +241,7 @@ class ModelConfig(Strict):
     model_id: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")
     ]
-    model_name: Name
+    model_name: Name = Field(default="", description="What requests call it. Unset: the model_id.")
     model_type: Annotated[
         str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(task_named)
     ] = Field(
@@ -211,3 +290,13 @@ class ModelConfig(Strict):
     max_queued: int = Field(
         default=256, ge=1, le=100_000, description="Requests in hand and waiting; more are refused."
     )
+
+    prompts: Prompts = Field(default=Prompts(), description="Texts for requests that have none of their own.")
+    defaults: Defaults = Field(default=Defaults(), description="For fields that a request leaves unset.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_id(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "model_id" in fields and fields.get("model_name") is None:
+            return {**fields, "model_name": fields["model_id"]}
+        return fields

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lfx_local_runtimes.errors import (
     InvalidInput,
     ModelBusy,
+    ModelConflict,
     PickleRefused,
     RemoteCodeRefused,
     RequestNotFound,
@@ -31,7 +32,7 @@ from lfx_local_runtimes.runtimes.health import Facts, assess, check_machine, des
 from lfx_local_runtimes.runtimes.inventory import Inventory
 from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
 from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
-from lfx_local_runtimes.runtimes.memory.slots import IN_MEMORY, LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.memory.slots import IN_MEMORY, LeaseWaiter, RequestWaiter, Slot
 from lfx_local_runtimes.runtimes.planning import Inspection, plan_loads
 from lfx_local_runtimes.runtimes.planning.servable import Fit, check_servable
 from lfx_local_runtimes.runtimes.registrar import Registrar, Removed
@@ -107,7 +108,7 @@ class RuntimeManager:
         Raises:
             ModelConflict: the name has another configuration.
             PathNotAllowed: see `restrict_paths`.
-            InvalidInput: an unknown runtime type or model type.
+            InvalidInput: a model type that does not exist.
         """
         return self._registrar.register(config, restrict_paths=restrict_paths)
 
@@ -119,6 +120,7 @@ class RuntimeManager:
 
         Raises:
             ModelBusy: it is in use, and `force` (which cancels its requests) is not set.
+            ModelConflict: the models file has the name with another configuration.
             PathNotAllowed, InvalidInput: as `register_model`.
         """
         return await self._registrar.replace(config, restrict_paths=restrict_paths, force=force)
@@ -170,6 +172,9 @@ class RuntimeManager:
         key = ModelKey(base.model_name) if config is base else ModelKey(base.model_name, slot.key.options)
         if key != slot.key:
             return Prepared(key, config, resolved.source, ())
+        threads, slot.threads = slot.threads, None
+        if threads is not None:
+            config = config.model_copy(update={"threads": threads})
         source = resolved.source if key.plain else "variant"
         slot.config, slot.source = config.model_copy(update={"model_name": slot.name}), source
         path = self.downloads.fetch(config, context.report, lambda: context.cancelled, first_use=True)
@@ -215,20 +220,41 @@ class RuntimeManager:
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
-    async def load_model(self, model_name: str | ModelKey, progress: ProgressCallback | None = None) -> bool:
-        """Bring a model into memory and wait for it. Returns True when it was not there before.
+    async def load_model(
+        self, model_name: str | ModelKey, progress: ProgressCallback | None = None, *, threads: int | None = None
+    ) -> bool:
+        """Bring a model into memory, if it is not there already, and wait for it. Returns True: the model is ready.
 
         A caller that is cancelled leaves; the load goes on for the others.
 
+        Args:
+            model_name: the model.
+            progress: called on this event loop.
+            threads: CPU threads at most, until the model leaves memory. Unset: as its configuration says.
+
         Raises:
+            ModelConflict: it is in memory with another number of threads.
             RuntimeFault: it cannot be loaded, with the reason.
         """
-        key = self._key(model_name)
+        if threads is not None:
+            await asyncio.to_thread(self._limit_threads, self._key(model_name), threads)
+        async with self.lease(model_name, progress):
+            return True
+
+    def _limit_threads(self, key: ModelKey, threads: int) -> None:
+        """Set the threads of the next load."""
+        config = self._config(key)
+        if key.plain:
+            key = ModelKey(config.model_name)
         with self._residency.slots() as slots:
-            slot = slots.get(key)
-            there = slot is not None and slot.state is SlotState.READY
-        async with self.lease(key, progress):
-            return not there
+            slot = slots.setdefault(key, Slot(key))
+            if slot.state not in IN_MEMORY:
+                slot.threads = threads
+            elif slot.config is None or slot.config.threads != threads:
+                raise ModelConflict(
+                    f"{slot.name} is in memory with another number of threads.", model_name=slot.name,
+                    hint="Unload it first, or leave threads unset.",
+                )  # fmt: skip
 
     async def unload_model(self, model_name: str | ModelKey, *, force: bool = False) -> bool:
         """Take a model out of memory and wait until it is. Returns False when it was not there.

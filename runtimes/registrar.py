@@ -96,11 +96,12 @@ class Registrar:
         Raises:
             ModelNotFound: it is not registered; with `files`, it is not on this machine.
             ModelBusy: it is in use, and `force` is not set.
-            ModelConflict: other models need the same files.
+            ModelConflict: other models need the same files, or the model is in the models file.
             NotAllowed: the files belong to a package, or lie outside the data folder and the hub's cache.
             RuntimeFault: a file cannot be deleted or written.
         """
         name = await asyncio.to_thread(self._catalog.spelling, name)
+        await asyncio.to_thread(self._catalog.check_not_in_file, name)
         registered = await asyncio.to_thread(self._catalog.is_registered, name)
         if not files:
             if registered:
@@ -139,6 +140,7 @@ class Registrar:
                 hint=f"Use auto or one of: {', '.join(engine_names())}.",
             )  # fmt: skip
         check_task(config)
+        self._catalog.check_not_in_file(config.model_name, allowed=config)
         if restrict_paths:
             self._catalog.check_source(config)
 

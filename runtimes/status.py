@@ -17,7 +17,7 @@ class ModelStatus(BaseModel):
         "`error`; unknown, if the files cannot be read."
     )
     source: str
-    """registered, folder, hub cache, package, variant or request."""
+    """registered, models file, folder, hub cache, package, variant or request."""
     format: str | None = None
     engine: str | None = None
     architecture: str | None = None

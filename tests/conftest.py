@@ -22,7 +22,10 @@ from lfx_local_runtimes.settings import PREFIX, get_settings  # noqa: E402
 
 pytest_plugins = ["tests.cards", "tests.plugin_models", "tests.langflow_server"]
 
-_BARE_SETTINGS = ("FORCE_DEVICE", "MAX_GPU_MEM_GB", "TRUST_REMOTE_CODE", "HF_TOKEN")
+_BARE_SETTINGS = (
+    "FORCE_DEVICE", "MAX_GPU_MEM_GB", "TRUST_REMOTE_CODE", "HF_TOKEN", "ALLOW_UNSANDBOXED", "ENABLE_LARGE_MODELS",
+    "TRANSFORMERS_CACHE", "UNIVERSAL_RUNTIME_HOST", "UNIVERSAL_RUNTIME_PORT",
+)  # fmt: skip
 _GRACE_S = 60.0
 
 

@@ -71,7 +71,9 @@ async def manage_model(node: Component) -> dict[str, Any]:
     manager = await asyncio.to_thread(get_runtime_manager)
     changed = False
     if action == "Load":
-        changed = await manager.load_model(name, Reporter(node))
+        there = manager.loaded_models()
+        await manager.load_model(name, Reporter(node))
+        changed = (await asyncio.to_thread(manager.model_status, name)).model_name not in there
     elif action == "Unload":
         changed = await manager.unload_model(name, force=bool(node.force))
     elif action == "Register":

@@ -37,6 +37,8 @@ _NATIVE = (
     "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos", "truncate",
     "keep_alive", "reasoning_budget",
 )  # fmt: skip
+_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+"""OpenAI's, where ours differ."""
 
 
 CHAT_REFUSALS: Refusals = {
@@ -97,9 +99,8 @@ class Sampling(Forms):
         return None if self.seed is None else self.seed % _SEEDS
 
     def options(self) -> dict[str, Any]:
-        """The fields of a `GenerationConfig` that are set, over OpenAI's defaults."""
-        found: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        found |= {name: value for name in _NATIVE if (value := getattr(self, name)) is not None}
+        """The fields of a `GenerationConfig` that are set."""
+        found = {name: value for name in _NATIVE if (value := getattr(self, name)) is not None}
         if self.temperature is not None:
             found["temperature"] = self.temperature
         found["top_k"] = max(found["top_k"], 0)
@@ -109,17 +110,23 @@ class Sampling(Forms):
             found["stop"] = self.stop
         if self.logit_bias is not None:
             found["logit_bias"] = self.logit_bias
-        return found | {"seed": self.seeds}
+        return found if self.seeds is None else found | {"seed": self.seeds}
 
 
-def configure(options: dict[str, Any]) -> GenerationConfig:
-    """The engine's configuration.
+def configure(options: dict[str, Any], max_tokens: int = UNLIMITED) -> GenerationConfig:
+    """The engine's configuration, with OpenAI's defaults. They count as unset: a model's own defaults go before them.
+
+    Args:
+        options: the fields; those that are None are unset.
+        max_tokens: OpenAI's default for this route.
 
     Raises:
         InvalidField: the options contradict each other, or one is out of range.
     """
     try:
-        return GenerationConfig.model_validate(options)
+        asked = {name: value for name, value in options.items() if value is not None}
+        config = GenerationConfig.model_validate({**_DEFAULTS, "max_tokens": max_tokens, **asked})
+        return GenerationConfig.model_construct(set(asked), **dict(config))
     except ValidationError as error:
         raise validation_fault(error.errors(include_url=False)) from error
 
@@ -197,7 +204,7 @@ class ChatBody(_Completions):
         choice, left = read_choice(self.tool_choice, named)
         options = self.options() | {
             "messages": turns((message.turn() for message in self.messages), "messages"),
-            "max_tokens": self.max_completion_tokens or self.max_tokens or UNLIMITED,
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
             "logprobs": bool(self.logprobs),
             "top_logprobs": self.top_logprobs or 0,
             "tools": tools_of(left),
@@ -240,10 +247,10 @@ class CompletionBody(_Completions):
             )  # fmt: skip
         options = self.options() | {
             "raw": True,
-            "max_tokens": self.max_tokens or 16,
+            "max_tokens": self.max_tokens,
             "logprobs": self.logprobs is not None,
             "top_logprobs": self.logprobs or 0,
             "grammar": self.constraint(None, ""),
         }
         fields = [{"prompt" if isinstance(prompt, str) else "prompt_ids": prompt} for prompt in prompts]
-        return [config for prompt in fields for config in self.choices(configure(options | prompt))]
+        return [config for prompt in fields for config in self.choices(configure(options | prompt, max_tokens=16))]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
-from lfx_local_runtimes.routes.openai.bodies import NOT_STORED, UNLIMITED, MaxTokens, Sampling, configure
+from lfx_local_runtimes.routes.openai.bodies import NOT_STORED, MaxTokens, Sampling, configure
 from lfx_local_runtimes.routes.openai.conversation import (
     Content,
     Function,
@@ -135,7 +135,7 @@ class ResponsesBody(Sampling):
         wanted = format_grammar(self.form.type, self.form, "text.format") if self.form else None
         options = self.options() | {
             "messages": turns(self._turns(), "input"),
-            "max_tokens": self.max_output_tokens or UNLIMITED,
+            "max_tokens": self.max_output_tokens,
             "logprobs": LOGPROBS in (self.include or ()) or bool(self.top_logprobs),
             "top_logprobs": self.top_logprobs or 0,
             "tools": tools_of(left),

@@ -1,6 +1,7 @@
 """The bodies of the tasks' routes: the fields of the `Ask`, with a limit for the inputs of one request."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar, Union
 
 from pydantic import BaseModel, PlainValidator, ValidationInfo, field_validator
@@ -43,7 +44,30 @@ def body_of(row: TaskRow, head: type[BaseModel], prefix: str = "") -> type[BaseM
 
 def ask_of(body: BaseModel, ask: type[AskT]) -> AskT:
     """The part of a validated body for the engine room."""
-    return ask.model_construct(**{name: getattr(body, name) for name in ask.model_fields})
+    fields = {name: getattr(body, name) for name in ask.model_fields}
+    return ask.model_construct(body.model_fields_set & fields.keys(), **fields)
+
+
+def read_ask(row: TaskRow, fields: dict[str, Any]) -> Ask[Any]:
+    """The ask of a task from its fields alone, with the limits of a request.
+
+    Raises:
+        ValidationError: a field is wrong or missing.
+    """
+    return ask_of(_limited(row.ask).model_validate(fields), row.ask)
+
+
+@lru_cache(maxsize=64)
+def _limited(ask: type[Ask[Any]]) -> type[BaseModel]:
+    return type(ask.__name__, (Limited, ask), {"__module__": __name__})
+
+
+def chosen(rows: Sequence[TaskRow], fields: dict[str, Any]) -> TaskRow:
+    """The task that is meant, of several with the same path."""
+    for row in rows:
+        if row.needed and fields.get(row.needed) is not None:
+            return row
+    return next(row for row in rows if row.needed is None)
 
 
 def one_of(rows: Sequence[TaskRow], bodies: Sequence[type[BaseModel]]) -> Any:
@@ -55,11 +79,8 @@ def one_of(rows: Sequence[TaskRow], bodies: Sequence[type[BaseModel]]) -> Any:
         return bodies[0]
 
     def read(value: Any) -> BaseModel:
-        fields = value if isinstance(value, dict) else {}
-        choice = next((i for i, row in enumerate(rows) if row.needed and fields.get(row.needed) is not None), None)
-        if choice is None:
-            choice = next(i for i, row in enumerate(rows) if row.needed is None)
-        return bodies[choice].model_validate(value)
+        row = chosen(rows, value if isinstance(value, dict) else {})
+        return bodies[rows.index(row)].model_validate(value)
 
     either: Any = Union[tuple(bodies)]  # noqa: UP007 - the types are known at run time only
     reader: Callable[[Any], Any] = read

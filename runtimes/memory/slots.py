@@ -76,6 +76,8 @@ class RequestWaiter:
 
     def ready(self, runtime: ModelRuntime) -> None:
         self.request.on_end(lambda: self._release(runtime, self.request.ask.keep_alive))
+        config = runtime.config
+        self.request.ask = self.request.ask.completed(config.defaults, config.prompts)
         runtime.submit(self.request)
 
     def failed(self, fault: RuntimeFault) -> None:
@@ -129,6 +131,8 @@ class Slot:
         self.load_time: float | None = None
         self.keep_alive: float | None = None
         self.pinned = config.pinned if config else False
+        self.threads: int | None = None
+        """For the next load only, instead of the configuration's."""
         self.waiters: deque[Waiter] = deque()
         self.unloads: list[Future[bool]] = []
         self.ready_since: float | None = None

@@ -13,7 +13,6 @@ from lfx_local_runtimes.errors import (
     InvalidInput,
     InvalidModelFile,
     LoadFailed,
-    ModelNotFound,
     PickleRefused,
     RemoteCodeRefused,
     RuntimeFault,
@@ -29,6 +28,7 @@ from lfx_local_runtimes.runtimes.memory.ledger import device_budget
 from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT
 from lfx_local_runtimes.runtimes.planning.offers import Offer, Terms
 from lfx_local_runtimes.runtimes.planning.rules import Rules
+from lfx_local_runtimes.runtimes.size_limit import check_size
 from lfx_local_runtimes.runtimes.tasks import task_rows
 from lfx_local_runtimes.settings import Settings, get_settings
 
@@ -91,7 +91,7 @@ def plan_loads(
     Raises:
         InvalidModelFile: the files have problems.
         WrongTask: nothing here serves what the model does.
-        NotAllowed: pickle weights or remote code without permission.
+        NotAllowed: pickle weights, remote code or a large model without permission.
         DeviceUnavailable: the device is forced, or required, and this machine or the engine does not have it.
         InvalidInput: no engine takes these files, or not with these options.
         LoadFailed: the engine of an installed package cannot be imported.
@@ -206,21 +206,22 @@ _SHORTEST = 2048
 """Tokens: a context that nobody asked for is not made shorter than that to fit."""
 
 
-def plan_for_engine(config: ModelConfig, engine: str) -> LoadPlan:
-    """The first plan for a runtime that is used without a manager; `model_id` is a path.
+def plan_for_engine(
+    config: ModelConfig, engine: str, path: Path | None = None, settings: Settings | None = None
+) -> LoadPlan:
+    """The first plan for a runtime that is used without a manager.
+
+    Args:
+        config: the model's.
+        engine: the runtime's.
+        path: the model's file or folder; unset, its `model_id`.
+        settings: unset, the environment's.
 
     Raises:
-        ModelNotFound: no such path.
         RuntimeFault: as `plan_loads`.
     """
-    path = Path(config.model_id).expanduser()
-    if not path.exists():
-        raise ModelNotFound(
-            f"{config.model_id} is not a path.", model_name=config.model_name,
-            hint="A runtime without a manager loads from disk. RuntimeManager also finds hub and packaged models.",
-        )  # fmt: skip
-    settings = get_settings()
-    info = read_model(path, thorough=True)
+    settings = settings or get_settings()
+    info = read_model(path or Path(config.model_id).expanduser(), thorough=True)
     chosen = config.model_copy(update={"runtime_type": RuntimeType(engine)})
     return plan_loads(chosen, info, settings=settings, rules=Rules.load(settings.rules_file))[0]
 
@@ -239,6 +240,7 @@ def _refuse(config: ModelConfig, info: ModelInfo, settings: Settings) -> None:
             f"{info.path.name} cannot be served: {info.unsupported}.", model_name=name,
             hint="Use another model. If the reason is wrong, register this one with the model_type that it has.",
         )  # fmt: skip
+    check_size(name, info.size_bytes, settings.size_limit)
     if config.trust_remote_code and not settings.trust_remote_code:
         raise RemoteCodeRefused(f"{name} asks to run code that came with it.", model_name=name)
 

@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
-from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed, Offline, PathNotAllowed
+from lfx_local_runtimes.errors import (
+    InvalidInput,
+    ModelConflict,
+    ModelNotFound,
+    NotAllowed,
+    Offline,
+    PathNotAllowed,
+)
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
+from lfx_local_runtimes.runtimes.sources.models_file import ModelsFile
 from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers, extra_with
 from lfx_local_runtimes.runtimes.sources.registrations import Registrations
 from lfx_local_runtimes.runtimes.sources.removal import Removal, plan_removal
@@ -39,7 +47,7 @@ _FILE_SUFFIXES = (".gguf", ".safetensors", ".onnx", ".bin", ".pt")
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A model's configuration and its source: registered, folder, hub cache, package or request."""
+    """A model's configuration and its source: registered, models file, folder, hub cache, package or request."""
 
     config: ModelConfig
     source: str
@@ -66,23 +74,48 @@ class Catalog:
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registrations = registrations or Registrations(settings.home / "models.json")
-        self._cache = cache or hub_cache()
+        self.models_file = ModelsFile(settings.models_file or settings.home / "models.yaml")
+        self._cache = cache or hub_cache(settings)
         self._endpoint = endpoint
         self._seen: tuple[float, dict[str, Discovered]] = (float("-inf"), {})
 
     # -- registrations -----------------------------------------------------------------------------------------------
 
     def add(self, config: ModelConfig, *, replace: bool = False) -> bool:
-        """Register a model. False if exactly this is registered already. Arguments and errors of `Registrations.add`."""
+        """Register a model. False if exactly this is registered already, or in the models file.
+
+        Raises:
+            ModelConflict: the models file has the name with another configuration.
+            RuntimeFault: as `Registrations.add`, which says what `replace` does.
+        """
+        self.check_not_in_file(config.model_name, allowed=config)
+        if config.model_name in self.models_file.all():
+            return False
         return self.registrations.add(config, replace=replace)
 
     def remove(self, name: str) -> bool:
-        """Forget a registered model. False if there was none."""
+        """Forget a registered model. False if there was none.
+
+        Raises:
+            ModelConflict: it is in the models file.
+        """
+        self.check_not_in_file(name)
         return self.registrations.remove(name)
 
+    def check_not_in_file(self, name: str, *, allowed: ModelConfig | None = None) -> None:
+        """Raises ModelConflict if the models file has the name, but for the configuration that is `allowed`."""
+        own = self.models_file.all().get(name)
+        if own is not None and own != allowed:
+            raise ModelConflict(
+                f"{name} is in the models file {self.models_file.path}.", model_name=name, hint="Change it there."
+            )
+
     def registered(self) -> dict[str, ModelConfig]:
-        """The registered models by name."""
-        return self.registrations.all()
+        """The registered models by name, those of the models file included. The file goes before registrations."""
+        return {**self.registrations.all(), **self.models_file.all()}
+
+    def _source(self, name: str) -> str:
+        return "models file" if name in self.models_file.all() else "registered"
 
     def is_registered(self, name: str) -> bool:
         """Whether there is a registration, valid or not, of exactly this name."""
@@ -302,10 +335,10 @@ class Catalog:
         return model if model is not None and model.source == "folder" else None
 
     def _of_registered(self, config: ModelConfig) -> Resolved:
-        carrier = self._carrier(config)
+        source, carrier = self._source(config.model_name), self._carrier(config)
         if carrier is None:
-            return Resolved(config, "registered")
-        return Resolved(config, "registered", "", carrier.format, carrier.size_bytes)
+            return Resolved(config, source)
+        return Resolved(config, source, "", carrier.format, carrier.size_bytes)
 
     def _carrier(self, config: ModelConfig) -> Carrier | None:
         return next((carrier for carrier in carriers() if carrier.name == config.model_id), None)

@@ -65,7 +65,7 @@ def discover(settings: Settings, cache: Path | None = None) -> list[Discovered]:
     for root in settings.model_roots:
         for model in _cached_walk(root, _walk_models):
             found.setdefault(model.name, model)
-    for model in _cached_walk(cache or hub_cache(), _walk_hub_cache):
+    for model in _cached_walk(cache or hub_cache(settings), _walk_hub_cache):
         found.setdefault(model.name, model)
     for carrier in carriers():
         model = Discovered(

@@ -23,6 +23,7 @@ from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import DiskFull, DownloadFailed, ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.size_limit import check_size
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, choose, repo_folder, safe_name
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
 from lfx_local_runtimes.runtimes.sources.repository import BACKOFF_S, Broken, RemoteFile, Repository
@@ -55,6 +56,7 @@ def download_model(
         ModelNotFound: no such repository or revision, or no model in it that can be served.
         PickleRefused: it holds only pickle weights.
         DiskFull: no room.
+        NotAllowed: it is larger than the operator allows.
         DownloadFailed: no connection, no permission, a checksum that differs, or cancelled.
     """
     remote = Repository(ref.repo, endpoint=endpoint, token=token, cancelled=cancelled, backoff=backoff)
@@ -97,6 +99,7 @@ class Transfer:
         self._made: set[Path] = set()
         self.total = sum(file.size for file in self.files)
         """Bytes of the whole model."""
+        check_size(remote.name, self.total, wish.size_limit)
         self.received = 0
         """Bytes that came over the network."""
         self._complete = self.total - sum(file.size for file in self._missing)

@@ -72,6 +72,8 @@ class Wish:
     """Accept what is cached; planning reports what is missing."""
     pickle: bool = False
     python: bool = False
+    size_limit: int | None = None
+    """The most bytes to fetch."""
 
     @classmethod
     def of(cls, config: ModelConfig, ref: HubRef, settings: Settings) -> "Wish":
@@ -88,6 +90,7 @@ class Wish:
             offline=settings.downloads == "off" or constants.HF_HUB_OFFLINE,
             pickle=settings.allow_pickle,
             python=config.trust_remote_code and settings.trust_remote_code,
+            size_limit=settings.size_limit,
         )
 
 
@@ -267,9 +270,9 @@ def _is_variant(name: str) -> bool:
 # -- the cache on disk ---------------------------------------------------------------------------------------------------
 
 
-def hub_cache() -> Path:
-    """The hub's cache folder (`HF_HUB_CACHE`)."""
-    return Path(constants.HF_HUB_CACHE)
+def hub_cache(settings: Settings) -> Path:
+    """The hub's cache folder."""
+    return settings.hub_cache.expanduser() if settings.hub_cache else Path(constants.HF_HUB_CACHE)
 
 
 def repo_folder(cache: Path, repo: str) -> Path:

@@ -191,7 +191,7 @@ class Registrations:
 def _parse(entry: object) -> ModelConfig | str:
     """The configuration, or why the entry is not valid."""
     try:
-        return ModelConfig.model_validate(entry)
+        return ModelConfig.model_validate(entry, context=entry)  # an engine may have been removed meanwhile
     except ValidationError as error:
         first = error.errors()[0]
         return ": ".join(filter(None, (".".join(str(part) for part in first["loc"]), first["msg"])))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from typing_extensions import Self
 
-from lfx_local_runtimes.runtimes.config import KeepAlive
+from lfx_local_runtimes.runtimes.config import Defaults, KeepAlive, Prompts
 
 ResultT = TypeVar("ResultT")
 
@@ -45,6 +46,13 @@ class Ask(BaseModel, Generic[ResultT]):
     keep_alive: KeepAlive | None = Field(
         default=None, description="Overrides the model's idle time after this request."
     )
+
+    def completed(self, defaults: Defaults, prompts: Prompts) -> Self:
+        """The same with a model's defaults for the fields that were left unset."""
+        del prompts
+        known, given = type(self).model_fields, self.model_fields_set
+        missing = {name: value for name, value in defaults if value is not None and name in known and name not in given}
+        return self.model_copy(update=missing) if missing else self
 
     def cancelled_result(self, model_name: str, request_id: str) -> ResultT | None:
         """The result of a request that was cancelled before it began; None if that is an error for this task."""

@@ -1,11 +1,12 @@
 """The task `llm`: text from a prompt or a conversation. Its request, its deltas and its result."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+from typing_extensions import Self
 
-from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Strict
+from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Defaults, Prompts, Strict
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow, TokenId
 
 MAX_SCHEMA_CHARS = 120_000
@@ -91,7 +92,7 @@ class GenerationConfig(Ask["GenerationResult"]):
     """
 
     task: ClassVar[str] = "llm"
-    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = None
+    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = Field(default=None, kw_only=False)
     prompt_ids: tuple[TokenId, ...] | None = Field(
         default=None,
         min_length=1,
@@ -151,6 +152,13 @@ class GenerationConfig(Ask["GenerationResult"]):
     )
     return_prompt: bool = Field(default=False, description="Return the exact prompt in the metadata.")
 
+    if not TYPE_CHECKING:  # type checkers know from `kw_only` that the prompt may come without its name
+
+        def __init__(self, prompt=None, /, **fields):
+            super().__init__(**(fields if prompt is None else {"prompt": prompt, **fields}))
+
+        __init__.__pydantic_base_init__ = True  # pydantic validates without calling it
+
     @field_validator("stop", mode="before")
     @classmethod
     def _one_stop(cls, value: object) -> object:
@@ -189,6 +197,14 @@ class GenerationConfig(Ask["GenerationResult"]):
     def turns(self) -> tuple[ChatMessage, ...]:
         """The conversation: the messages, or the prompt as one user turn."""
         return self.messages or (ChatMessage(role="user", content=self.prompt or ""),)
+
+    def completed(self, defaults: Defaults, prompts: Prompts) -> Self:
+        """Also with the model's system message, if the conversation has none."""
+        ask = super().completed(defaults, prompts)
+        if prompts.system is None or ask.raw or any(turn.role == "system" for turn in ask.turns):
+            return ask
+        system = ChatMessage(role="system", content=prompts.system)
+        return ask.model_copy(update={"messages": (system, *ask.turns), "prompt": None})
 
     def cancelled_result(self, model_name: str, request_id: str) -> "GenerationResult":
         """An empty answer."""

@@ -99,7 +99,7 @@ def running(registered: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtim
     with TestClient(server.create_app(manager, KEY)) as client:
 
         def request(method: str, url: str, **options: Any) -> httpx.Response:
-            assert url.startswith(cli.DEFAULT_URL)
+            assert url.startswith("http://127.0.0.1:11540/")
             options.pop("timeout")
             return client.request(method, url, **options)
 
@@ -454,6 +454,61 @@ def test_this_machine_needs_none(host: str) -> None:
 def test_a_server_listens_where_it_is_told(host: str, key: str | None) -> None:
     config = server.make_server(NOBODY, host, 1, key).config
     assert (config.host, config.port) == (host, 1)
+
+
+class Stopped(Exception):
+    """Instead of serving."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "where"),
+    [
+        ((), {}, ("127.0.0.1", 11540, None)),
+        ((), {"UNIVERSAL_RUNTIME_HOST": "::1", "UNIVERSAL_RUNTIME_PORT": "9000"}, ("::1", 9000, None)),
+        ((), {"LOCAL_RUNTIMES_PORT": "8000", "UNIVERSAL_RUNTIME_PORT": "9000"}, ("127.0.0.1", 8000, None)),
+        (("--port", "7000", "--device", "cpu"), {"UNIVERSAL_RUNTIME_PORT": "9000"}, ("127.0.0.1", 7000, "cpu")),
+    ],
+)
+def test_where_and_on_what_serve_runs(
+    invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...],
+    variables: dict[str, str], where: tuple[str, int, str | None],
+) -> None:  # fmt: skip
+    seen: list[tuple[str, int, str | None]] = []
+
+    def make(manager: RuntimeManager, host: str, port: int, key: str | None) -> None:
+        seen.append((host, port, manager.settings.force_device))
+        raise Stopped
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(server, "make_server", make)
+    assert isinstance(invoke("serve", *arguments).exception, Stopped)
+    assert seen == [where]
+
+
+def test_a_device_that_does_not_exist_is_refused(invoke: Invoke, models: Path) -> None:
+    fault = invoke("serve", "--device", "tpu").exception
+    assert isinstance(fault, SettingsFault)
+    assert "FORCE_DEVICE" in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:9000/"), ("0.0.0.0", "http://127.0.0.1:9000/"), ("::", "http://[::1]:9000/")]
+)  # fmt: skip
+def test_other_commands_ask_the_server_that_serve_starts(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, host: str, url: str
+) -> None:
+    asked: list[str] = []
+
+    def request(method: str, url: str, **options: Any) -> httpx.Response:
+        asked.append(url)
+        raise httpx.ConnectError("Connection refused")
+
+    monkeypatch.setattr(httpx, "request", request)
+    monkeypatch.setenv("UNIVERSAL_RUNTIME_HOST", host)
+    monkeypatch.setenv("UNIVERSAL_RUNTIME_PORT", "9000")
+    assert isinstance(invoke("ps").exception, cli.NoServer)
+    assert asked[0].startswith(url)
 
 
 def test_serve_refuses_before_it_listens(invoke: Invoke, models: Path) -> None:

@@ -300,8 +300,8 @@ PLAN = st.builds(
     st.lists(TEXT, max_size=2).map(tuple), TEXT,
 )  # fmt: skip
 CONFIG = st.builds(
-    ModelConfig, model_id=st.just("/models/größe"), model_name=st.just("a model"), chat_template=st.none() | TEXT,
-    runtime_type=st.sampled_from(["auto", "llama_cpp", "one_of_a_plugin"]).map(RuntimeType),
+    lambda **fields: ModelConfig.model_validate(fields, context=()), model_id=st.just("/models/größe"), model_name=st.just("a model"), chat_template=st.none() | TEXT,
+    runtime_type=st.sampled_from(["auto", "llama_cpp", "one_of_a_plugin"]),
     quantization=st.sampled_from([None, "int8", "Q4_K_M"]), keep_alive=st.none() | st.floats(-1, 1e9),
     threads=st.none() | st.integers(1, 9), deterministic=st.booleans(),
 )  # fmt: skip

@@ -6,8 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import SettingsFault
+from lfx_local_runtimes.runtimes import ScriptedRuntime, register_engine
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
-from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
+from lfx_local_runtimes.runtimes.engines import registry
+from lfx_local_runtimes.runtimes.sources.registrations import Registrations
+from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig
 from lfx_local_runtimes.settings import load_settings
 
 
@@ -35,6 +38,28 @@ def test_model_config_names_the_field(field: str, value: object) -> None:
     assert caught.value.errors()[0]["loc"][0] == field
 
 
+def test_runtime_types_are_used_as_an_enum_and_stay_open() -> None:
+    assert list(RuntimeType)[:3] == [RuntimeType.AUTO, RuntimeType.GEMMA_LOCAL, RuntimeType.GEMMA_STREAMING]
+    assert RuntimeType("LLAMA_CPP") == RuntimeType.LLAMA_CPP
+    assert (RuntimeType.LLAMA_CPP.value, type(RuntimeType.LLAMA_CPP.value)) == ("llama_cpp", str)
+    with pytest.raises(ValueError, match=r"no engine steam. Use one of: auto, .*llama_cpp"):
+        RuntimeType("steam")
+    with pytest.raises(ValidationError, match="no engine steam"):
+        ModelConfig(model_id="a/b", model_name="m", runtime_type="steam")
+    register_engine("steam", ScriptedRuntime)
+    try:
+        assert RuntimeType("steam") in list(RuntimeType)
+        assert isinstance(ModelConfig(model_id="a/b", model_name="m", runtime_type="steam").runtime_type, RuntimeType)
+    finally:
+        registry._registered.pop("steam")
+
+
+def test_a_registration_whose_engine_was_removed_stays(tmp_path: Path) -> None:
+    file = tmp_path / "models.json"
+    file.write_text('{"models": {"m": {"model_id": "a/b", "model_name": "m", "runtime_type": "gone"}}}')
+    assert Registrations(file).all()["m"].runtime_type == "gone"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -60,6 +85,13 @@ def test_one_input_and_only_one() -> None:
         GenerationConfig.model_validate({"prompt": "x", "messages": [{"role": "user", "content": "y"}]})
     with pytest.raises(ValidationError, match="raw needs a prompt"):
         GenerationConfig.model_validate({"raw": True, "messages": [{"role": "user", "content": "y"}]})
+
+
+def test_the_prompt_may_come_without_its_name() -> None:
+    assert GenerationConfig("hi", max_tokens=3) == GenerationConfig(prompt="hi", max_tokens=3)
+    assert GenerationConfig("").prompt == ""
+    with pytest.raises(ValidationError, match="exactly one of"):
+        GenerationConfig("hi", messages=(ChatMessage(role="user", content="ho"),))
 
 
 def test_a_stop_string_alone_is_a_list_of_one() -> None:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "routes": {"base", "runtimes", "routes"},
     "apps": {"base", "runtimes", "routes", "apps"},
     "components": {"base", "runtimes", "adapters"},
-    "flows": {"base", "components", "flows"},
+    "flows": {"base", "runtimes", "components", "flows"},
 }
 HEAVY = {
     "torch",

@@ -48,7 +48,7 @@ def ask(**options: object) -> GenerationConfig:
 async def test_the_documented_life(stage: Theatre) -> None:
     manager = stage.manager
     assert await manager.load_model("parrot") is True
-    assert await manager.load_model("parrot") is False
+    assert await manager.load_model("parrot") is True, "it is ready already"
     result = await manager.generate("parrot", ask())
     assert (result.text, result.tokens_generated, result.metadata["device"]) == ("Hello", 2, "cpu")
     assert [text async for text in manager.generate_streaming("parrot", ask())] == ["Hel", "lo"]
@@ -120,11 +120,6 @@ def test_outsiders_reach_the_model_folders_only(stage: Theatre, tmp_path: Path) 
     assert stage.manager.register_model(outside) is True, "the program itself may"
 
 
-def test_an_engine_that_does_not_exist(stage: Theatre) -> None:
-    with pytest.raises(InvalidInput, match=r"runtime_type steam is not an engine.*llama_cpp"):
-        stage.manager.register_model(ModelConfig(model_id="a/b", model_name="m", runtime_type="steam"))
-
-
 async def test_a_loaded_model_keeps_its_registration(stage: Theatre) -> None:
     await stage.manager.load_model("parrot")
     with pytest.raises(ModelBusy):
@@ -153,7 +148,7 @@ def test_a_key_asks_for_another_copy(stage: Theatre) -> None:
         manager.stream(ModelKey("dodo", LoadOptions(context_length=32)), ask()).wait()
     with pytest.raises(ValidationError, match="context_length"):
         LoadOptions(context_length=-1)
-    with pytest.raises(InvalidInput, match="no engine"):
+    with pytest.raises(ValidationError, match="no engine"):
         manager.stream(ModelKey("owl", LoadOptions(runtime_type="steam")), ask()).wait()
 
 

@@ -142,7 +142,7 @@ def test_invalid_input_names_the_field(client: TestClient, models: Path, field: 
 def test_an_unknown_engine_is_invalid_input(client: TestClient, models: Path) -> None:
     error = error_of(client.post("/models/register", json=body_of(models, runtime_type="abacus")), 422, "invalid_input")
     assert "abacus" in error["message"]
-    assert "puppet" in error["hint"]
+    assert "puppet" in error["message"]
 
 
 # -- loading and unloading -----------------------------------------------------------------------------------------------
@@ -228,6 +228,46 @@ def test_validate_reports_on_the_files(client: TestClient, registered: str, mode
     broken = client.get(f"/models/{registered}/validate").json()
     assert not broken["valid"]
     assert broken["problems"]
+    assert report["message"] == f"{registered} can be loaded: safetensors, by transformers."
+    assert broken["message"] == f"{registered} cannot be loaded: {'; '.join(broken['problems'])}."
+
+
+def test_the_name_may_be_in_the_path(client: TestClient, registered: str) -> None:
+    client.post("/models/load", params={"model_name": registered})
+    assert client.get(f"/models/status/{registered}").json()["state"] == "ready"
+    assert client.post(f"/models/unload/{registered}").json()["state"] == "registered"
+    error_of(client.get("/models/status/nobody"), 404, "model_not_found")
+    error_of(client.post("/models/unload/nobody"), 404, "model_not_found")
+
+
+def test_threads_count_until_the_model_leaves(client: TestClient, registered: str, manager: RuntimeManager) -> None:
+    def threads() -> int | None:
+        slot = manager._residency.find(registered)
+        assert slot is not None
+        assert slot.runtime is not None
+        return slot.runtime.config.threads
+
+    load = {"model_name": registered.upper(), "threads": 3}
+    assert client.post("/models/load", params=load).json()["model_name"] == registered
+    assert threads() == 3
+    assert client.post("/models/load", params=load).status_code == 200
+    conflict = error_of(client.post("/models/load", params={**load, "threads": 2}), 409, "model_conflict")
+    assert "Unload it first" in conflict["hint"]
+    client.post("/models/unload", params={"model_name": registered})
+    client.post("/models/load", params={"model_name": registered})
+    assert threads() is None
+    assert (
+        "threads"
+        in error_of(client.post("/models/load", params={**load, "threads": 0}), 422, "invalid_input")["message"]
+    )
+
+
+def test_inference_takes_the_models_own_task(client: TestClient, registered: str) -> None:
+    body = {"model": registered, "options": {"prompt": "hi", "max_tokens": 2}}
+    answer = client.post("/inference", json=body).json()
+    assert answer["result"]["text"] == "t0 t1 "
+    assert (answer["meta"]["task"], answer["meta"]["engine"]) == ("llm", "puppet")
+    error_of(client.post("/inference", json={**body, "model": "nobody"}), 404, "model_not_found")
 
 
 @pytest.mark.parametrize("name", ["..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "nul%00", "n" * 1100, "..", "%20"])
@@ -408,6 +448,7 @@ CONTRACT = {
     ("POST", "/models/register"), ("POST", "/models/load"), ("POST", "/models/unload"), ("GET", "/models"),
     ("GET", "/models/{model_name}"), ("GET", "/models/{model_name}/validate"), ("POST", "/generate"),
     ("POST", "/generate/stream"), ("POST", "/requests/{request_id}/cancel"), ("GET", "/health"), ("GET", "/stats"),
+    ("POST", "/models/unload/{model_name}"), ("GET", "/models/status/{model_name}"), ("POST", "/inference"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
     ("PUT", "/models/{model_name}"), ("DELETE", "/models/{model_name}"), ("DELETE", "/models/{model_name}/files"),
@@ -434,12 +475,12 @@ def test_openapi_describes_the_contract(app: FastAPI) -> None:
     stream = described["POST", "/generate/stream"]
     assert list(stream["responses"]["200"]["content"]) == ["text/event-stream"]
     load = described["POST", "/models/load"]
-    assert [parameter["name"] for parameter in load["parameters"]] == ["model_name", "x-api-key"]
+    assert [parameter["name"] for parameter in load["parameters"]] == ["threads", "model_name", "x-api-key"]
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(CONTRACT))
 def test_every_route_asks_who_is_there(client: TestClient, stage: Stage, method: str, path: str) -> None:
-    body = {"model_name": "tiny", "prompt": "hi", "model_id": "x"}
+    body = {"model_name": "tiny", "prompt": "hi", "model_id": "x", "model": "tiny"}
     response = client.request(
         method,
         path.replace("{", "").replace("}", ""),

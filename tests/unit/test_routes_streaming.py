@@ -35,6 +35,20 @@ def open_stream(manager: RuntimeManager, layers: int = 0, *, window: int = 0, **
 # -- server-sent events --------------------------------------------------------------------------------------------------
 
 
+def test_generate_and_inference_stream_if_asked(client: TestClient) -> None:
+    def told(path: str, body: dict[str, Any]) -> list[tuple[str, str | None]]:
+        response = client.post(path, json=body)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return [(name, data["text"]) for name, data in map(parse_event, frames_of(response.text))]
+
+    expected = [("token", "t0 "), ("token", "t1 "), ("done", "t0 t1 ")]
+    assert told("/generate", ask(max_tokens=2, stream=True)) == expected
+    options = {name: value for name, value in ask(max_tokens=2).items() if name != "model_name"}
+    body = {"model": ask()["model_name"], "task": "text-generation", "options": options, "stream": True}
+    assert told("/inference", body) == expected
+    assert client.post("/generate", json=ask(max_tokens=2, stream=False)).json()["text"] == "t0 t1 "
+
+
 def test_a_stream_is_tokens_then_done(client: TestClient) -> None:
     response = client.post("/generate/stream", json=ask(max_tokens=3, request_id="mine"))
 

@@ -49,6 +49,36 @@ def test_the_first_rule_that_fits_decides(tmp_path: Path) -> None:
     assert rules.engines_for(info(ModelFormat.SAFETENSORS)) == ()  # the user's file stands alone
 
 
+def other_form(path: Path, fallback: dict[str, object] | None) -> Rules:
+    content = {"runtime_rules": {
+        "gguf": {"engine": "llama.cpp", "command": "llama-server", "args": ["--port", "8080"]},
+        "diffusers": {"engine": "pictures"},
+    }, **({} if fallback is None else {"fallback": fallback})}  # fmt: skip
+    return Rules.load(rules_file(path, content))
+
+
+@pytest.mark.parametrize(
+    ("fallback", "gguf", "safetensors"),
+    [
+        (None, ("llama_cpp",), ()),
+        ({"enabled": False, "default_runtime": "transformers"}, ("llama_cpp",), ()),
+        ({"enabled": True, "default_runtime": "transformers"}, ("llama_cpp", "transformers"), ("transformers",)),
+        ({"default_runtime": "llama-cpp"}, ("llama_cpp",), ("llama_cpp",)),
+        ({"enabled": True}, ("llama_cpp", "transformers"), ("transformers", "onnx")),
+    ],
+)
+def test_the_form_of_other_runtimes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fallback: dict[str, object] | None,
+    gguf: tuple[str, ...], safetensors: tuple[str, ...],
+) -> None:  # fmt: skip
+    rules = other_form(tmp_path / "rules.json", fallback)
+    assert rules.engines_for(info(ModelFormat.GGUF)) == gguf
+    assert rules.engines_for(info(ModelFormat.SAFETENSORS)) == safetensors
+    assert rules.engines_for(info(ModelFormat.DIFFUSERS))[0] == "pictures"
+    assert rules.engines_for(info(ModelFormat.PIPER)) == ()
+    assert "the command line of gguf is not run" in caplog.text
+
+
 def test_inspection_follows_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_gguf(tmp_path / "m.gguf")
     file = rules_file(tmp_path / "rules.json", {"rules": [{"format": "gguf", "engines": ["mine"]}]})
@@ -74,6 +104,9 @@ def test_inspection_follows_the_settings(tmp_path: Path, monkeypatch: pytest.Mon
         ({"rules": [{"format": "gguf", "engines": [], "else": 1}]}, "not valid at rules[0].else"),
         ({"rules": [{"format": "gguf", "engines": [], "architectures": []}]}, "not valid at rules[0].architectures"),
         ({"rules": [{"format": "gguf", "engines": ["auto"]}]}, "names the engine auto for gguf"),
+        ({"runtime_rules": {"zip": {"engine": "x"}}}, "not valid at runtime_rules.zip"),
+        ({"runtime_rules": {"gguf": {}}}, "not valid at runtime_rules.gguf.engine: Field required"),
+        ({"runtime_rules": {"gguf": {"engine": "auto"}}}, "names the engine auto for gguf"),
         (" " * (2**20 + 1), "longer than 1,048,576 bytes"),
     ],
 )

@@ -482,3 +482,56 @@ def test_the_description_has_both_bodies_of_classify_and_what_input_may_be(manag
 
     assert [one["$ref"].rpartition("/")[2] for one in classify["anyOf"]] == ["ClassificationBody", "ZeroShotBody"]
     assert [one["type"] for one in given] == ["string", "array", "array", "array"]
+
+
+# -- inference -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "row"),
+    [
+        ("embedding", {"texts": ["a", "b"]}, "embedding"),
+        ("embed", {"texts": ["a", "b"]}, "embedding"),
+        ("feature-extraction", {"texts": ["a", "b"]}, "embedding"),
+        ("rerank", {"query": "q", "documents": ["a", "b"]}, "rerank"),
+        ("text-classification", {"texts": ["a"]}, "classification"),
+        ("classify", {"texts": ["a"], "labels": ["x", "y"]}, "zero_shot"),
+        ("Zero-Shot", {"texts": ["a"], "labels": ["x", "y"]}, "zero_shot"),
+        ("token-classification", {"texts": ["In Paris"]}, "ner"),
+    ],
+)
+def test_inference_serves_every_task(
+    client: TestClient, fake: FakeManager, task: str, options: dict[str, Any], row: str
+) -> None:
+    answer = client.post("/inference", json={"model": MODEL, "task": task, "options": options, "request_id": "mine"})
+    assert answer.status_code == 200, answer.text
+    assert fake.ask.task == row
+    path = {"embedding": "/embed", "rerank": "/rerank", "ner": "/ner"}.get(row, "/classify")
+    own = client.post(path, json={"model_name": MODEL, **options}).json()
+    about = own.pop("metadata")
+    assert answer.json()["meta"] == {"model": own.pop("model_name"), "task": row, "request_id": "mine", **about}
+    assert answer.json()["result"] == own
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "says"),
+    [
+        ({"task": "juggling"}, "wrong_task", "juggling"),
+        ({"task": "embedding"}, "invalid_input", "options.texts: Field required"),
+        ({"task": "ner", "options": {"texts": ["a"], "surprise": 1}}, "invalid_input", "options.surprise: "),
+        ({"task": "embed", "options": {"texts": ["a"] * (MAX_INPUTS + 1)}}, "invalid_input", "options.texts: 2,049"),
+        ({"task": "ner", "options": {"texts": ["a"]}, "stream": True}, "unsupported_parameter", "stream"),
+        ({"task": "ner", "surprise": 1}, "invalid_input", "surprise: "),
+    ],
+)
+def test_inference_says_what_is_wrong(
+    client: TestClient, fake: FakeManager, fields: dict[str, Any], code: str, says: str
+) -> None:
+    error = native_error(client.post("/inference", json={"model": MODEL, **fields}), 422, code)
+    assert says in error["message"]
+    assert not fake.requests
+
+
+def test_an_unknown_task_is_refused_with_the_list(client: TestClient) -> None:
+    error = native_error(client.post("/inference", json={"model": MODEL, "task": "juggling"}), 422, "wrong_task")
+    assert all(name in error["hint"] for name in ("llm", "embedding", "rerank", "classification", "zero_shot", "ner"))

@@ -17,7 +17,7 @@ from lfx_local_runtimes.runtimes.processes.confinement import Confinement
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.trust import gate, scan
 from lfx_local_runtimes.runtimes.trust.review import CodeChanged, CodeUnchecked, Reviewer
-from lfx_local_runtimes.settings import Settings
+from lfx_local_runtimes.settings import Settings, load_settings
 from tests.routes_app import write_model
 from tests.trusted_models import Calls, code_of, pickle_of, scan_here, torch_zip, write_code, write_pickle
 
@@ -115,6 +115,24 @@ def test_a_refusal_for_want_of_permission_names_all_steps(case: Case) -> None:
     setting = {"remote_code": "LOCAL_RUNTIMES_TRUST_REMOTE_CODE=true", "pickle": "LOCAL_RUNTIMES_ALLOW_PICKLE=true"}
     assert setting[case.kind] in hint
     assert hint.endswith("lfx-local-runtimes trust m")
+
+
+@pytest.mark.parametrize("word", ["auto", "always", "never"])
+def test_the_words_of_other_runtimes_skip_no_approval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv("TRUST_REMOTE_CODE", word)
+    case = Case("remote_code", tmp_path)
+    settings = load_settings(home=case.home, model_dirs=(case.folder.parent,), offline=True)
+    monkeypatch.setattr(case, "settings", lambda **options: settings)
+    why = case.refusal().message
+    assert ("does not allow" if word == "never" else "nobody has approved") in why
+    case.approve()
+    assert "full" in case.refusal("none").message or word == "never"
+    if word == "never":
+        case.refusal()
+    else:
+        case.check()
 
 
 def test_revoking_closes_the_gate(case: Case) -> None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator
+from typing_extensions import Self
 
 from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.config import Defaults, Prompts
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow, TokenId
 from lfx_local_runtimes.runtimes.tasks.binary import Array
 from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
@@ -60,6 +62,12 @@ class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
             if not one or not (ids or isinstance(one, str)):
                 raise ValueError(f"input {place} must be a text or token ids, and not empty")
         return value
+
+    def completed(self, defaults: Defaults, prompts: Prompts) -> Self:
+        """Also with the operator's text for the role, if the request brings none."""
+        ask = super().completed(defaults, prompts)
+        own = {"query": prompts.query, "document": prompts.document, None: None}[ask.role]
+        return ask if own is None or ask.prompt is not None else ask.model_copy(update={"prompt": own})
 
 
 class Embedding(Reading[EmbeddingAsk, EmbeddingResult]):
