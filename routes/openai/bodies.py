@@ -103,7 +103,8 @@ class Sampling(Forms):
         found = {name: value for name in _NATIVE if (value := getattr(self, name)) is not None}
         if self.temperature is not None:
             found["temperature"] = self.temperature
-        found["top_k"] = max(found["top_k"], 0)
+        if self.top_k is not None:
+            found["top_k"] = max(self.top_k, 0)
         if self.top_p is not None:
             found["top_p"] = max(self.top_p, _SMALLEST_TOP_P)
         if self.stop is not None:

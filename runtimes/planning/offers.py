@@ -149,6 +149,9 @@ LONGEST_TEXT = 8192
 _STEP = 1024
 """Tokens by which a context is made shorter."""
 
+_TOGETHER = 4
+"""Requests that are computed at once are worth more than a context of more than 4,096 tokens, up to this many."""
+
 
 def modest(estimate: MemoryEstimate, budget: int) -> bool:
     """Whether a load that nobody gave sizes for leaves enough memory for others, and is not slow.
@@ -165,7 +168,7 @@ def _context_and_sequences(
 ) -> tuple[int, int]:  # fmt: skip
     """Tokens for each request, and how many requests are computed at once.
 
-    An unset context is as long as the model was trained for. It is shortened in steps, down to 4,096 tokens, until two
+    An unset context is as long as the model was trained for. It is shortened in steps, down to 4,096 tokens, until four
     requests at once (or as many as the configuration says) have a modest size. An unset number of requests is the largest
     of 8, 4 and 2 that is modest with this context, otherwise 1.
     """
@@ -176,6 +179,6 @@ def _context_and_sequences(
     context = terms.context_length
     if terms.shortens and context > DEFAULT_CONTEXT:
         lengths = [*range(DEFAULT_CONTEXT, context, _STEP), context]
-        too_long = bisect_left(lengths, True, key=lambda length: not fits(length, config.parallel or 2))
+        too_long = bisect_left(lengths, True, key=lambda length: not fits(length, config.parallel or _TOGETHER))
         context = lengths[max(0, too_long - 1)]
     return context, config.parallel or next((count for count in (8, 4, 2) if fits(context, count)), 1)
