@@ -88,6 +88,7 @@ class Inventory:
 
 def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, residency: Residency) -> ModelStatus:
     plan, progress = slot.plan, slot.progress
+    task = task_of_model(config, info)
     holds = residency.ledger.holds(slot.key) if slot.runtime else {}
     estimate = plan.memory.values() if plan else [info.memory.total] if info and info.memory else []
     named_engine = None if config.runtime_type == RuntimeType.AUTO else str(config.runtime_type)
@@ -96,10 +97,11 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
     runtime = slot.runtime
     confinement = runtime.confinement if runtime else None
     return ModelStatus(
-        model_name=config.model_name, model_id=config.model_id, model_type=task_of_model(config, info), source=source,
+        model_name=config.model_name, model_id=config.model_id, model_type=task, source=source,
         format=info.format.value if info else None,
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([info.size_bytes]) if info else None,
+        instruct=info.instruct or info.chat_template is not None if info and task == "llm" else None,
         state=slot.state.value, device=plan.device.key if plan else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),

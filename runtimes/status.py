@@ -19,6 +19,11 @@ class ModelStatus(BaseModel):
     engine: str | None = None
     architecture: str | None = None
     size_mb: float | None = None
+    instruct: bool | None = Field(
+        default=None,
+        description="Whether a text model was made to follow instructions or to chat, as its files say. false: a base model, "
+        "which continues texts.",
+    )
     state: Literal["registered", "loading", "ready", "unloading", "failed"]
     device: str | None = None
     quantization: str | None = None

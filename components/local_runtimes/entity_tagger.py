@@ -5,6 +5,7 @@ from lfx_local_runtimes.nodes import (
     EntityTaggerBaseComponent,
     loading_inputs,
     model_input,
+    other_model_input,
     overflow_input,
     score_input,
     text_input,
@@ -22,8 +23,9 @@ class EntityTaggerComponent(EntityTaggerBaseComponent):
     inputs = [
         model_input(
             value="",
-            info="A model for named entities (NER) on this machine, or any Hugging Face id.",
+            info="A model for named entities (NER).",
         ),
+        other_model_input(),
         text_input("The text to search."),
         score_input(),
         overflow_input("truncate", "error"),

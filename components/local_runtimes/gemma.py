@@ -6,6 +6,7 @@ from lfx_local_runtimes.nodes import (
     chat_inputs,
     loading_inputs,
     model_input,
+    other_model_input,
     preset_input,
     sampling_inputs,
     tool_inputs,
@@ -24,9 +25,10 @@ class GemmaComponent(GemmaBaseComponent):
         model_input(
             value="gemma-3-270m",
             display_name="Size",
-            info="A Gemma on this machine, or one from Hugging Face, which is downloaded on first use. "
+            info="A Gemma. One that is not on this machine is downloaded on first use. "
             "Models up to 2B run well on a CPU; larger models need an accelerator or int4.",
         ),
+        other_model_input(),
         preset_input(),
         *chat_inputs(),
         *tool_inputs(),

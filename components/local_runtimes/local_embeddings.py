@@ -8,6 +8,7 @@ from lfx_local_runtimes.nodes import (
     choice_input,
     loading_inputs,
     model_input,
+    other_model_input,
     overflow_input,
     text_input,
 )
@@ -24,8 +25,9 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
     inputs = [
         model_input(
             value="",
-            info="An embedding model on this machine, or any Hugging Face id, which is downloaded on first use.",
+            info="An embedding model. One that is not on this machine is downloaded on first use.",
         ),
+        other_model_input(),
         text_input("The text for the Vector output. The Embedding Model output needs no text.", required=False),
         BoolInput(
             name="is_query",

@@ -5,6 +5,7 @@ from lfx_local_runtimes.nodes import (
     chat_inputs,
     loading_inputs,
     model_input,
+    other_model_input,
     sampling_inputs,
     tool_inputs,
 )
@@ -23,8 +24,10 @@ class LocalModelComponent(LocalModelBaseComponent):
     inputs = [
         model_input(
             value="gemma-3-270m",
-            info="A model on this machine, or any Hugging Face id, which is downloaded on first use.",
+            info="The model that answers. An instruct model follows instructions; a base model continues texts. A model that is "
+            "not on this machine is downloaded on first use.",
         ),
+        other_model_input(),
         *chat_inputs(),
         *tool_inputs(),
         *loading_inputs(),

@@ -9,6 +9,7 @@ from lfx_local_runtimes.nodes import (
     label_outputs,
     loading_inputs,
     model_input,
+    other_model_input,
     overflow_input,
     text_input,
 )
@@ -25,9 +26,10 @@ class ZeroShotClassifierComponent(ZeroShotBaseComponent):
     inputs = [
         model_input(
             value="",
-            info="A model on this machine, or any Hugging Face id: for natural language inference (NLI), or for embeddings. "
+            info="A model for natural language inference (NLI), or for embeddings. "
             "An embedding model is faster and works well if the labels are topics.",
         ),
+        other_model_input(),
         text_input("The text to label."),
         StrInput(
             name="labels",

@@ -57,11 +57,22 @@ JSON_TYPES: Mapping[str, Mapping[str, Any]] = {
 
 
 def model_input(*, value: str, display_name: str = "Model", info: str) -> DropdownInput:
-    """The list of local models, which also takes any other name."""
+    """The list of models.
+
+    It takes no free text: if somebody types a name there and presses Enter, Langflow chooses the entry that is highlighted.
+    """
     return DropdownInput(
         name="model_name", display_name=display_name, info=info, options=[], value=value,
-        combobox=True, refresh_button=True, real_time_refresh=True, required=True,
+        refresh_button=True, real_time_refresh=True,
     )  # fmt: skip
+
+
+def other_model_input(
+    info: str = "A model that is not in the list: a Hugging Face id (org/name, for one GGUF of several org/name:Q4_K_M), or a "
+    "path inside a model folder. If this is filled in, the list is not used.",
+) -> StrInput:
+    """A model by name. It wins over the list."""
+    return StrInput(name="other_model", display_name="Other Model", info=info)
 
 
 def chat_inputs() -> list[Any]:

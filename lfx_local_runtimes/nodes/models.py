@@ -10,21 +10,76 @@ from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
 from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, loading_options, value_of
 from lfx_local_runtimes.nodes.reports import Reporter
+from lfx_local_runtimes.nodes.suggestions import Suggestion, suggested
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.status import ModelStatus
 
 PROVIDER_ID = "local-runtimes"
 
 # -- models to choose from -----------------------------------------------------------------------------------------------
 
 
-async def model_choices(*, model_type: str = "llm") -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the local models, and for each what a list shows beside it."""
+TASKS = {
+    "llm": "text", "embedding": "embedding", "rerank": "reranking", "classification": "classification",
+    "zero_shot": "NLI", "ner": "entity",
+}  # fmt: skip
+"""What a list calls the models of a task."""
+
+
+async def model_choices(
+    *also: str, model_type: str = "llm", gated: bool = False
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of models for a task, and for each what a list shows beside it.
+
+    The models of this machine come first. If models can be downloaded, suggestions that fit the machine follow.
+
+    Args:
+        also: further tasks, whose models come after those of `model_type`.
+        model_type: the task.
+        gated: also suggest models whose licence has to be accepted on the hub.
+    """
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
-    models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
-    models = sorted((model for model in models if model.model_type == model_type), key=lambda model: model.model_name)
-    details: list[dict[str, Any]] = [{"engine": model.engine} if model.engine else {} for model in models]
-    return [model.model_name for model in models], details
+    wanted = (model_type, *also)
+    manager = await asyncio.to_thread(get_runtime_manager)
+    models = [one for one in await asyncio.to_thread(manager.list_models) if one.model_type in wanted]
+    # a variant is a copy that another node's options made; base models answer worst
+    models = [one for one in models if one.source != "variant"]
+    models.sort(key=lambda one: (wanted.index(one.model_type), one.instruct is False, one.model_name))
+    choices = {one.model_name: _facts(one) for one in models}
+    if not manager.settings.offline:
+        budgets = [int(device["budget_bytes"]) for device in manager.stats()["memory"].values()]
+        for one in suggested(wanted, max(budgets)):
+            if gated or not one.gated:
+                choices.setdefault(one.name, _suggestion_facts(one))
+    return list(choices), list(choices.values())
+
+
+def _facts(model: ModelStatus) -> dict[str, Any]:
+    """What a list shows beside a model. Langflow shows `status` next to the name, then each value before its key."""
+    size = model.memory_used_mb or model.memory_estimate_mb
+    fetched = model.format is not None or model.source not in ("registered", "request")
+    where = {"ready": "loaded", "loading": "loading"}.get(model.state, "on this machine" if fetched else "to fetch")
+    kind = "" if model.instruct is None else "instruct " if model.instruct else "base "
+    return {
+        "status": where,
+        "model": f"{kind}{TASKS.get(model.model_type, model.model_type)}",
+        **({"memory": _gb(size * 2**20)} if size else {}),
+    }
+
+
+def _suggestion_facts(one: Suggestion) -> dict[str, Any]:
+    kind = "instruct " if one.model_type == "llm" else ""
+    return {
+        "status": "to fetch",
+        "model": f"{kind}{TASKS[one.model_type]}",
+        "download": _gb(one.size_gb * 1e9),
+        **({"licence": "gated"} if one.gated else {}),
+    }
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def list_models_in(build_config: dict[str, Any], names: list[str], details: list[dict[str, Any]]) -> dict[str, Any]:
@@ -32,19 +87,24 @@ def list_models_in(build_config: dict[str, Any], names: list[str], details: list
     field = build_config["model_name"]
     chosen = value_of(field.get("value"))
     if chosen is not None and chosen not in names:
-        names, details = [*names, chosen], [*details, {}]
+        names, details = [*names, chosen], [*details, {"status": "not in the list"}]
     field["options"], field["options_metadata"] = names, details
+    field["placeholder"] = "" if names else "No model for this task is here"
     return build_config
 
 
 def chosen_model(node: Component) -> str:
-    """The model that is chosen in a node.
+    """The model that is chosen in a node: the text in Other Model, else the choice in the list.
 
     Raises:
         ModelNotFound: none is chosen.
     """
-    if (name := value_of(node.model_name)) is None:
-        raise ModelNotFound("No model is chosen.", hint="Choose one in the node's Model field.")
+    # nodes of older flows have no Other Model
+    name = value_of(str(getattr(node, "other_model", None) or "").strip()) or value_of(node.model_name)
+    if name is None:
+        raise ModelNotFound(
+            "No model is chosen.", hint="Choose one in the node's Model field, or write its name into Other Model."
+        )
     return str(name)
 
 
@@ -62,9 +122,7 @@ async def manage_model(node: Component) -> dict[str, Any]:
     """
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
-    name, action = value_of(node.model_name), node.action
-    if name is None:
-        raise ModelNotFound("No model is named.", hint="Fill in the node's Model field.")
+    name, action = chosen_model(node), node.action
     manager = await asyncio.to_thread(get_runtime_manager)
     changed = False
     if action == "Load":
@@ -91,19 +149,17 @@ def registration(node: Component) -> ModelConfig:
     Raises:
         InvalidInput: a field is missing or out of range.
     """
-    values = loading_options(node)
+    name, values = chosen_model(node), loading_options(node)
     if (source := value_of(node.model_id)) is not None:
         values["model_id"] = source
     if "model_id" not in values:
-        raise InvalidInput(
-            "There is no source to register.", model_name=node.model_name, hint="Fill in the node's Source field."
-        )
+        raise InvalidInput("There is no source to register.", model_name=name, hint="Fill in the node's Source field.")
     try:
         return ModelConfig(
-            model_name=node.model_name, pinned=bool(node.pinned), parallel=value_of(node.parallel) or None, **values
+            model_name=name, pinned=bool(node.pinned), parallel=value_of(node.parallel) or None, **values
         )
     except ValidationError as error:
-        raise InvalidInput(first_problem(error), model_name=str(node.model_name)) from error
+        raise InvalidInput(first_problem(error), model_name=name) from error
 
 
 def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:

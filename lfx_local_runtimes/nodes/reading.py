@@ -43,14 +43,11 @@ class TaskBaseComponent(Component):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
     ) -> dict[str, Any]:
-        """List the models again when their field is opened or refreshed."""
-        if field_name != "model_name":
-            return build_config
-        names, details = await model_choices(model_type=self.model_type)
-        for kind in self.also_by:
-            more, more_details = await model_choices(model_type=kind)
-            names, details = [*names, *more], [*details, *more_details]
-        return list_models_in(build_config, names, details)
+        """List the models, whatever field has changed.
+
+        For a new node Langflow asks about each of several fields at once, and keeps only the last answer.
+        """
+        return list_models_in(build_config, *await model_choices(*self.also_by, model_type=self.model_type))
 
     def task_model(self, kind: type[ModelT], **options: Any) -> ModelT:
         """The model with this node's options. Loads nothing."""

@@ -1,7 +1,7 @@
 """The work behind Local Model and Gemma. The files in `components/` are thin: a flow contains their source."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,17 +30,6 @@ from lfx_local_runtimes.nodes.reports import Reporter
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.nodes.tools import NodeModel
-
-GEMMA_SIZES: Mapping[str, Mapping[str, str]] = {
-    "gemma-3-270m": {"parameters": "270M", "in Q4": "0.3 GB"},
-    "google/gemma-3-270m-it": {"parameters": "270M", "in bf16": "0.6 GB"},
-    "google/gemma-3-1b-it": {"parameters": "1B", "in bf16": "2 GB"},
-    "google/gemma-2-2b-it": {"parameters": "2B", "in bf16": "5 GB"},
-    "google/gemma-3-4b-it": {"parameters": "4B", "in bf16": "9 GB"},
-    "google/gemma-7b-it": {"parameters": "7B", "in bf16": "17 GB"},
-    "google/gemma-2-9b-it": {"parameters": "9B", "in bf16": "18 GB"},
-}
-"""What the model list shows beside each size. The first one comes with the extra `demo`; the others are downloaded."""
 
 
 class LocalModelBaseComponent(LCModelComponent):
@@ -117,8 +106,11 @@ class LocalModelBaseComponent(LCModelComponent):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
     ) -> dict[str, Any]:
-        """List the models again when their field is opened or refreshed."""
-        return list_models_in(build_config, *await self.choices()) if field_name == "model_name" else build_config
+        """List the models, whatever field has changed.
+
+        For a new node Langflow asks about each of several fields at once, and keeps only the last answer.
+        """
+        return list_models_in(build_config, *await self.choices())
 
     async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
         """The models to offer."""
@@ -160,12 +152,9 @@ class GemmaBaseComponent(LocalModelBaseComponent):
     """Local Model with Gemma's sizes and sampling presets."""
 
     async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """The Gemmas on this machine, then the sizes that can be downloaded from the hub."""
-        names, details = await model_choices()
+        """The Gemmas on this machine, then those that can be downloaded from the hub."""
+        names, details = await model_choices(gated=True)
         offered = {name: detail for name, detail in zip(names, details, strict=True) if "gemma" in name.lower()}
-        for name, size in GEMMA_SIZES.items():
-            if name in offered or "/" in name:
-                offered[name] = dict(size)
         return list(offered), list(offered.values())
 
     async def update_build_config(

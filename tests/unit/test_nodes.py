@@ -86,7 +86,9 @@ def test_a_node_explains_itself(node: type[Component]) -> None:
 def test_a_model_node_is_small_until_it_is_opened(node: type[Component]) -> None:
     shown = [field.name for field in node.inputs if not field.advanced]
     assert shown == [
-        name for name in ("model_name", "preset", "input_value", "system_message", "tools") if name in shown
+        name
+        for name in ("model_name", "other_model", "preset", "input_value", "system_message", "tools")
+        if name in shown
     ]
 
 
@@ -173,7 +175,7 @@ async def test_the_model_list_is_the_managers(stage: Theatre) -> None:
     fields = await node.update_build_config(fields_of(node), "parrot", "model_name")
     assert {"owl", "parrot"} <= set(fields["model_name"]["options"])
     details = dict(zip(fields["model_name"]["options"], fields["model_name"]["options_metadata"], strict=True))
-    assert details["parrot"] == {"engine": "scripted"}
+    assert details["parrot"] == {"status": "on this machine", "model": "base text"}
 
 
 @pytest.mark.parametrize("kind", [LocalModelComponent, ModelManagerComponent])
@@ -183,16 +185,6 @@ async def test_a_chosen_model_stays_in_the_list(stage: Theatre, kind: type[Compo
     fields = await node.update_build_config(fields_of(node), "org/elsewhere", "model_name")
     assert fields["model_name"]["options"].count("org/elsewhere") == 1
     assert len(fields["model_name"]["options"]) == len(fields["model_name"]["options_metadata"])
-
-
-async def test_the_gemma_list_is_gemmas(stage: Theatre) -> None:
-    write_model(stage.models / "my-gemma")
-    node = GemmaComponent()
-    fields = await node.update_build_config(fields_of(node), "", "model_name")
-    offered = fields["model_name"]["options"]
-    assert "my-gemma" in offered
-    assert "google/gemma-3-1b-it" in offered
-    assert "parrot" not in offered
 
 
 async def test_a_preset_fills_in_its_values(stage: Theatre) -> None:
@@ -622,11 +614,11 @@ async def test_only_the_fields_of_the_action_show(stage: Theatre) -> None:
     def shown() -> set[str]:
         return {name for name, field in fields.items() if isinstance(field, dict) and field.get("show")} - {"code"}
 
-    assert shown() == {"action", "model_name", "after"}
+    assert shown() == {"action", "model_name", "other_model", "after"}
     fields = await node.update_build_config(fields, "Register", "action")
     assert {"model_id", "runtime_type", "pinned"} <= shown()
     fields = await node.update_build_config(fields, "Unload", "action")
-    assert shown() == {"action", "model_name", "after", "force"}
+    assert shown() == {"action", "model_name", "other_model", "after", "force"}
 
 
 # -- Runtime Status and the provider -------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ SAVED = sorted((REPOSITORY / "tests" / "saved_flows").rglob("*.json"))
 
 INPUTS = {
     "ENCODER_ENGINES", "ENGINES", "GEMMA_PRESETS", "after_input", "chat_inputs", "choice_input", "loading_inputs",
-    "model_input", "overflow_input", "parallel_input", "preset_input", "sampling_inputs", "score_input", "text_input",
-    "tool_inputs",
+    "model_input", "other_model_input", "overflow_input", "parallel_input", "preset_input", "sampling_inputs",
+    "score_input", "text_input", "tool_inputs",
 }  # fmt: skip
 MANAGING = {
     "ACTIONS", "list_models_in", "manage_model", "memory_rows", "model_choices", "model_rows", "show_fields_of",
@@ -37,6 +37,7 @@ READING = {
 SURFACE = {
     "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING,
     "lfx_local_runtimes.node_inputs": INPUTS
+    - {"other_model_input"}
     | {"given", "told_of", "labels_of", "loading_options", "sampling_options", "schema_of", "stop_texts"},
     "lfx_local_runtimes.task_nodes": READING,
 }
