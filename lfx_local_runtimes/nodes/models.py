@@ -126,7 +126,8 @@ async def manage_model(node: Component) -> dict[str, Any]:
     manager = await asyncio.to_thread(get_runtime_manager)
     changed = False
     if action == "Load":
-        changed = await manager.load_model(name, Reporter(node))
+        with Reporter(node, name) as report:
+            changed = await manager.load_model(name, report)
     elif action == "Unload":
         changed = await manager.unload_model(name, force=bool(node.force))
     elif action == "Register":

@@ -1,7 +1,7 @@
 """The work behind Local Model and Gemma. The files in `components/` are thin: a flow contains their source."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +43,8 @@ class LocalModelBaseComponent(LCModelComponent):
         Output(display_name="Structured", name="structured_output", method="structured_response", types=["Data"]),
     ]
 
+    _reporter: Reporter
+
     def build_model(self) -> LanguageModel:
         """The chat model with this node's options. Loads nothing."""
         return self._model()
@@ -50,19 +52,21 @@ class LocalModelBaseComponent(LCModelComponent):
     def _model(self) -> "NodeModel":
         from lfx_local_runtimes.nodes.tools import NodeModel
 
+        name = chosen_model(self)
+        self._reporter = Reporter(self, name)
         try:
             return NodeModel(
-                model=chosen_model(self),
+                model=name,
                 stop=stop_texts(self.stop_sequences) or None,
                 raw=bool(self.raw),
                 streaming=bool(self.stream),
-                observer=Reporter(self),
+                observer=self._reporter,
                 tool_choice=value_of(self.tool_choice) or AUTO,
                 **loading_options(self),
                 **sampling_options(self),
             )
         except ValidationError as error:
-            raise InvalidInput(first_problem(error), model_name=self.model_name) from error
+            raise InvalidInput(first_problem(error), model_name=name) from error
 
     async def text_response(self) -> Message:
         """The model's answer, after running the tools it calls."""
@@ -77,9 +81,10 @@ class LocalModelBaseComponent(LCModelComponent):
                 hint="Connect one to the node's Tools, or set Tool Choice to auto.",
             )  # fmt: skip
         runnable = with_tools(model, tools, self.log) if tools else model
-        self.status = await self.get_chat_result(
-            runnable=runnable, stream=self.stream, input_value=self.input_value, system_message=self.system_message
-        )
+        with self._reporter:
+            self.status = await self.get_chat_result(
+                runnable=runnable, stream=self.stream, input_value=self.input_value, system_message=self.system_message
+            )
         return self.status
 
     async def structured_response(self) -> Data:
@@ -91,10 +96,12 @@ class LocalModelBaseComponent(LCModelComponent):
                 "The Structured output has no schema.", hint="Add its fields to the node's Output Schema."
             )
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-        message = await self.get_chat_result(
-            runnable=self._model().bind(response_format=form), stream=False, input_value=self.input_value,
-            system_message="\n\n".join(filter(None, [value_of(self.system_message), describe_schema(schema)])),
-        )  # fmt: skip
+        model = self._model()
+        with self._reporter:
+            message = await self.get_chat_result(
+                runnable=model.bind(response_format=form), stream=False, input_value=self.input_value,
+                system_message="\n\n".join(filter(None, [value_of(self.system_message), describe_schema(schema)])),
+            )  # fmt: skip
         try:
             return Data(data=json.loads(message.text))
         except ValueError as error:
@@ -118,16 +125,20 @@ class LocalModelBaseComponent(LCModelComponent):
 
     async def _handle_stream(self, runnable: Any, inputs: Any) -> Any:
         """Like Langflow's, but the stream is closed at the end, also after Stop. That ends the computation."""
-        held = _HeldStream(runnable)
+        held = _HeldStream(runnable, self._reporter.clear)
         async with aclosing(held):
             return await super()._handle_stream(held, inputs)
 
 
 class _HeldStream:
-    """Passes a runnable's stream on, and can close it. Langflow iterates streams and does not close them."""
+    """Passes a runnable's stream on, and can close it. Langflow iterates streams and does not close them.
 
-    def __init__(self, runnable: Any) -> None:
+    Calls `begun` before each piece of the answer.
+    """
+
+    def __init__(self, runnable: Any, begun: Callable[[], None]) -> None:
         self._runnable = runnable
+        self._begun = begun
         self._stream: AsyncGenerator[Any, None] | None = None
 
     def astream(self, inputs: Any) -> AsyncGenerator[Any, None]:
@@ -138,6 +149,7 @@ class _HeldStream:
         yield AIMessageChunk(content="")  # Langflow's UI shows the first piece twice: let it be an empty one
         async with aclosing(self._runnable.astream(inputs)) as pieces:
             async for piece in pieces:
+                self._begun()
                 yield piece
 
     async def ainvoke(self, inputs: Any) -> Any:
