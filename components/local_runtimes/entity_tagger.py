@@ -19,6 +19,8 @@ class EntityTaggerComponent(EntityTaggerBaseComponent):
     description = "Find people, places, organisations and the like in a text, with a model that runs on this machine."
     icon = "Highlighter"
     name = "EntityTagger"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["ner", "entities", "names", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(

@@ -20,6 +20,8 @@ class GemmaComponent(GemmaBaseComponent):
     description = "Generate text with a Gemma that runs on this machine, with its turn format, presets and sizes."
     icon = "Gem"
     name = "Gemma"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["llm", "google", "llama.cpp", "gguf", "transformers", "huggingface", "offline"]}
 
     inputs = [
         model_input(
@@ -32,6 +34,6 @@ class GemmaComponent(GemmaBaseComponent):
         preset_input(),
         *chat_inputs(),
         *tool_inputs(),
-        *loading_inputs(engines=("auto", "gemma_local", "gemma_streaming")),
+        *loading_inputs(),
         *sampling_inputs(GEMMA_PRESETS["Recommended"]),
     ]

@@ -21,6 +21,8 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
     description = "Turn texts into vectors with a model that runs on this machine."
     icon = "Binary"
     name = "LocalEmbeddings"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["vector", "embeddings", "llama.cpp", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(

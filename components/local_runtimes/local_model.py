@@ -20,6 +20,10 @@ class LocalModelComponent(LocalModelBaseComponent):
     )
     icon = "Cpu"
     name = "LocalModel"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {
+        "keywords": ["llm", "chat", "llama.cpp", "gguf", "transformers", "safetensors", "huggingface", "offline"]
+    }
 
     inputs = [
         model_input(

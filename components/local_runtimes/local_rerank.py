@@ -19,6 +19,8 @@ class LocalRerankComponent(LocalRerankBaseComponent):
     description = "Sort search results by how well they answer a query, with a model that runs on this machine."
     icon = "ArrowDownWideNarrow"
     name = "LocalRerank"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["reranker", "cross-encoder", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(

@@ -28,6 +28,10 @@ class ModelManagerComponent(Component):
     description = "Register, load, unload or pin a local model from a flow, and see its state."
     icon = "Server"
     name = "ModelManager"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {
+        "keywords": ["load", "unload", "register", "llama.cpp", "transformers", "onnx", "huggingface", "offline"]
+    }
 
     inputs = [
         DropdownInput(

@@ -21,6 +21,8 @@ class TextClassifierComponent(TextClassifierBaseComponent):
     description = "Label a text (sentiment, topic, toxicity …) with a model on this machine that was trained for it."
     icon = "Tag"
     name = "TextClassifier"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["sentiment", "label", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(

@@ -1,6 +1,7 @@
 """The models of this machine: the lists that nodes offer, and the work of Model Manager and Runtime Status."""
 
 import asyncio
+from textwrap import shorten
 from typing import Any
 
 from lfx.custom.custom_component.component import Component
@@ -10,7 +11,7 @@ from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
 from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, loading_options, value_of
 from lfx_local_runtimes.nodes.reports import Reporter
-from lfx_local_runtimes.nodes.suggestions import Suggestion, suggested
+from lfx_local_runtimes.nodes.suggestions import suggested
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.status import ModelStatus
 
@@ -24,6 +25,8 @@ TASKS = {
     "zero_shot": "NLI", "ner": "entity",
 }  # fmt: skip
 """What a list calls the models of a task."""
+HERE, TO_FETCH = "on this machine", "to fetch"
+_ICONS = {HERE: "HardDrive", TO_FETCH: "CloudDownload"}
 
 
 async def model_choices(
@@ -51,31 +54,26 @@ async def model_choices(
         budgets = [int(device["budget_bytes"]) for device in manager.stats()["memory"].values()]
         for one in suggested(wanted, max(budgets)):
             if gated or not one.gated:
-                choices.setdefault(one.name, _suggestion_facts(one))
+                kind = "instruct text" if one.model_type == "llm" else TASKS[one.model_type]
+                marks = (TO_FETCH, "gated") if one.gated else (TO_FETCH,)
+                choices.setdefault(one.name, _beside(kind, one.size_gb * 1e9, *marks))
     return list(choices), list(choices.values())
 
 
 def _facts(model: ModelStatus) -> dict[str, Any]:
-    """What a list shows beside a model. Langflow shows `status` next to the name, then each value before its key."""
-    size = model.memory_used_mb or model.memory_estimate_mb
-    fetched = model.format is not None or model.source not in ("registered", "request")
-    where = {"ready": "loaded", "loading": "loading"}.get(model.state, "on this machine" if fetched else "to fetch")
+    """What a list shows beside a model on this machine, or one that is registered."""
     kind = "" if model.instruct is None else "instruct " if model.instruct else "base "
-    return {
-        "status": where,
-        "model": f"{kind}{TASKS.get(model.model_type, model.model_type)}",
-        **({"memory": _gb(size * 2**20)} if size else {}),
-    }
+    size = model.memory_used_mb or model.memory_estimate_mb
+    if model.state in ("loading", "ready"):
+        where = "loaded" if model.state == "ready" else "loading"
+    else:
+        where = TO_FETCH if model.format is None and model.source == "registered" else HERE
+    return _beside(f"{kind}{TASKS.get(model.model_type, model.model_type)}", size and size * 2**20, where)
 
 
-def _suggestion_facts(one: Suggestion) -> dict[str, Any]:
-    kind = "instruct " if one.model_type == "llm" else ""
-    return {
-        "status": "to fetch",
-        "model": f"{kind}{TASKS[one.model_type]}",
-        "download": _gb(one.size_gb * 1e9),
-        **({"licence": "gated"} if one.gated else {}),
-    }
+def _beside(kind: str, size: float | None, *marks: str) -> dict[str, Any]:
+    """The facts as Langflow shows them: an icon, then each value before its key. Little fits beside a name."""
+    return {"icon": _ICONS.get(marks[0], "Zap"), kind: _gb(size) if size else "", **dict.fromkeys(marks, "✓")}
 
 
 def _gb(size: float) -> str:
@@ -87,7 +85,7 @@ def list_models_in(build_config: dict[str, Any], names: list[str], details: list
     field = build_config["model_name"]
     chosen = value_of(field.get("value"))
     if chosen is not None and chosen not in names:
-        names, details = [*names, chosen], [*details, {"status": "not in the list"}]
+        names, details = [*names, chosen], [*details, {}]
     field["options"], field["options_metadata"] = names, details
     field["placeholder"] = "" if names else "No model for this task is here"
     return build_config
@@ -171,21 +169,32 @@ def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
     return build_config
 
 
+COLUMNS = (
+    "model_name", "state", "engine", "device", "quantization", "memory_used_mb", "leases", "pid", "restarts", "last_exit",
+)  # fmt: skip
+"""What Runtime Status shows: a table as wide as a chat. `GET models` has everything."""
+_LAST_EXIT_CHARS = 40
+
+
 async def model_rows(*, loaded_only: bool) -> list[dict[str, Any]]:
-    """One row per known model; sizes in MiB, times in seconds."""
+    """One row per known model; sizes in MiB. Columns that would be empty in every row are left out."""
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
     models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
-    columns = (
-        "model_name", "state", "format", "engine", "device", "quantization", "context_length", "size_mb",
-        "memory_estimate_mb", "memory_used_mb", "leases", "pinned", "idle_s", "isolation", "pid", "uptime_s", "restarts",
-        "last_exit", "confined", "confined_why", "source",
-    )  # fmt: skip
-    return [
-        {column: getattr(model, column) for column in columns}
+    rows = [
+        {column: _cell(getattr(model, column)) for column in COLUMNS}
         for model in sorted(models, key=lambda model: model.model_name)
         if model.state in ("loading", "ready", "unloading") or not loaded_only
     ]
+    filled = [column for column in COLUMNS if any(row[column] not in ("", 0) for row in rows)]
+    return [{column: row[column] for column in filled} for row in rows]
+
+
+def _cell(value: Any) -> Any:
+    """A value for a table: None would be shown as nan, and a long text would make a tall row."""
+    if value is None:
+        return ""
+    return shorten(value, _LAST_EXIT_CHARS, placeholder=" …") if isinstance(value, str) else value
 
 
 async def memory_rows() -> list[dict[str, Any]]:

@@ -92,10 +92,9 @@ async def test_a_model_shows_its_facts(stage: Theatre) -> None:
     await stage.manager.load_model("parrot")
     node = LocalModelComponent()
     facts = facts_in(await node.update_build_config(fields_of(node), "", "model_name"))
-    assert facts["parrot"] == {"status": "loaded", "model": "base text", "memory": "1 MB"}
-    assert facts["owl-it"]["status"] == "on this machine"
-    assert facts["owl-it"]["model"] == "instruct text"
-    assert facts["far"] == {"status": "to fetch", "model": "text"}
+    assert facts["parrot"] == {"icon": "Zap", "base text": "1 MB", "loaded": "✓"}
+    assert facts["owl-it"] == {"icon": "HardDrive", "instruct text": "", "on this machine": "✓"}
+    assert facts["far"] == {"icon": "CloudDownload", "text": "", "to fetch": "✓"}
     assert list(facts).index("owl-it") < list(facts).index("owl")  # instruct models first
 
 
@@ -114,11 +113,11 @@ async def test_models_to_fetch_come_after_those_of_this_machine(tasks: School) -
     online(tasks)
     node = ZeroShotClassifierComponent()
     facts = facts_in(await node.update_build_config(fields_of(node), "", "model_name"))
-    here = [name for name, fact in facts.items() if fact["status"] == "on this machine"]
+    here = [name for name, fact in facts.items() if fact["icon"] == "HardDrive"]
     assert list(facts)[: len(here)] == here
     assert here[0] == "my zero_shot"
     assert "my embedding" in here
-    assert facts["cross-encoder/nli-deberta-v3-small"] == {"status": "to fetch", "model": "NLI", "download": "0.6 GB"}
+    assert facts["cross-encoder/nli-deberta-v3-small"] == {"icon": "CloudDownload", "NLI": "0.6 GB", "to fetch": "✓"}
 
 
 async def test_gated_models_are_suggested_for_gemma_only(stage: Theatre) -> None:
@@ -137,7 +136,7 @@ async def test_the_gemma_list_is_gemmas(stage: Theatre) -> None:
     fields = await node.update_build_config(fields, "", "model_name")
     facts = dict(zip(fields["model_name"]["options"], fields["model_name"]["options_metadata"], strict=True))
     assert facts["google/gemma-3-1b-it"] == {
-        "status": "to fetch", "model": "instruct text", "download": "2.0 GB", "licence": "gated",
+        "icon": "CloudDownload", "instruct text": "2.0 GB", "to fetch": "✓", "gated": "✓",
     }  # fmt: skip
     assert all("gemma" in name.lower() for name in facts)
 

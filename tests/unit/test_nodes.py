@@ -75,6 +75,8 @@ def test_a_node_explains_itself(node: type[Component]) -> None:
     assert node.display_name
     assert node.description.endswith(".")
     assert node.icon
+    assert node.documentation.startswith("/api/v1/runtime/manual#")
+    assert "offline" in node.metadata["keywords"]  # Langflow's search looks there
     for field in node.inputs:
         assert field.display_name, field.name
         assert field.info, field.name
@@ -173,7 +175,7 @@ async def test_the_model_list_is_the_managers(stage: Theatre) -> None:
     fields = await node.update_build_config(fields_of(node), "parrot", "model_name")
     assert {"owl", "parrot"} <= set(fields["model_name"]["options"])
     details = dict(zip(fields["model_name"]["options"], fields["model_name"]["options_metadata"], strict=True))
-    assert details["parrot"] == {"status": "on this machine", "model": "base text"}
+    assert details["parrot"] == {"icon": "HardDrive", "base text": "", "on this machine": "✓"}
 
 
 @pytest.mark.parametrize("kind", [LocalModelComponent, ModelManagerComponent])
@@ -619,6 +621,7 @@ async def test_the_status_tables(stage: Theatre) -> None:
         for row in (await RuntimeStatusComponent(loaded_only=True).models()).to_dict(orient="records")
     }
     assert set(rows) == {"parrot"}
+    assert "last_exit" not in rows["parrot"]  # nothing has died: no empty column
     assert (rows["parrot"]["state"], rows["parrot"]["memory_used_mb"]) == ("ready", 1.0)
     memory = (await node.memory()).to_dict(orient="records")
     assert [(row["device"], row["models"]) for row in memory] == [("cpu", "parrot")]
