@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
+from lfx_local_runtimes.runtimes.formats.inspect import is_instruct
 from lfx_local_runtimes.runtimes.memory.ledger import MODELS
 from lfx_local_runtimes.runtimes.memory.residency import Residency
 from lfx_local_runtimes.runtimes.memory.slots import Slot
@@ -101,7 +102,7 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
         format=info.format.value if info else None,
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([info.size_bytes]) if info else None,
-        instruct=info.instruct or info.chat_template is not None if info and task == "llm" else None,
+        instruct=_instruct(config, source, info) if task == "llm" else None,
         state=slot.state.value, device=plan.device.key if plan else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),
@@ -118,6 +119,13 @@ def _row(config: ModelConfig, source: str, info: Inspection | None, slot: Slot, 
         confined=confinement.level if confinement else None,
         confined_why="; ".join(confinement.missing) or None if confinement else None, server_pid=os.getpid(),
     )  # fmt: skip
+
+
+def _instruct(config: ModelConfig, source: str, info: Inspection | None) -> bool | None:
+    """Whether a text model follows instructions: by its files, or by its name while they are still in a package."""
+    if info is None:
+        return is_instruct(config.model_name, config.model_id) if source == "package" else None
+    return info.instruct or info.chat_template is not None
 
 
 def _mib(sizes: Iterable[int]) -> float | None:

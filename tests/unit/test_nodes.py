@@ -2,6 +2,8 @@
 
 import ast
 import asyncio
+import json
+import re
 import subprocess
 import sys
 import threading
@@ -39,7 +41,7 @@ from lfx_local_runtimes.nodes.inputs import (
     schema_of,
     stop_texts,
 )
-from lfx_local_runtimes.nodes.provider import live_models
+from lfx_local_runtimes.nodes.provider import BASE_ICON, ICON, INSTRUCT_ONLY, LISTED, live_models, validate
 from lfx_local_runtimes.runtimes import GenerationConfig
 from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
@@ -638,3 +640,44 @@ def test_the_provider_lists_models_of_a_kind(stage: Theatre) -> None:
     )
     assert not {"owl", "parrot"} & {row["name"] for row in live_models(None, "embeddings")}
     assert stage.runtimes == {}
+
+
+def test_the_provider_puts_instruct_models_first_and_can_leave_base_models_out(
+    stage: Theatre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(stage.models / "zebra-it")
+    rows = [row for row in live_models(None, "llm") if row["name"] in ("owl", "zebra-it")]
+    assert [(row["name"], row["icon"]) for row in rows] == [("zebra-it", ICON), ("owl", BASE_ICON)]
+    chosen = {LISTED: INSTRUCT_ONLY}
+    monkeypatch.setattr(
+        "lfx_local_runtimes.nodes.provider.get_provider_variable_value", lambda user_id, name: chosen[name]
+    )
+    names = [row["name"] for row in live_models("a user", "llm")]
+    assert "zebra-it" in names
+    assert "owl" not in names
+
+
+def test_the_manifest_names_what_the_providers_page_saves() -> None:
+    """Langflow's page needs a variable that is required: without one it has no heading, and cannot be switched off."""
+    (provider,) = json.loads((COMPONENTS / "extension.json").read_text(encoding="utf-8"))["providers"]
+    (variable,) = provider["metadata"]["variables"]
+    assert variable["required"]
+    assert variable["variable_key"] == LISTED
+    assert INSTRUCT_ONLY in variable["options"]
+
+
+def test_the_providers_page_says_where_models_belong(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate("Local Runtimes", {})
+    monkeypatch.setattr(stage.manager, "list_models", list)
+    with pytest.raises(ValueError, match=re.escape(str(stage.models))):
+        validate("Local Runtimes", {})
+
+
+def broken() -> list[Any]:
+    raise InvalidInput("The rules are wrong.")
+
+
+def test_the_providers_page_shows_a_fault(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.manager, "list_models", broken)
+    with pytest.raises(ValueError, match="The rules are wrong"):
+        validate("Local Runtimes", {})

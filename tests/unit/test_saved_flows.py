@@ -36,8 +36,7 @@ READING = {
 }  # fmt: skip
 SURFACE = {
     "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING,
-    "lfx_local_runtimes.node_inputs": INPUTS
-    - {"other_model_input"}
+    "lfx_local_runtimes.node_inputs": INPUTS - {"other_model_input"}
     | {"given", "told_of", "labels_of", "loading_options", "sampling_options", "schema_of", "stop_texts"},
     "lfx_local_runtimes.task_nodes": READING,
 }
