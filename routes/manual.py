@@ -30,7 +30,7 @@ def page() -> str:
     from markdown_it import MarkdownIt
 
     try:
-        text = str(metadata(DISTRIBUTION).get_payload())
+        text = metadata(DISTRIBUTION)["Description"]
     except PackageNotFoundError:
         text = "# lfx-local-runtimes\n\nThe package is not installed, so its manual is not here."
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
