@@ -76,7 +76,7 @@ def test_the_search_finds_nodes_by_keyword(page: "Page", api: httpx.Client, word
 def test_a_node_has_a_manual(page: "Page", api: httpx.Client) -> None:
     palette = api.get("/api/v1/all").raise_for_status().json()["local_runtimes"]
     (link,) = {node["documentation"] for node in palette.values()}
-    page.goto(f"{api.base_url}{link.removeprefix('/')}")
+    page.goto(str(api.base_url.join(link)))
     playwright.expect(page.locator("#the-nodes")).to_be_in_viewport()
     shot(page, "manual")
 
@@ -113,7 +113,7 @@ def test_the_status_table_is_as_wide_as_a_chat(page: "Page", api: httpx.Client) 
 
 
 def test_the_provider_is_switched_on_and_off(page: "Page", api: httpx.Client) -> None:
-    page.goto(f"{api.base_url}settings/model-providers")
+    page.goto(str(api.base_url.join("/settings/model-providers")))
     page.get_by_test_id("provider-list-scroll").get_by_text("Local Runtimes").click()
     settings = page.locator("body")
     playwright.expect(settings).to_contain_text("Models to List")
