@@ -169,10 +169,8 @@ def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
     return build_config
 
 
-COLUMNS = (
-    "model_name", "state", "engine", "device", "quantization", "memory_used_mb", "leases", "pid", "restarts", "last_exit",
-)  # fmt: skip
-"""What Runtime Status shows: a table as wide as a chat. `GET models` has everything."""
+COLUMNS = ("model_name", "state", "engine", "device", "memory_used_mb", "last_exit")
+"""What Runtime Status shows. A chat has room for six columns. `GET models` has everything."""
 _LAST_EXIT_CHARS = 40
 
 
