@@ -24,7 +24,7 @@ WITH_CUDA := $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED)-demo  ## set up, ask the packaged Gemma a question headless, print its answer
+demo: $(INSTALLED)-demo  ## set up, ask the packaged SmolLM2 a question headless, print its answer
 	@echo 'Question: $(QUESTION)'
 	@printf 'Answer: '
 	@$(BIN)/lfx run --format text flows/local_chat.json "$(QUESTION)"
@@ -35,7 +35,7 @@ ui: $(INSTALLED)-ui  ## start Langflow with the nodes
 
 test: $(INSTALLED)-dev  ## set up and run all tests: the unit tests on every core, those with real models two files at a time
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/unit
-	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadgroup tests --ignore tests/unit
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile tests --ignore tests/unit
 
 lint: $(INSTALLED)-dev typing  ## ruff, mypy strict, import layers
 	$(BIN)/ruff check .

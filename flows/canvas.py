@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from lfx.base.prompts.api_utils import process_prompt_template
@@ -15,6 +16,8 @@ LANGFLOW = "1.13.0"
 """The version whose file format this is."""
 
 _COLUMN, _ROW = 420, 560
+_NOTE_LINE, _NOTE_GAP, _NOTE_FRAME, _NOTE_HEADING, _NOTE_LETTER = 24, 16, 72, 52, 8.4
+"""Pixels of a note: a line, the space between paragraphs, the frame on both sides, what a heading takes more, a letter."""
 _OURS = "lfx_local_runtimes.components.local_runtimes."
 
 
@@ -106,8 +109,9 @@ class Flow:
             }
         )
 
-    def note(self, text: str, column: float, row: float = 0, *, width: int = 360, height: int = 340) -> None:
-        """Place a note, in Markdown."""
+    def note(self, text: str, column: float, row: float = 0, *, width: int = 360) -> None:
+        """Place a note, in Markdown. It is as high as its text needs."""
+        height = _note_height(text, width)
         node_id = f"note-{len(self.nodes)}"
         node = {
             "description": text,
@@ -122,7 +126,7 @@ class Flow:
                 "position": {"x": column * _COLUMN, "y": row * _ROW},
                 "width": width,
                 "height": height,
-                "style": {"width": width, "height": height},
+                "measured": {"width": width, "height": height},  # the canvas takes the size from here
                 "data": {"id": node_id, "type": "note", "node": node},
             }
         )
@@ -144,6 +148,13 @@ class Flow:
 def _module(module: str) -> str:
     """The name under which Langflow imports a module."""
     return module.replace(_OURS, "_lfx_ext.official.local_runtimes.")
+
+
+def _note_height(text: str, width: int) -> int:
+    """About the height of a Markdown text that is shown with this width; rather too much than too little."""
+    letters = (width - _NOTE_FRAME) / _NOTE_LETTER
+    lines = [line for line in text.splitlines() if line]
+    return _NOTE_FRAME + _NOTE_HEADING + sum(_NOTE_GAP + _NOTE_LINE * ceil(len(line) / letters) for line in lines)
 
 
 def _handle(handle: Mapping[str, Any]) -> str:

@@ -6,6 +6,9 @@ from lfx.components.input_output.chat_output import ChatOutput
 from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
 from lfx_local_runtimes.components.local_runtimes.zero_shot_classifier import ZeroShotClassifierComponent
 from lfx_local_runtimes.flows.canvas import Flow
+from lfx_local_runtimes.flows.text import BASE_MODEL
+
+MESSAGE = "My parcel arrived broken"
 
 BRANCHES = {
     "delivery": {
@@ -38,14 +41,14 @@ def triage() -> Flow:
         "### Triage\n"
         "Write a message to a shop. The *Zero-Shot Classifier* compares it with the labels, using `all-minilm-l6-v2` (90 MB). "
         "The message goes to the output of the label that fits best, and **only that branch runs**. Each branch has its own "
-        "prompt for `gemma-3-270m`.\n\n"
+        f"prompt for `{BASE_MODEL}`.\n\n"
         "If you change the *Labels*, the outputs change too. With *Multi-Label* and a *Threshold* of 0.15, most messages that "
         "fit no label go to **Else**.\n\n"
-        "`gemma-3-270m` is a base model, so each prompt is a few examples to continue.\n\n"
-        "Headless: `lfx run flows/triage.json \"My parcel arrived broken\"`",
-        -1, height=560,
+        f"`{BASE_MODEL}` is a base model, so each prompt is a few examples to continue.\n\n"
+        f"Headless: `lfx run flows/triage.json \"{MESSAGE}\"`",
+        -1,
     )  # fmt: skip
-    message = flow.add(ChatInput, "message", 0, 1.1)
+    message = flow.add(ChatInput, "message", 0, 1.1, input_value=MESSAGE)
     labels = list(BRANCHES)
     classifier = flow.add(
         ZeroShotClassifierComponent, "topic", 0.9, 0.8, title="Topic", model_name="all-minilm-l6-v2", labels=labels
@@ -55,8 +58,8 @@ def triage() -> Flow:
         name = topic.split()[0]
         prompt = "\n".join(f"Question: {question}\nAnswer: {reply}" for question, reply in examples.items())
         branch = flow.add(
-            LocalModelComponent, name, 1.9, row * 1.1, title=topic.capitalize(), system_message=prompt,
-            max_tokens=40, temperature=0.0, stop_sequences=["\\n"], stream=False,
+            LocalModelComponent, name, 1.9, row * 1.1, title=topic.capitalize(), model_name=BASE_MODEL,
+            system_message=prompt, max_tokens=40, temperature=0.0, stop_sequences=["\\n"], stream=False,
         )  # fmt: skip
         answer = flow.add(ChatOutput, name, 2.8, row * 1.1)
         flow.connect(classifier, f"label_{row + 1}", branch, "input_value")

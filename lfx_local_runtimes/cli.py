@@ -1,17 +1,20 @@
-"""`lfx-local-runtimes`: serve, list, download, convert and try models from a shell."""
+"""`lfx-local-runtimes`: serve, list, download, convert, remove and try models from a shell."""
 
+import asyncio
 import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from lfx_local_runtimes import trusting
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
+from lfx_local_runtimes.runtimes.status import state_in_words
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, TextDelta
 from lfx_local_runtimes.settings import load_settings
 
@@ -19,13 +22,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lfx_local_runtimes.runtimes.manager import RuntimeManager
+    from lfx_local_runtimes.runtimes.status import DownloadStatus
 
 DEFAULT_URL = "http://127.0.0.1:11540"
 INTERRUPTED = 130
 """The exit status after Ctrl-C, by the shells' convention."""
 
 app = typer.Typer(
-    name="lfx-local-runtimes", help="Local models: serve, list, download, convert and try them.",
+    name="lfx-local-runtimes", help="Local models: serve, list, download, convert, remove and try them.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -81,7 +85,9 @@ def serve(
     key = settings.api_key.get_secret_value() if settings.api_key else None
     manager = RuntimeManager(settings)
     try:
-        server = make_server(manager, host, port, key)
+        server = make_server(
+            manager, host, port, key, allowed_hosts=settings.allowed_hosts, cors_origins=settings.cors_origins
+        )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its end
             server.run()
         if not server.started:
@@ -102,21 +108,26 @@ def models(url: Url = DEFAULT_URL, api_key: Key = None, model_dir: ModelDirs = N
             rows = [status.model_dump() for status in manager.list_models()]
     _table(
         ("NAME", "FORMAT", "SIZE", "STATE"),
-        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), row["state"]) for row in rows],
+        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), _state(row)) for row in rows],
     )
+    _explain(rows)
 
 
 @app.command()
 def pull(name: Name, model_dir: ModelDirs = None) -> None:
     """Download a model from the Hugging Face hub. After Ctrl-C, the same command continues the download."""
-    stop = threading.Event()
     with _manager(model_dir) as manager:
         config = manager.catalog.resolve(name).config
         if (there := manager.catalog.locate(config)) is not None:
             typer.echo(f"{config.model_name} is on this machine already: {there}")
             return
-        with _progress() as report:
-            path = _in_thread(lambda: manager.catalog.fetch(config, report, stop.is_set), stop)
+
+        def download() -> Path:
+            _tell_sizes(manager.downloads.start(config))
+            with _progress() as report:
+                return manager.downloads.fetch(config, report, lambda: False)
+
+        path = _in_thread(download, manager.downloads.close)
     if path is None:
         typer.echo("Stopped. Run the same command again to continue.", err=True)
         raise typer.Exit(INTERRUPTED)
@@ -141,8 +152,42 @@ def convert(
         typer.echo(f"Wrote {write(source, target, dtype, manager.catalog, report)}")
 
 
-def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
-    """The result of `work`. Ctrl-C sets `stop` and waits for the end of `work`; then there is no result."""
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    files: Annotated[bool, typer.Option("--files", help="Also delete its files from the disk.")] = False,
+    force: Annotated[bool, typer.Option(help="Cancel the requests that are using it.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Remove a model's registration, from the running server or from this machine if no server runs.
+
+    With --files its files go too, if they are in the data folder or in the hub's cache. Files of packages and in other
+    folders stay.
+    """
+    try:
+        path = f"models/{quote(name)}{'/files' if files else ''}"
+        freed = _ask("DELETE", url, api_key, path, force=force)["freed_mb"]
+    except NoServer:
+        if url != DEFAULT_URL:
+            raise
+        with _manager(None) as manager:
+            freed = asyncio.run(manager.remove_model(name, files=files)).freed_bytes / 2**20
+    typer.echo(f"{name} is removed. {f'{_size(freed)} are free again.' if files else 'Its files stay.'}")
+
+
+def _tell_sizes(download: "DownloadStatus") -> None:
+    """Print what a download takes, before its first byte."""
+    if download.total_bytes is not None and download.disk_free_bytes is not None:
+        left, free = download.total_bytes - download.done_bytes, download.disk_free_bytes
+        typer.echo(f"To download: {left / 1e9:,.2f} GB. Free on the disk: {free / 1e9:,.2f} GB.", err=True)
+    if download.memory_bytes is not None and download.memory_budget_bytes is not None:
+        needed, budget = _size(download.memory_bytes / 2**20), _size(download.memory_budget_bytes / 2**20)
+        typer.echo(f"In memory: about {needed} of {budget} on {download.device}, in {download.engine}.", err=True)
+
+
+def _in_thread(work: Callable[[], Path], stop: Callable[[], None]) -> Path | None:
+    """The result of `work`. Ctrl-C calls `stop` and waits for the end of `work`; then there is no result."""
     done: list[Path] = []
     failed: list[BaseException] = []
 
@@ -157,7 +202,7 @@ def _in_thread(work: Callable[[], Path], stop: threading.Event) -> Path | None:
         thread.start()
         thread.join()
     except KeyboardInterrupt:
-        stop.set()
+        stop()
         thread.join()
         return None
     if failed:
@@ -265,7 +310,16 @@ def _converse(chat: Chat) -> None:
 @app.command()
 def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """List the models in a running server's memory, and failed ones, with their processes."""
-    rows = _ask("GET", url, api_key, "status")["models"]
+    try:
+        rows = _ask("GET", url, api_key, "status")["models"]
+    except NoServer as fault:
+        if url != DEFAULT_URL:
+            raise
+        typer.echo(f"No server runs here, so no model is in memory. {fault.hint}")
+        typer.echo(
+            "For the models of a Langflow give its address and a key: ps --url http://localhost:7860 --api-key …"
+        )
+        return
     _table(
         ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE", "PID", "UPTIME", "RESTARTS", "CONFINED"),
         [
@@ -276,11 +330,20 @@ def ps(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
             for row in rows
         ],
     )  # fmt: skip
+    _explain(rows)
+
+
+def _explain(rows: Iterable[dict[str, Any]]) -> None:
+    """Print why models cannot be loaded, or how their processes ended."""
     for row in rows:
         if row["last_exit"]:
             typer.echo(f"{row['model_name']}, last exit: {row['last_exit']}", err=True)
-        elif row["state"] == "failed":
+        elif row["error"]:
             typer.echo(f"{row['model_name']}: {row['error']}", err=True)
+
+
+def _state(row: dict[str, Any]) -> str:
+    return state_in_words(row["state"], on_disk=row.get("on_disk", True), error=row["error"])
 
 
 def _use(row: dict[str, Any]) -> str:
@@ -375,7 +438,8 @@ def _ask(method: str, url: str, api_key: str | None, path: str, **params: Any) -
 def _manager(model_dirs: Sequence[Path] | None) -> "Iterator[RuntimeManager]":
     from lfx_local_runtimes.runtimes.manager import RuntimeManager
 
-    manager = RuntimeManager(load_settings(model_dirs=tuple(model_dirs) if model_dirs else None))
+    settings = load_settings(model_dirs=tuple(model_dirs) if model_dirs else None)
+    manager = RuntimeManager(settings.model_copy(update={"max_download_gb": None}))  # the limit is for other people
     try:
         yield manager
     finally:

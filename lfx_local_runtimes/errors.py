@@ -8,6 +8,7 @@ RuntimeFault
 │   └── InvalidModelFile    a model file that is corrupt, truncated or hostile
 ├── ModelNotFound           no model has that name, and it is neither a path nor a hub id of one
 ├── RequestNotFound         no running request has that id
+├── DownloadNotFound        no download has that id
 ├── RequestCancelled        somebody cancelled the request
 ├── ModelConflict           the name has another configuration
 ├── ModelBusy               the model is in use
@@ -15,11 +16,14 @@ RuntimeFault
 ├── DoesNotFit              not enough memory; the message has the numbers
 ├── NotAllowed              refused by policy
 │   ├── PathNotAllowed      outside the allowed model roots
+│   ├── DownloadTooLarge    larger than a request may download
 │   ├── PickleRefused       weights that can run code when they are read
 │   └── RemoteCodeRefused   code that came with a model
 ├── MissingExtra            an optional dependency is not installed
 ├── DeviceUnavailable       the requested device is not there
 ├── DownloadFailed          a download broke off, or its checksum is wrong
+│   ├── DiskFull            not enough free disk for it; the message has the numbers
+│   ├── NotDownloaded       the model is not on this machine, and its download was not asked for, or was stopped
 │   └── Offline             the model is not on this machine, and downloads are off
 ├── EngineFailure           an engine failed while it worked
 │   ├── LoadFailed          an engine could not load the model
@@ -96,6 +100,13 @@ class RequestNotFound(RuntimeFault):
     code = "request_not_found"
 
 
+class DownloadNotFound(RuntimeFault):
+    """No download has that id."""
+
+    code = "download_not_found"
+    default_hint = "GET downloads lists them. Those of an earlier process are not in it: start the download again."
+
+
 class RequestCancelled(RuntimeFault):
     """A request was cancelled: by its id, by a forced unload, or because the server stops."""
 
@@ -145,6 +156,12 @@ class PathNotAllowed(NotAllowed):
     code = "path_not_allowed"
 
 
+class DownloadTooLarge(NotAllowed):
+    """A model is larger than a request may download."""
+
+    code = "download_too_large"
+
+
 class PickleRefused(NotAllowed):
     """Pickle weights run code when they are read."""
 
@@ -179,6 +196,18 @@ class DownloadFailed(RuntimeFault):
     """A download broke off, or its checksum is wrong."""
 
     code = "download_failed"
+
+
+class DiskFull(DownloadFailed):
+    """There is not enough free disk for a download."""
+
+    code = "disk_full"
+
+
+class NotDownloaded(DownloadFailed):
+    """The model is not on this machine. A first use may not download it, or its download was paused or cancelled."""
+
+    code = "not_downloaded"
 
 
 class Offline(DownloadFailed):

@@ -4,11 +4,12 @@ import asyncio
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, WebSocketException
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.status import WS_1008_POLICY_VIOLATION
 
@@ -32,15 +33,23 @@ Guard = Callable[[HTTPConnection], str | None]
 """Returns why a caller is refused, or None."""
 
 
-def create_app(manager: RuntimeManager, api_key: str | None = None) -> FastAPI:
+def create_app(
+    manager: RuntimeManager,
+    api_key: str | None = None,
+    *,
+    allowed_hosts: Collection[str] = (),
+    cors_origins: Collection[str] = (),
+) -> FastAPI:
     """The native routes at `/api/v1/runtime`, OpenAI's at `/v1`, and `/health`.
 
     Args:
         manager: the manager to serve. The caller closes it.
         api_key: clients send it as `Authorization: Bearer …` or `x-api-key`. Without a key, only programs and pages of this
             machine are served. A website that makes its visitor's browser call here is refused.
+        allowed_hosts: more names of this machine, for callers without a key.
+        cors_origins: origins of pages whose scripts may call and read the answers. `*` is every page, if there is a key.
     """
-    guard = _with_key(api_key) if api_key is not None else _from_this_machine
+    guard = _with_key(api_key) if api_key is not None else _without_key(allowed_hosts, cors_origins)
 
     async def http_guard(connection: HTTPConnection) -> None:
         if (reason := guard(connection)) is not None:
@@ -52,6 +61,11 @@ def create_app(manager: RuntimeManager, api_key: str | None = None) -> FastAPI:
             raise WebSocketException(WS_1008_POLICY_VIOLATION, reason)
 
     app = FastAPI(title="lfx-local-runtimes", version=__version__, description="Local models over REST.")
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )  # fmt: skip
     app.include_router(build_router(lambda: manager, http_guard, socket_guard))
     app.include_router(build_openai_router(lambda: manager, http_guard))
 
@@ -80,15 +94,34 @@ def _with_key(api_key: str) -> Guard:
     return guard
 
 
-def _from_this_machine(connection: HTTPConnection) -> str | None:
-    """Without a key: the requested host must be this machine, and so must the page that sends the request, if one does."""
-    host = connection.headers.get("host", "")
-    origin = connection.headers.get("origin")
-    if is_loopback(urlsplit(f"//{host}").hostname or "") and (
-        origin is None or is_loopback(urlsplit(origin).hostname or "")
-    ):
+def _without_key(allowed_hosts: Collection[str], cors_origins: Collection[str]) -> Guard:
+    """The requested host must be this machine, and so must the page that sends the request, if one does."""
+    hosts = {host.lower() for host in allowed_hosts}
+
+    def guard(connection: HTTPConnection) -> str | None:
+        host = _hostname(f"//{connection.headers.get('host', '')}")
+        if not is_loopback(host) and host not in hosts:
+            return (
+                "This server has no API key, so it serves this machine only. Start it with --api-key, or add the host to "
+                "LOCAL_RUNTIMES_ALLOWED_HOSTS if it is a name of this machine."
+            )
+        origin = connection.headers.get("origin")
+        if origin is not None and not is_loopback(_hostname(origin)) and origin not in cors_origins:
+            return (
+                "This server has no API key, so it serves pages of this machine only. Start it with --api-key, or add the "
+                "page's origin to LOCAL_RUNTIMES_CORS_ORIGINS."
+            )
         return None
-    return "This server has no API key, so it serves this machine only. Start it with --api-key."
+
+    return guard
+
+
+def _hostname(url: str) -> str:
+    """The host's name, lower-case; empty if the URL is broken."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:
@@ -113,8 +146,16 @@ class Server(uvicorn.Server):
         await closing
 
 
-def make_server(manager: RuntimeManager, host: str, port: int, api_key: str | None) -> Server:
-    """A server that `run()` starts.
+def make_server(
+    manager: RuntimeManager,
+    host: str,
+    port: int,
+    api_key: str | None,
+    *,
+    allowed_hosts: Collection[str] = (),
+    cors_origins: Collection[str] = (),
+) -> Server:
+    """A server that `run()` starts. The last two arguments are those of `create_app`.
 
     Raises:
         SettingsFault: other machines could reach it, and it has no key.
@@ -124,8 +165,9 @@ def make_server(manager: RuntimeManager, host: str, port: int, api_key: str | No
             f"Other machines can reach {host}, and there is no API key.",
             hint=f"Give --api-key or set LOCAL_RUNTIMES_API_KEY, or serve on {DEFAULT_HOST}.",
         )
+    app = create_app(manager, api_key, allowed_hosts=allowed_hosts, cors_origins=cors_origins)
     config = uvicorn.Config(
-        create_app(manager, api_key), host=host, port=port, log_level="info", access_log=False,
+        app, host=host, port=port, log_level="info", access_log=False,
         timeout_graceful_shutdown=_GRACE_S,
     )  # fmt: skip
     return Server(config, manager)

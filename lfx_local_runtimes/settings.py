@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lfx_local_runtimes.errors import SettingsFault
@@ -92,18 +92,48 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="Seconds after a cancel before a process that does not react is killed."
     )
     rules_file: Path | None = Field(default=None, description="Your own runtime_rules.json.")
-    offline: bool = Field(default=False, description="Never use the network.")
+    offline: bool = Field(default=False, description="The older name of DOWNLOADS=off.")
+    downloads: Literal["on", "ask", "off"] = Field(
+        default="on",
+        validate_default=True,
+        description="on: a first use downloads a model. ask: only an explicit download does. off: the network is never used.",
+    )
+    max_download_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="The largest model, in GiB, that a first use or a request over REST may download. Unset: no limit.",
+    )
     hf_token: SecretStr | None = Field(
         default=None, validation_alias=_also_bare("HF_TOKEN"), description="For gated models."
     )
     api_key: SecretStr | None = Field(
         default=None, description="What the standalone server asks for; without one it serves this machine only."
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="More names of this machine, separated by commas, by which the standalone server may be called without a "
+        "key: host.docker.internal for a container.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins, separated by commas, whose web pages may call the standalone server: https://app.example. `*` is "
+        "every page, and needs a key.",
+    )
 
     @field_validator("model_dirs", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("downloads")
+    @classmethod
+    def _offline_is_off(cls, value: str, info: ValidationInfo) -> str:
+        return "off" if info.data.get("offline") else value
 
     @field_validator("force_device", mode="before")
     @classmethod

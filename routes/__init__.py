@@ -29,7 +29,7 @@ def build_router(
     """
     from fastapi import APIRouter, Depends
 
-    from lfx_local_runtimes.routes import generation, manual, models, socket, trust
+    from lfx_local_runtimes.routes import downloads, generation, manual, models, socket, trust
     from lfx_local_runtimes.routes.access import provider
     from lfx_local_runtimes.routes.faults import RESPONSES
     from lfx_local_runtimes.routes.tasks.native import make_router
@@ -41,6 +41,7 @@ def build_router(
     router.include_router(generation.router, dependencies=guards, responses=RESPONSES)
     router.include_router(make_router(), dependencies=guards, responses=RESPONSES)
     router.include_router(build_openai_router(manager_getter, http_auth))  # before models/{model_name:path}
+    router.include_router(downloads.router, dependencies=guards, responses=RESPONSES)
     router.include_router(trust.router, dependencies=guards, responses=RESPONSES)
     router.include_router(models.router, dependencies=guards, responses=RESPONSES)
     router.include_router(socket.router, dependencies=[Depends(ws_auth), give_manager])
@@ -64,13 +65,21 @@ def build_openai_router(manager_getter: "Callable[[], RuntimeManager]", http_aut
 def register(app: "FastAPI") -> None:
     """Mount the routes into Langflow; the target of its plugin entry point.
 
-    Raises:
-        SettingsFault: a setting is impossible. Langflow logs the reason and starts without these routes.
+    Langflow's log then has the device for models, or what is wrong with the settings. In that case every route answers with
+    the same error.
     """
+    from lfx.log.logger import logger
+
+    from lfx_local_runtimes.errors import RuntimeFault
+    from lfx_local_runtimes.routes.langflow_auth import http_user, websocket_user
+    from lfx_local_runtimes.runtimes.devices import MACHINE
+    from lfx_local_runtimes.runtimes.health import check_machine, describe
+    from lfx_local_runtimes.runtimes.manager import get_runtime_manager
     from lfx_local_runtimes.settings import get_settings
 
-    get_settings()
-    from lfx_local_runtimes.routes.langflow_auth import http_user, websocket_user
-    from lfx_local_runtimes.runtimes.manager import get_runtime_manager
-
+    try:
+        device, _ = check_machine(get_settings(), MACHINE)
+        logger.info(f"Local models run on {describe(device, MACHINE)}, unless they name a device.")
+    except RuntimeFault as fault:
+        logger.error(f"Local models cannot be served: {fault}")
     app.include_router(build_router(get_runtime_manager, http_user, websocket_user))

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Path, Query, Request, WebSocketException
 from pydantic import StringConstraints
 from starlette.requests import HTTPConnection
+from starlette.status import WS_1011_INTERNAL_ERROR
 
-from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.errors import InvalidInput, RuntimeFault
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 
 MAX_NAME_CHARS = 1024
+_MAX_REASON = 40
+"""Characters of the reason of a closed socket: at most 123 bytes of UTF-8."""
 
 ModelRef = Annotated[
     str,
@@ -21,10 +24,18 @@ ModelRef = Annotated[
 
 
 def provider(manager_getter: Callable[[], RuntimeManager]) -> Callable[[HTTPConnection], None]:
-    """A dependency that stores the manager for a request's endpoint. It runs in a thread."""
+    """A dependency that stores the manager for a request's endpoint. It runs in a thread.
+
+    If there is no manager, because of impossible settings, the fault answers the request or closes the socket.
+    """
 
     def provide(connection: HTTPConnection) -> None:
-        connection.state.local_runtimes_manager = manager_getter()
+        try:
+            connection.state.local_runtimes_manager = manager_getter()
+        except RuntimeFault as fault:
+            if connection.scope["type"] == "websocket":
+                raise WebSocketException(WS_1011_INTERNAL_ERROR, str(fault)[:_MAX_REASON]) from fault
+            raise
 
     return provide
 
@@ -36,17 +47,21 @@ async def _provided(connection: HTTPConnection) -> RuntimeManager:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. `denied` says why they may not approve a model's code; empty if they may."""
+    """Who sent a request. The other fields say why they may not do something; empty if they may."""
 
     name: str
     denied: str = ""
+    """Approve a model's code."""
+    may_not_delete: str = ""
+    """Delete a model's files."""
 
 
-_UNKNOWN = Caller("unknown", "The application that serves these routes does not say who may.")
+_NOBODY = "The application that serves these routes does not say who may."
+_UNKNOWN = Caller("unknown", _NOBODY, _NOBODY)
 
 
 def set_caller(connection: HTTPConnection, caller: Caller) -> None:
-    """Say who sent a request; an authentication calls it. Nobody else may approve a model's code."""
+    """Say who sent a request; an authentication calls it. Nobody else may approve a model's code or delete its files."""
     connection.state.local_runtimes_caller = caller
 
 

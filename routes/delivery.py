@@ -6,7 +6,6 @@ If the client leaves, the requests are cancelled.
 import asyncio
 import contextlib
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from lfx_local_runtimes.errors import RequestCancelled
 from lfx_local_runtimes.routes.faults import ClientGone, envelope
 from lfx_local_runtimes.runtimes.requests import (
     Event,
@@ -83,34 +83,45 @@ def _threadsafe(loop: asyncio.AbstractEventLoop, action: Callable[[], object]) -
     return act
 
 
-async def _result(pending: Pending[ResultT]) -> ResultT:
-    """The finished result. The request is not read before its end, so no token wakes the event loop."""
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    pending.request.on_end(_waker(loop, ended))
-    await ended
-    return await pending.wait_async()
+_RUNNING = frozenset({RequestState.QUEUED, RequestState.RUNNING})
+_BROKEN = frozenset({RequestState.FAILED, RequestState.CANCELLED})
 
 
 async def wait_for_all(requests: Sequence[Pending[ResultT]], gone: Awaitable[None]) -> list[ResultT]:
     """The finished results, in the order of the requests.
 
+    A single request that was cancelled has a result too. No request is read before its end, so no token wakes the event loop.
+
     Raises:
         ClientGone: the client left. The computations are cancelled.
+        RequestCancelled: one of several requests was cancelled. The others are cancelled too.
         RuntimeFault: a request failed. The others are cancelled.
     """
-    results = asyncio.ensure_future(asyncio.gather(*map(_result, requests)))
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
     left = asyncio.ensure_future(gone)
+
+    def notice(_: object = None) -> None:
+        states = [pending.request.state for pending in requests]
+        if left.done() or not _RUNNING.intersection(states) or _BROKEN.intersection(states):
+            _resolve(over)
+
+    left.add_done_callback(notice)
+    for pending in requests:
+        pending.request.on_end(_threadsafe(loop, notice))
     try:
-        waiting: set[asyncio.Future[Any]] = {results, left}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not results.done():
+        await over
+        broken = [pending for pending in requests if pending.request.state in _BROKEN]
+        for pending in broken:
+            await pending.wait_async()  # raises if it failed
+        if broken and len(requests) > 1:
+            raise RequestCancelled.of(broken[0].request.id)
+        if any(pending.request.state in _RUNNING for pending in requests):
             raise ClientGone
-        return results.result()
+        return [await pending.wait_async() for pending in requests]
     finally:
         for pending in requests:
             pending.cancel()  # if it still runs
-        results.cancel()
         left.cancel()
 
 
@@ -242,15 +253,12 @@ class Delivery(Feed):
         super().__init__([stream], gone)
         self.request = stream.request
         self._tokens = 0
-        self._first_token: float | None = None
         self._progress = ProgressComments()
 
     def messages(self, events: list[Tagged]) -> Iterator[Payload]:
         """The messages for the client. Progress is reported once per percent."""
         for _, event in events:
             if isinstance(event, TextDelta):
-                if self._first_token is None:
-                    self._first_token = time.monotonic()
                 yield (
                     "token",
                     {"request_id": self.request.id, "index": self._tokens, "text": event.text, **_other_fields(event)},
@@ -270,12 +278,11 @@ class Delivery(Feed):
 
     def _done(self, result: GenerationResult) -> dict[str, Any]:
         """The result and its metrics. The latency is the client's and includes a load; the speed is that of the computation."""
-        latency = None if self._first_token is None else self._first_token - self.request.created
         speed = result.tokens_generated / result.execution_time if result.execution_time > 0 else 0.0
         return {
             "request_id": self.request.id,
             **result.model_dump(mode="json"),
-            "first_token_latency_ms": None if latency is None else round(latency * 1000, 2),
+            "first_token_latency_ms": self.request.timeline.milliseconds().get("first"),
             "tokens_per_second": round(speed, 2),
         }
 

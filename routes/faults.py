@@ -1,6 +1,7 @@
 """Faults as HTTP: one table from type to status, and two JSON envelopes: the native one and OpenAI's."""
 
 import logging
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.status import HTTP_429_TOO_MANY_REQUESTS
 from starlette.types import Message, Receive
 
 from lfx_local_runtimes import errors
@@ -59,6 +61,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.RequestCancelled: 499,
     errors.ModelNotFound: 404,
     errors.RequestNotFound: 404,
+    errors.DownloadNotFound: 404,
     errors.ModelConflict: 409,
     errors.ModelBusy: 409,
     errors.QueueFull: 429,
@@ -67,6 +70,8 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.MissingExtra: 501,
     errors.DeviceUnavailable: 422,
     errors.DownloadFailed: 502,
+    errors.DiskFull: 507,
+    errors.NotDownloaded: 404,
     errors.Offline: 404,
     errors.EngineFailure: 500,
     errors.EngineDied: 503,
@@ -91,8 +96,9 @@ class ErrorEnvelope(BaseModel):
 
 
 _MEANINGS = {
-    403: "Not allowed: a path outside the model folders, pickle weights, remote code; or not authenticated",
-    404: "Unknown model or request",
+    403: "Not allowed: a path outside the model folders, pickle weights, remote code, a download over the limit; or not "
+    "authenticated",
+    404: "Unknown model, request or download; or the model is not on this machine",
     409: "The name has another configuration, or the model is in use",
     413: "The body is too large",
     422: "Invalid input; the message names the field",
@@ -101,7 +107,7 @@ _MEANINGS = {
     501: "An optional dependency is missing; the hint says how to install it",
     502: "A download failed",
     503: "The process of the model died (code `engine_died`). The message says how; the next request loads the model again",
-    507: "The model does not fit in memory",
+    507: "The model does not fit in memory, or on the disk",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorEnvelope, "description": meaning} for status, meaning in _MEANINGS.items()
@@ -111,6 +117,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 def status_of(fault: RuntimeFault) -> int:
     """The HTTP status of a fault, found along its type's MRO."""
     return next(STATUS[kind] for kind in type(fault).__mro__ if kind in STATUS)
+
+
+def retry_headers(status: int) -> dict[str, str]:
+    """Says when to try again, in seconds, if too many requests wait."""
+    return {"retry-after": "1"} if status == HTTP_429_TOO_MANY_REQUESTS else {}
 
 
 def envelope(fault: RuntimeFault) -> dict[str, Any]:
@@ -222,6 +233,8 @@ class FaultRoute(APIRoute):
                     fault = InvalidInput(str(error.detail), hint="Send JSON as application/json.")
                 else:
                     return self.refused(error)
+            except RequestValidationError as error:
+                fault = (self.body_field is not None and _not_json(request)) or as_fault(error)
             except Exception as error:  # noqa: BLE001 - as_fault logs what is not ours
                 fault = as_fault(error)
             return self.answer(fault)
@@ -230,11 +243,21 @@ class FaultRoute(APIRoute):
 
     def answer(self, fault: RuntimeFault) -> Response:
         """The envelope."""
-        return JSONResponse(envelope(fault), status_of(fault))
+        status = status_of(fault)
+        return JSONResponse(envelope(fault), status, retry_headers(status))
 
     def refused(self, error: HTTPException) -> Response:
         """Answer an exception of authentication."""
         raise error
+
+
+def _not_json(request: Request) -> InvalidInput | None:
+    """The fault of a body that its header does not call JSON. FastAPI takes such a body for a text."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if re.fullmatch(r"application/([\w.-]+\+)?json", kind, re.IGNORECASE):
+        return None
+    said = f"is declared as {kind[:100]}" if kind else "has no content type"
+    return InvalidInput(f"The body {said}, not as JSON.", hint="Send the header content-type: application/json.")
 
 
 def _bounded(request: Request) -> Receive:

@@ -40,7 +40,7 @@ async def http_user(
         token, header_key = None, token
     user = await get_current_user_for_workflow(token, query_key, header_key)
     denied = "" if user.is_superuser else "In Langflow only superusers may."
-    set_caller(connection, Caller(f"{user.username} ({user.id})", denied))
+    set_caller(connection, Caller(f"{user.username} ({user.id})", denied, denied))
 
 
 async def websocket_user(websocket: WebSocket) -> None:

@@ -2,22 +2,27 @@
 
 import asyncio
 import contextlib
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from lfx_local_runtimes.errors import ModelNotFound
-from lfx_local_runtimes.routes.access import Manager, PathName, QueryName
+from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed
+from lfx_local_runtimes.routes.access import KnownCaller, Manager, PathName, QueryName
 from lfx_local_runtimes.routes.faults import FaultRoute
-from lfx_local_runtimes.routes.schemas import Health, ModelList, ModelReport, Stats, Unloading
+from lfx_local_runtimes.routes.schemas import Health, ModelList, ModelReport, Removal, Stats, Unloading
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.status import ModelStatus
 
+logger = logging.getLogger(__name__)
+
 router = APIRouter(route_class=FaultRoute)
 
 Force = Annotated[bool, Query(description="Cancel the requests that are using it.")]
+
+Ready = Annotated[bool, Query(description="Answer 503 if the status is unhealthy, for an orchestrator's probe.")]
 
 _unloads: set["asyncio.Task[list[str]]"] = set()
 
@@ -31,7 +36,7 @@ def register_model(config: ModelConfig, response: Response, manager: Manager) ->
     """Remember a model under its name, also after a restart. This loads nothing: the first request loads the model.
 
     A local `model_id` must lie inside an allowed model folder. 201: the model is new. 200: it was registered already with
-    this configuration. 409: the name has another configuration.
+    this configuration. 409: the name has another configuration; `PUT models/{name}` replaces that.
     """
     response.status_code = 201 if manager.register_model(config, restrict_paths=True) else 200
     return manager.model_status(config.model_name)
@@ -49,6 +54,53 @@ async def unload_model(model_name: QueryName, manager: Manager, force: Force = F
     """Take a model out of memory and wait for that. 409 while the model is in use, unless `force` is set."""
     await manager.unload_model(model_name, force=force)
     return await run_in_threadpool(manager.model_status, model_name)
+
+
+@router.put(
+    "/models/{model_name:path}",
+    responses={201: {"model": ModelStatus, "description": "The name was not registered before"}},
+)
+async def replace_model(
+    model_name: PathName, config: ModelConfig, response: Response, manager: Manager, force: Force = False
+) -> ModelStatus:
+    """Register a model, whatever its name stood for before. The body is that of `models/register`.
+
+    The model leaves memory first. 409 while it is in use, unless `force` is set.
+    """
+    if config.model_name != model_name:
+        raise InvalidInput(
+            f"model_name: is {config.model_name} in the body and {model_name} in the path.", model_name=model_name,
+            hint="To rename a model, register it under the new name and delete the old one.",
+        )  # fmt: skip
+    known = await run_in_threadpool(manager.catalog.is_registered, model_name)
+    await manager.replace_model(config, restrict_paths=True, force=force)
+    response.status_code = 200 if known else 201
+    return await run_in_threadpool(manager.model_status, model_name)
+
+
+@router.delete("/models/{model_name:path}/files")  # before models/{model_name:path}, which would match it too
+async def delete_files(model_name: PathName, manager: Manager, caller: KnownCaller, force: Force = False) -> Removal:
+    """Delete a model's files and its registration, if it has one.
+
+    Only files in the data folder and in the hub's cache are deleted. 403: they belong to a package, or are somewhere else.
+    409: the model is in use and `force` is not set, or other models need the files. In Langflow for superusers only.
+    """
+    if caller.may_not_delete:
+        raise NotAllowed(
+            f"You may not delete the files of {model_name}.", model_name=model_name, hint=caller.may_not_delete
+        )
+    removed = await manager.remove_model(model_name, files=True, force=force)
+    logger.info("%s deleted the files of %s", caller.name, removed.model_name)
+    return Removal.of(removed)
+
+
+@router.delete("/models/{model_name:path}")
+async def remove_model(model_name: PathName, manager: Manager, force: Force = False) -> Removal:
+    """Forget a registered model. Its files stay.
+
+    The model leaves memory first. 409 while it is in use, unless `force` is set.
+    """
+    return Removal.of(await manager.remove_model(model_name, force=force))
 
 
 @router.get("/models")
@@ -76,10 +128,13 @@ def status(manager: Manager) -> ModelList:
     return ModelList(models=[*_in_memory(manager), *failed])
 
 
-@router.get("/health")
-def health(manager: Manager) -> Health:
-    """A summary: status, counts, the preferred device, and each model in memory with its process."""
-    return Health.model_validate(manager.health())
+@router.get("/health", responses={503: {"model": Health, "description": "Unhealthy, and `ready` is set"}})
+def health(manager: Manager, response: Response, ready: Ready = False) -> Health:
+    """A summary: status with reasons, counts, the devices, and each model in memory with its process."""
+    found = Health.model_validate(manager.health())
+    if ready and found.status == "unhealthy":
+        response.status_code = 503
+    return found
 
 
 @router.get("/stats")

@@ -6,7 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from lfx_local_runtimes.routes.access import ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import ask_of
+from lfx_local_runtimes.runtimes.health import HealthState
 from lfx_local_runtimes.runtimes.planning import Inspection
+from lfx_local_runtimes.runtimes.registrar import Removed
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
@@ -49,6 +51,8 @@ class ModelReport(_Answer):
     model_name: str
     valid: bool
     problems: list[str]
+    task: str = Field(description="What the model does, as its files say; unsupported if nothing here serves it.")
+    unsupported: str | None = Field(description="Why nothing here serves it.")
     format: str
     engine: str | None = Field(description="The engine that will serve the model.")
     path: str
@@ -66,12 +70,29 @@ class ModelReport(_Answer):
     def of(cls, model_name: str, info: Inspection) -> "ModelReport":
         """The JSON form of an inspection."""
         return cls(
-            model_name=model_name, valid=info.valid, problems=list(info.problems), format=info.format.value,
+            model_name=model_name, valid=info.valid, problems=list(info.problems), task=info.task,
+            unsupported=info.unsupported or None, format=info.format.value,
             engine=info.engine, path=str(info.path), files=[file.name for file in info.files],
             size_mb=round(info.size_bytes / _MIB, 1), architecture=info.architecture, parameters=info.parameters,
             quantization=info.quantization, context_length=info.context_length, instruct=info.instruct,
             has_chat_template=info.chat_template is not None,
             memory_estimate_mb=round(info.memory.total / _MIB, 1) if info.memory else None,
+        )  # fmt: skip
+
+
+class Removal(_Answer):
+    """A model that was removed."""
+
+    model_name: str
+    unregistered: bool = Field(description="It was registered, and is no longer.")
+    freed_mb: float = Field(description="MiB that its files took on the disk; 0 if they stay.")
+
+    @classmethod
+    def of(cls, removed: Removed) -> "Removal":
+        """The JSON form of what the manager did."""
+        return cls(
+            model_name=removed.model_name, unregistered=removed.unregistered,
+            freed_mb=round(removed.freed_bytes / _MIB, 1),
         )  # fmt: skip
 
 
@@ -103,10 +124,16 @@ class ModelHealth(_Answer):
 class Health(_Answer):
     """Whether the runtime serves, and the models in memory."""
 
-    status: str
+    status: HealthState = Field(
+        description="degraded: something does not work. unhealthy: nothing new can be served until somebody acts."
+    )
+    reasons: list[str] = Field(description="Why the status is not healthy, and what to do.")
     registered_models: int
     loaded_models: int
     device: str = Field(description="The device of models that name none.")
+    device_info: dict[str, Any] = Field(
+        description="cuda, mps, gpu_name, memory_gb, and devices: each with its type and its total and free bytes."
+    )
     models: dict[str, ModelHealth]
 
 

@@ -180,6 +180,10 @@ class ModelRuntime(ABC):
         """Bytes to reserve for a load, per device."""
         return plan.memory
 
+    def measure_again(self) -> Mapping[str, int]:
+        """Bytes taken now, per device: requests may have made a model larger. From any thread."""
+        return dict(self._memory)
+
     @property
     def step_age(self) -> float:
         """Seconds since the loop of the model last began a step; 0 while it has nothing to do."""
@@ -232,6 +236,7 @@ class ModelRuntime(ABC):
             elif len(self._requests) >= limit:
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
+                request.timeline.loaded = time.monotonic()
                 before = self._before(request)
                 self._requests.add(request)
                 if before:

@@ -20,6 +20,16 @@ FOREVER = -1.0
 AUTO_TASK = "auto"
 """A model type that leaves it to the model's files."""
 
+_TASK_ALIASES = {
+    "chat": "llm", "code": "llm", "coder": "llm", "completion": "llm", "conversational": "llm", "generation": "llm",
+    "image_text_to_text": "llm", "instruct": "llm", "text": "llm", "text_generation": "llm",
+    "embeddings": "embedding", "feature_extraction": "embedding", "sentence_similarity": "embedding",
+    "reranker": "rerank", "reranking": "rerank", "text_ranking": "rerank",
+    "classifier": "classification", "text_classification": "classification",
+    "zero_shot_classification": "zero_shot", "token_classification": "ner", "entities": "ner",
+}  # fmt: skip
+"""Other words for the tasks, among them the hub's."""
+
 MAX_PROMPT_CHARS = 4_000_000
 
 _QUANTIZATION = re.compile(r"fp32|fp16|bf16|int8|int4|(?:I?Q|TQ)[1-8]_[A-Z0-9_]+")
@@ -74,6 +84,12 @@ Name = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\\]+$")
 ]
 KeepAlive = Annotated[float, Field(ge=FOREVER, allow_inf_nan=False)]
+
+
+def task_named(text: str) -> str:
+    """The task that a word stands for: `text-generation` and `coder` are `llm`. Any other word stays as it is."""
+    name = text.lower().replace("-", "_")
+    return _TASK_ALIASES.get(name, name)
 
 
 def _known_quantization(value: str | None) -> str | None:
@@ -147,8 +163,12 @@ class ModelConfig(Strict):
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")
     ]
     model_name: Name
-    model_type: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = Field(
-        default=AUTO_TASK, description="The task: llm, embedding, rerank … Auto: as the model's files say."
+    model_type: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(task_named)
+    ] = Field(
+        default=AUTO_TASK,
+        description="The task: llm, embedding, rerank, classification, zero_shot, ner, or another word for one of them, "
+        "such as chat or text-generation. Auto: as the model's files say.",
     )
     runtime_type: RuntimeType = Field(default=RuntimeType.AUTO, description="The engine; auto chooses by the files.")
     device_type: DeviceType = DeviceType.AUTO
@@ -157,7 +177,7 @@ class ModelConfig(Strict):
         description="fp32, fp16, bf16, int8 or int4 (Transformers, ONNX), or the GGUF file to take from a hub repository (Q4_K_M …).",
     )
     context_length: ContextLength | None = Field(
-        default=None, description="Tokens. Unset: the model's own, at most 4,096."
+        default=None, description="Tokens. Unset: as many as the model was trained for and memory allows."
     )
     revision: Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z0-9_./-]+$")] | None = Field(
         default=None, description="Branch, tag or commit on the hub."

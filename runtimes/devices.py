@@ -7,10 +7,11 @@ import ctypes
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -61,10 +62,10 @@ class MachineProbe:
 
     def accelerators(self) -> Sequence[Device]:
         """CUDA cards with the most free memory first, then Apple's GPU."""
-        cards = [
-            (self._nvml_memory(index).free, Device(DeviceType.CUDA, position, name))
-            for position, index, name in _cuda_cards()
-        ]
+        cards = []
+        for position, index, name in _cuda_cards():
+            with suppress(DeviceUnavailable):  # a card that the driver has lost
+                cards.append((self._nvml_memory(index).free, Device(DeviceType.CUDA, position, name)))
         found = [device for _, device in sorted(cards, key=lambda card: -card[0])]
         if platform.system() == "Darwin" and platform.machine() == "arm64":
             found.append(Device(DeviceType.MPS, name="Apple GPU"))
@@ -88,7 +89,10 @@ class MachineProbe:
     def _nvml_memory(index: int) -> Memory:
         import pynvml
 
-        usage = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
+        try:
+            usage = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
+        except pynvml.NVMLError as error:
+            raise DeviceUnavailable(f"The driver has lost the card {index}: {error}.") from error
         return Memory(int(usage.total), int(usage.free))
 
 
@@ -194,13 +198,25 @@ def default_dtype(device: Device, probe: DeviceProbe = MACHINE) -> str:
     return "fp32"
 
 
-def device_capabilities(probe: DeviceProbe = MACHINE) -> list[dict[str, object]]:
-    """Every device: key, name, default dtype, total and free memory in bytes. The preferred one comes first."""
-    rows: list[dict[str, object]] = []
+def device_capabilities(probe: DeviceProbe = MACHINE) -> dict[str, Any]:
+    """What this machine can compute on.
+
+    `cuda` and `mps`: whether there is such a device. `gpu_name`: the name of the preferred accelerator, or None.
+    `memory_gb`: GiB of memory of the preferred device. `devices`: each device with key, name, default dtype, total and
+    free memory in bytes, the preferred one first.
+    """
+    rows: list[dict[str, Any]] = []
     for device in (*probe.accelerators(), CPU):
         memory = probe.memory(device)
         rows.append({
             "device": device.key, "type": device.type.value, "name": device.name, "dtype": default_dtype(device, probe),
             "total_bytes": memory.total, "free_bytes": memory.free,
         })  # fmt: skip
-    return rows
+    types = [row["type"] for row in rows]
+    return {
+        "cuda": DeviceType.CUDA.value in types,
+        "mps": DeviceType.MPS.value in types,
+        "gpu_name": rows[0]["name"] or None if len(rows) > 1 else None,
+        "memory_gb": round(rows[0]["total_bytes"] / 2**30, 1),
+        "devices": rows,
+    }

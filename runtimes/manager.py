@@ -4,40 +4,49 @@ import asyncio
 import atexit
 import contextlib
 import gc
+import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lfx_local_runtimes.errors import (
     InvalidInput,
     ModelBusy,
-    ModelConflict,
-    ModelNotFound,
     PickleRefused,
     RemoteCodeRefused,
     RequestNotFound,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
-from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, select_device
-from lfx_local_runtimes.runtimes.engines.registry import engine_names
+from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
+from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe, device_capabilities
+from lfx_local_runtimes.runtimes.downloads import Downloads
+from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.health import Facts, assess, check_machine, describe, free_disk
 from lfx_local_runtimes.runtimes.inventory import Inventory
 from lfx_local_runtimes.runtimes.memory.ledger import MemoryLedger
 from lfx_local_runtimes.runtimes.memory.residency import ADMISSION_WAIT_S, Prepared, Residency
-from lfx_local_runtimes.runtimes.memory.slots import LeaseWaiter, RequestWaiter, Slot, SlotState
-from lfx_local_runtimes.runtimes.planning import Inspection, Rules, plan_loads
+from lfx_local_runtimes.runtimes.memory.slots import IN_MEMORY, LeaseWaiter, RequestWaiter, Slot, SlotState
+from lfx_local_runtimes.runtimes.planning import Inspection, plan_loads
+from lfx_local_runtimes.runtimes.planning.servable import Fit, check_servable
+from lfx_local_runtimes.runtimes.registrar import Registrar, Removed
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
-from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.runtimes.status import DownloadStatus, ModelStatus
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 from lfx_local_runtimes.runtimes.trust.gate import log_refusal
 from lfx_local_runtimes.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.runtimes.sources.download import Transfer
+
+logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[Progress], Any]
 
@@ -46,7 +55,8 @@ class RuntimeManager:
     """Local models by name: register, load, generate, unload, and what they take.
 
     Registering loads nothing; the first request does. Methods that are not `async` return without waiting for a model;
-    those that tell about models (`list_models`, `model_status`, `validate_model`, `stats`) may read the disk.
+    those that tell about models (`list_models`, `model_status`, `validate_model`, `stats`) may read the disk, and
+    `download_model` asks the hub. Its jobs are in `downloads`.
 
     Args:
         settings: the operator's decisions; by default the environment's.
@@ -55,8 +65,7 @@ class RuntimeManager:
         admission_wait: seconds a load waits for models in use to be released.
 
     Raises:
-        SettingsFault: impossible settings.
-        DeviceUnavailable: FORCE_DEVICE names a device that is not there.
+        SettingsFault: impossible settings, a device of FORCE_DEVICE that is not there, or errors in the rules file.
     """
 
     def __init__(
@@ -66,9 +75,9 @@ class RuntimeManager:
         self.settings = settings or get_settings()
         self.catalog = catalog or Catalog(self.settings)
         self._probe = probe
-        if self.settings.force_device:
-            select_device(force=self.settings.force_device, probe=probe)
-        self._rules = Rules.load(self.settings.rules_file)
+        self._device, self._rules = check_machine(self.settings, probe)
+        self._devices = frozenset(device.key for device in probe.accelerators())
+        logger.info("Models run on %s, unless they name a device.", describe(self._device, probe))
         self._checker = ThreadPoolExecutor(1, "check of model files")
         """One thread: glibc keeps what a check took for the thread that took it, and a load's own thread is a new one."""
         self._residency = Residency(
@@ -77,7 +86,9 @@ class RuntimeManager:
         )  # fmt: skip
         self._requests: dict[str, Request[Any]] = {}
         self._requests_lock = threading.Lock()
-        self._inventory = Inventory(self.catalog, self._residency, self._rules)
+        self.downloads = Downloads(self.catalog, self._inspect_remote)
+        self._inventory = Inventory(self.catalog, self._residency, self._rules, self.settings, probe)
+        self._registrar = Registrar(self.catalog, self._residency)
         self._started = time.monotonic()
         _managers.add(self)
 
@@ -96,28 +107,21 @@ class RuntimeManager:
         Raises:
             ModelConflict: the name has another configuration.
             PathNotAllowed: see `restrict_paths`.
-            InvalidInput: an unknown runtime type.
+            InvalidInput: an unknown runtime type or model type.
         """
-        if config.runtime_type != RuntimeType.AUTO and config.runtime_type not in engine_names():
-            raise InvalidInput(
-                f"runtime_type {config.runtime_type} is not an engine.", model_name=config.model_name,
-                hint=f"Use auto or one of: {', '.join(engine_names())}.",
-            )  # fmt: skip
-        if restrict_paths:
-            self.catalog.check_source(config)
-        with self._residency.slots() as slots:
-            slot = slots.get(ModelKey(config.model_name))
-            if slot is not None and slot.config not in (None, config) and slot.state in _IN_MEMORY:
-                raise ModelConflict(
-                    f"{config.model_name} is loaded with another configuration.", model_name=config.model_name,
-                    hint="Unload it first, or choose another name.",
-                )  # fmt: skip
-        created = self.catalog.add(config)  # writes a file: not under the lock
-        with self._residency.slots() as slots:
-            slot = slots.get(ModelKey(config.model_name))
-            if created and slot is not None and slot.state not in _IN_MEMORY:
-                del slots[slot.key]  # what it knew of the name is out of date
-        return created
+        return self._registrar.register(config, restrict_paths=restrict_paths)
+
+    async def replace_model(self, config: ModelConfig, *, restrict_paths: bool = False, force: bool = False) -> bool:
+        """Register a model, whatever its name stood for before. It leaves memory first.
+
+        Returns:
+            False when this very configuration was registered already.
+
+        Raises:
+            ModelBusy: it is in use, and `force` (which cancels its requests) is not set.
+            PathNotAllowed, InvalidInput: as `register_model`.
+        """
+        return await self._registrar.replace(config, restrict_paths=restrict_paths, force=force)
 
     def unregister_model(self, model_name: str) -> None:
         """Forget a registered model. Its files stay.
@@ -126,13 +130,20 @@ class RuntimeManager:
             ModelNotFound: it is not registered.
             ModelBusy: it is in memory.
         """
-        with self._residency.slots() as slots:
-            slot = slots.get(ModelKey(model_name))
-            if slot is not None and slot.state in _IN_MEMORY:
-                raise ModelBusy(f"{model_name} is {slot.state.value}.", model_name=model_name, hint="Unload it first.")
-            slots.pop(ModelKey(model_name), None)
-        if not self.catalog.remove(model_name):
-            raise ModelNotFound(f"{model_name} is not registered.", model_name=model_name)
+        self._registrar.unregister(model_name)
+
+    async def remove_model(self, model_name: str, *, files: bool = False, force: bool = False) -> Removed:
+        """Take a model out of memory and forget its registration. With `files`, also delete its files.
+
+        Files are deleted in the data folder and in the hub's cache, and nowhere else.
+
+        Raises:
+            ModelNotFound: it is not registered; with `files`, it is not on this machine.
+            ModelBusy: it is in use, and `force` (which cancels its requests) is not set.
+            ModelConflict: other models need the same files.
+            NotAllowed: the files belong to a package, or are somewhere else.
+        """
+        return await self._registrar.remove(model_name, files=files, force=force)
 
     def _key(self, model: str | ModelKey) -> ModelKey:
         """The copy that is meant. A text is a model's name, or a copy's in memory as lists show it."""
@@ -161,14 +172,46 @@ class RuntimeManager:
             return Prepared(key, config, resolved.source, ())
         source = resolved.source if key.plain else "variant"
         slot.config, slot.source = config.model_copy(update={"model_name": slot.name}), source
-        path = self.catalog.fetch(config, context.report, lambda: context.cancelled)
-        info = self._checker.submit(read_model, path, thorough=True).result()
+        path = self.downloads.fetch(config, context.report, lambda: context.cancelled, first_use=True)
+        info = self._read_model(path)
         try:
             plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
         except (PickleRefused, RemoteCodeRefused) as refusal:
             log_refusal(refusal, key.name, info, self.settings)
             raise
         return Prepared(key, slot.config, source, plans)
+
+    def _read_model(self, path: Path) -> ModelInfo:
+        return self._checker.submit(read_model, path, thorough=True).result()
+
+    # -- downloads ---------------------------------------------------------------------------------------------------
+
+    def download_model(self, model_name: str, revision: str | None = None, *, limited: bool = False) -> DownloadStatus:
+        """Begin to download a model, or join the download that runs. `downloads` has its progress, and ends it.
+
+        Returns once it is known that this machine can serve the model, and what it takes, before the first byte of it.
+
+        Args:
+            model_name: a known name, or a repository on the hub.
+            revision: branch, tag or commit; unset, the configuration's.
+            limited: refuse a model over `max_download_gb`; set for input from outside.
+
+        Raises:
+            ModelNotFound: no such model.
+            DownloadTooLarge: see `limited`.
+            RuntimeFault: it cannot be served, does not fit in memory or on the disk, or cannot be reached.
+        """
+        config = self.catalog.resolve(model_name).config
+        if revision is not None:
+            config = ModelConfig.model_validate({**config.model_dump(), "revision": revision})
+        return self.downloads.start(config, limited=limited)
+
+    def _inspect_remote(self, config: ModelConfig, transfer: "Transfer") -> Fit:
+        """How a model that would be downloaded would be loaded. Raises the reason if it would not."""
+        from lfx_local_runtimes.runtimes.sources.preview import preview  # httpx is slow to import
+
+        with preview(transfer, self._read_model) as info:
+            return check_servable(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -203,7 +246,7 @@ class RuntimeManager:
     async def unload_all(self, *, force: bool = False) -> list[str]:
         """Take every model out of memory; those in use stay unless `force` is set. Returns the names unloaded."""
         with self._residency.slots() as slots:
-            keys = [slot.key for slot in slots.values() if slot.state in _IN_MEMORY]
+            keys = [slot.key for slot in slots.values() if slot.state in IN_MEMORY]
         futures: dict[str, Future[bool]] = {}
         for key in keys:
             with contextlib.suppress(ModelBusy):
@@ -215,7 +258,7 @@ class RuntimeManager:
     def loaded_models(self) -> list[str]:
         """Names of the models in memory, or on their way there."""
         with self._residency.slots() as slots:
-            return [slot.name for slot in slots.values() if slot.state in _IN_MEMORY]
+            return [slot.name for slot in slots.values() if slot.state in IN_MEMORY]
 
     @contextlib.asynccontextmanager
     async def lease(
@@ -368,6 +411,7 @@ class RuntimeManager:
 
     def stats(self) -> dict[str, Any]:
         """The ledger per device, counters since the start, uptime in seconds and the process id."""
+        self._residency.measure_again()
         with self._residency.slots():
             ledger = self._residency.ledger.report()
             counters = {"deaths": 0, **self._residency.counters}
@@ -379,14 +423,27 @@ class RuntimeManager:
         }  # fmt: skip
 
     def health(self) -> dict[str, Any]:
-        """A summary: status, counts, the preferred device, and each model in memory."""
-        device = select_device(force=self.settings.force_device, probe=self._probe)
+        """A summary: the state with its reasons, counts, the devices, and each model in memory.
+
+        `status` is `healthy`; `degraded` if something does not work; `unhealthy` if nothing new can be served.
+        """
+        capabilities = device_capabilities(self._probe)
+        there = {device.key for device in self._probe.accelerators()}
         models = [self.model_status(name) for name in self.loaded_models()]
+        home = self.settings.home
+        status, reasons = assess(
+            Facts(
+                free_disk(home), home, lost=self._devices - there, needed=self.settings.force_device,
+                resting=self._residency.resting(),
+            )
+        )  # fmt: skip
         return {
-            "status": "healthy",
+            "status": status,
+            "reasons": reasons,
             "registered_models": len(self.catalog.list()),
             "loaded_models": sum(model.state == "ready" for model in models),
-            "device": device.key,
+            "device": self._device.key,
+            "device_info": capabilities,
             "models": {
                 model.model_name: {
                     "status": model.state,
@@ -409,10 +466,8 @@ class RuntimeManager:
         for request in requests:
             request.cancel()
         self._residency.close()
+        self.downloads.close()
         self._checker.shutdown(wait=False)
-
-
-_IN_MEMORY = (SlotState.LOADING, SlotState.READY, SlotState.UNLOADING)
 
 
 # -- one manager per process ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What every test gets: its own data folder and caches, fresh settings, and a check that no model is left running."""
 
+import functools
 import os
 import sys
 import tempfile
@@ -25,12 +26,23 @@ _BARE_SETTINGS = ("FORCE_DEVICE", "MAX_GPU_MEM_GB", "TRUST_REMOTE_CODE", "HF_TOK
 _GRACE_S = 60.0
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`-n 2 --dist loadgroup`), the tests of a file stay together, and so do all that use the one Langflow."""
-    for item in items:
-        together = "langflow" if "langflow_server" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(together))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side (`-n 2 --dist loadfile`), all files that use the one Langflow count as one, so that it starts once."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "langflow" if _uses_langflow(config.rootpath / file) else file
+
+    return Scheduling(config, log)
+
+
+@functools.cache
+def _uses_langflow(file: Path) -> bool:
+    return file.parent.name == "browser" or "langflow_server:" in file.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,10 @@ COMMIT = "c0ffee" * 6 + "abcd"
 
 @dataclass
 class FakeHub:
-    """Repositories by name, each a mapping of file name to content. Faults are used up, one per request for a file."""
+    """Repositories by name, each a mapping of file name to content.
+
+    Faults are used up, one per request for a file. Requests for the first bytes of a file have none.
+    """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     lfs: tuple[str, ...] = (".gguf", ".safetensors", ".bin")
@@ -29,6 +32,8 @@ class FakeHub:
     """Answer with this status instead of the file."""
     api_statuses: list[int] = field(default_factory=list)
     ranges: bool = True
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Claim that these files are so large. Their content is the first bytes."""
     redirect: str | None = None
     """Where the files really are: another host's address."""
     hold: threading.Event | None = None
@@ -47,11 +52,15 @@ class FakeHub:
         for name, content in self.repos[repo].items():
             entry: dict[str, Any] = {
                 "rfilename": name,
-                "size": len(content),
+                "size": self.sizes.get(name, len(content)),
                 "blobId": hashlib.sha1(b"pointer" + content).hexdigest(),
             }
             if name.endswith(self.lfs):
-                entry["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+                entry["lfs"] = {
+                    "size": entry["size"],
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                    "pointerSize": 130,
+                }
             else:
                 entry["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             siblings.append(entry)
@@ -83,13 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif hub.redirect is not None:
             self._answer(302, b"", {"Location": hub.redirect + path})
         else:
-            start = (
-                int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
-                if hub.ranges and self.headers["Range"]
-                else 0
-            )
-            where = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start or hub.ranges else {}
-            self._answer(206 if where else 200, content[start:], where, faulty=True)
+            asked = self.headers["Range"] if hub.ranges else None
+            first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+            start, stop = int(first), int(last) + 1 if last else len(content)
+            where = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"} if hub.ranges else {}
+            self._answer(206 if where else 200, content[start:stop], where, faulty=not last)
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str], *, faulty: bool = False) -> None:
         hub = self.server.hub

@@ -3,6 +3,7 @@
 from lfx_local_runtimes.nodes import (
     LocalModelBaseComponent,
     chat_inputs,
+    history_input,
     loading_inputs,
     model_input,
     other_model_input,
@@ -27,12 +28,14 @@ class LocalModelComponent(LocalModelBaseComponent):
 
     inputs = [
         model_input(
-            value="gemma-3-270m",
+            value="auto",
             info="The model that answers. An instruct model follows instructions; a base model continues texts. A model that is "
-            "not on this machine is downloaded on first use.",
+            "not on this machine is downloaded on first use. auto: the largest instruct model on this machine that fits into "
+            "its memory; if there is none, the largest base model.",
         ),
         other_model_input(),
         *chat_inputs(),
+        history_input(),
         *tool_inputs(),
         *loading_inputs(),
         *sampling_inputs(),

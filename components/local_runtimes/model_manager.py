@@ -22,10 +22,10 @@ from lfx_local_runtimes.nodes import (
 
 
 class ModelManagerComponent(Component):
-    """Register, load, unload and pin local models from a flow."""
+    """Register, unregister, load, unload and pin local models from a flow."""
 
     display_name = "Model Manager"
-    description = "Register, load, unload or pin a local model from a flow, and see its state."
+    description = "Register, unregister, load, unload or pin a local model from a flow, and see its state."
     icon = "Server"
     name = "ModelManager"
     documentation = "/api/v1/runtime/manual#the-nodes"
@@ -40,7 +40,8 @@ class ModelManagerComponent(Component):
             options=list(ACTIONS),
             value="Load",
             real_time_refresh=True,
-            info="Load and Unload wait until they are done. Pin keeps a loaded model in memory. State changes nothing.",
+            info="Load and Unload wait until they are done. Unregister forgets a registered model; its files stay. Pin keeps "
+            "a loaded model in memory. State changes nothing.",
         ),
         model_input(value="gemma-3-270m", info="The model to use."),
         other_model_input(
@@ -66,9 +67,16 @@ class ModelManagerComponent(Component):
             show=False,
         ),
         BoolInput(
+            name="replace",
+            display_name="Replace",
+            info="If the name is registered already, put this registration in its place.",
+            dynamic=True,
+            show=False,
+        ),
+        BoolInput(
             name="force",
             display_name="Force",
-            info="Unload even while it is in use: its running requests are cancelled.",
+            info="Do it even while the model is in use: its running requests are cancelled.",
             dynamic=True,
             show=False,
         ),
@@ -87,6 +95,4 @@ class ModelManagerComponent(Component):
 
     async def manage(self) -> Data:
         """Do the action and return the model's state."""
-        state = await manage_model(self)
-        self.status = f"{state['model_name']}: {state['state']}"
-        return Data(data=state)
+        return Data(data=await manage_model(self))

@@ -91,6 +91,14 @@ def chat_inputs() -> list[Any]:
     ]  # fmt: skip
 
 
+def history_input() -> IntInput:
+    """How much of the chat the model reads before the input."""
+    return IntInput(
+        name="n_messages", display_name="Chat History", value=0,
+        info="How many earlier messages of this chat the model reads before the input. 0: none, each answer stands alone.",
+    )  # fmt: skip
+
+
 def tool_inputs() -> list[Any]:
     """What the model may call, and the form its answer must have."""
     return [
@@ -174,8 +182,8 @@ def loading_inputs(*, engines: Iterable[str] = ENGINES) -> list[Any]:
         ),
         IntInput(
             name="context_length", display_name="Context Length", value=0, advanced=True,
-            info="How many tokens the prompt and the answer may have together. More needs more memory. 0: what the model was "
-            "trained for, at most 4,096.",
+            info="How many tokens the prompt and the answer may have together. More needs more memory. 0: as many as the model "
+            "was trained for and memory allows.",
         ),
         DropdownInput(
             name="keep_alive", display_name="Unload When Idle", options=list(KEEP_ALIVES), value=AUTO, combobox=True,

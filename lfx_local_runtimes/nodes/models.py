@@ -13,7 +13,7 @@ from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, loading_options, val
 from lfx_local_runtimes.nodes.reports import Reporter
 from lfx_local_runtimes.nodes.suggestions import suggested
 from lfx_local_runtimes.runtimes.config import ModelConfig
-from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.runtimes.status import ModelStatus, state_in_words
 
 PROVIDER_ID = "local-runtimes"
 
@@ -26,7 +26,9 @@ TASKS = {
 }  # fmt: skip
 """What a list calls the models of a task."""
 HERE, TO_FETCH = "on this machine", "to fetch"
-_ICONS = {HERE: "HardDrive", TO_FETCH: "CloudDownload"}
+_MARKS = {"on disk": HERE, "ready": "loaded"}
+"""What a list says instead of a model's state in words."""
+_ICONS = {HERE: "HardDrive", TO_FETCH: "CloudDownload", "failed": "TriangleAlert", "cannot be loaded": "TriangleAlert"}
 
 
 async def model_choices(
@@ -46,11 +48,13 @@ async def model_choices(
     wanted = (model_type, *also)
     manager = await asyncio.to_thread(get_runtime_manager)
     models = [one for one in await asyncio.to_thread(manager.list_models) if one.model_type in wanted]
-    # a variant is a copy that another node's options made; base models answer worst
+    # a variant is a copy that another node's options made; base models answer worst, broken ones not at all
     models = [one for one in models if one.source != "variant"]
-    models.sort(key=lambda one: (wanted.index(one.model_type), one.instruct is False, one.model_name))
+    models.sort(
+        key=lambda one: (one.error is not None, wanted.index(one.model_type), one.instruct is False, one.model_name)
+    )
     choices = {one.model_name: _facts(one) for one in models}
-    if not manager.settings.offline:
+    if manager.settings.downloads != "off":
         budgets = [int(device["budget_bytes"]) for device in manager.stats()["memory"].values()]
         for one in suggested(wanted, max(budgets)):
             if gated or not one.gated:
@@ -64,11 +68,9 @@ def _facts(model: ModelStatus) -> dict[str, Any]:
     """What a list shows beside a model on this machine, or one that is registered."""
     kind = "" if model.instruct is None else "instruct " if model.instruct else "base "
     size = model.memory_used_mb or model.memory_estimate_mb
-    if model.state in ("loading", "ready"):
-        where = "loaded" if model.state == "ready" else "loading"
-    else:
-        where = TO_FETCH if model.format is None and model.source == "registered" else HERE
-    return _beside(f"{kind}{TASKS.get(model.model_type, model.model_type)}", size and size * 2**20, where)
+    state = _state(model)
+    kind = f"{kind}{TASKS.get(model.model_type, model.model_type)}"
+    return _beside(kind, size and size * 2**20, _MARKS.get(state, state))
 
 
 def _beside(kind: str, size: float | None, *marks: str) -> dict[str, Any]:
@@ -91,29 +93,36 @@ def list_models_in(build_config: dict[str, Any], names: list[str], details: list
     return build_config
 
 
+def named_model(node: Component) -> str | None:
+    """The model that a node names: the text in Other Model, else the choice in the list. None: neither, or auto."""
+    # nodes of older flows have no Other Model
+    name = value_of(str(getattr(node, "other_model", None) or "").strip()) or value_of(node.model_name)
+    return None if name is None else str(name)
+
+
 def chosen_model(node: Component) -> str:
-    """The model that is chosen in a node: the text in Other Model, else the choice in the list.
+    """The same, for nodes that need a name.
 
     Raises:
         ModelNotFound: none is chosen.
     """
-    # nodes of older flows have no Other Model
-    name = value_of(str(getattr(node, "other_model", None) or "").strip()) or value_of(node.model_name)
-    if name is None:
+    if (name := named_model(node)) is None:
         raise ModelNotFound(
             "No model is chosen.", hint="Choose one in the node's Model field, or write its name into Other Model."
         )
-    return str(name)
+    return name
 
 
 # -- Model Manager and Runtime Status ------------------------------------------------------------------------------------
 
-ACTIONS = ("Load", "Unload", "Register", "Pin", "Unpin", "State")
-REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned")
+ACTIONS = ("Load", "Unload", "Register", "Unregister", "Pin", "Unpin", "State")
+REGISTER_FIELDS = ("model_id", *LOADING_FIELDS, "parallel", "pinned", "replace")
 
 
 async def manage_model(node: Component) -> dict[str, Any]:
     """Do the action of a Model Manager node. Return the model's state, and in `changed` whether the action changed it.
+
+    The node's status is the state in words.
 
     Raises:
         RuntimeFault: the action failed, with the reason.
@@ -131,7 +140,14 @@ async def manage_model(node: Component) -> dict[str, Any]:
     elif action == "Register":
         config = registration(node)
         name = config.model_name
-        changed = await asyncio.to_thread(manager.register_model, config, restrict_paths=True)
+        if getattr(node, "replace", False):  # nodes of older flows have no such field
+            changed = await manager.replace_model(config, restrict_paths=True, force=bool(node.force))
+        else:
+            changed = await asyncio.to_thread(manager.register_model, config, restrict_paths=True)
+    elif action == "Unregister":
+        removed = await manager.remove_model(name, force=bool(node.force))
+        node.status = f"{removed.model_name}: unregistered"
+        return {"action": "unregister", "changed": True, "model_name": removed.model_name, "state": "unregistered"}
     elif action in ("Pin", "Unpin"):
         before = await asyncio.to_thread(manager.model_status, name)
         await asyncio.to_thread(manager.pin, name, action == "Pin")
@@ -139,7 +155,12 @@ async def manage_model(node: Component) -> dict[str, Any]:
     elif action != "State":
         raise InvalidInput(f"{action} is not an action.", model_name=name, hint=f"Use one of {', '.join(ACTIONS)}.")
     status = await asyncio.to_thread(manager.model_status, name)
+    node.status = f"{status.model_name}: {_state(status)}"
     return {"action": action.lower(), "changed": changed, **status.model_dump(mode="json")}
+
+
+def _state(model: ModelStatus) -> str:
+    return state_in_words(model.state, on_disk=model.on_disk, error=model.error)
 
 
 def registration(node: Component) -> ModelConfig:
@@ -164,35 +185,42 @@ def registration(node: Component) -> ModelConfig:
 def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
     """Show the fields of a Model Manager node that its action uses."""
     for field in REGISTER_FIELDS:
-        build_config[field]["show"] = action == "Register"
-    build_config["force"]["show"] = action == "Unload"
+        if field in build_config:  # nodes of older flows do not have all of them
+            build_config[field]["show"] = action == "Register"
+    build_config["force"]["show"] = action in ("Unload", "Register", "Unregister")
     return build_config
 
 
-COLUMNS = ("model_name", "state", "engine", "device", "memory_used_mb", "last_exit")
-"""What Runtime Status shows. A chat has room for six columns. `GET models` has everything."""
-_LAST_EXIT_CHARS = 40
+_PROBLEM_CHARS = 40
 
 
 async def model_rows(*, loaded_only: bool) -> list[dict[str, Any]]:
-    """One row per known model; sizes in MiB. Columns that would be empty in every row are left out."""
+    """One row per known model; the state in words, sizes in MiB. Columns that would be empty in every row are left out."""
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
     models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
     rows = [
-        {column: _cell(getattr(model, column)) for column in COLUMNS}
+        _cells(model)
         for model in sorted(models, key=lambda model: model.model_name)
         if model.state in ("loading", "ready", "unloading") or not loaded_only
     ]
-    filled = [column for column in COLUMNS if any(row[column] not in ("", 0) for row in rows)]
+    filled = [column for column in (rows[0] if rows else ()) if any(row[column] not in ("", 0) for row in rows)]
     return [{column: row[column] for column in filled} for row in rows]
 
 
-def _cell(value: Any) -> Any:
-    """A value for a table: None would be shown as nan, and a long text would make a tall row."""
-    if value is None:
-        return ""
-    return shorten(value, _LAST_EXIT_CHARS, placeholder=" …") if isinstance(value, str) else value
+def _cells(model: ModelStatus) -> dict[str, Any]:
+    """What Runtime Status shows of a model. A chat has room for six columns; `GET models` has everything.
+
+    None would be shown as nan, and a long text would make a tall row.
+    """
+    return {
+        "model_name": model.model_name,
+        "state": _state(model),
+        "engine": model.engine or "",
+        "device": model.device or "",
+        "memory_used_mb": model.memory_used_mb or "",
+        "problem": shorten(model.error or model.last_exit or "", _PROBLEM_CHARS, placeholder=" …"),
+    }
 
 
 async def memory_rows() -> list[dict[str, Any]]:

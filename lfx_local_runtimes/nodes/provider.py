@@ -30,31 +30,37 @@ def live_models(user_id: Any = None, model_type: str = "llm") -> list[dict[str, 
 
     It reads names, and headers and configurations that have changed. It reads no weights.
     Instruct models come first. A base model has an icon of its own, because Langflow's lists show no other mark.
-    Every text model is listed as able to call tools, because a call can be forced. Whether a model chooses tools well by
-    itself depends on the model.
+    `tool_calling` is what the model's chat template says. If the models cannot be listed, the list has one row that says why:
+    Langflow would show an exception as an empty list.
     """
-    try:
-        rows = get_runtime_manager().list_models()
-    except RuntimeFault as fault:
-        logger.warning("local models cannot be listed: %s", fault)
-        return []
     wanted = {"llm": "llm", "embeddings": "embedding"}.get(model_type)
-    rows = [row for row in rows if row.model_type == wanted and row.source not in _TEMPORARY]
+    try:
+        models = get_runtime_manager().list_models()
+    except Exception as fault:  # noqa: BLE001 - whatever it is, the person who looks for a model should read it
+        logger.warning("local models cannot be listed: %s", fault)
+        return [_row(f"Local models cannot be listed: {fault}", model_type, tool_calling=True)]
+    rows = [model for model in models if model.model_type == wanted and model.source not in _TEMPORARY]
     if get_provider_variable_value(user_id, LISTED) == INSTRUCT_ONLY:
-        rows = [row for row in rows if row.instruct is not False]
+        rows = [model for model in rows if model.instruct is not False]
+    rows.sort(key=lambda model: (model.instruct is False, model.model_name))
     return [
-        dict(
-            create_model_metadata(
-                provider=PROVIDER,
-                name=row.model_name,
-                icon=BASE_ICON if row.instruct is False else ICON,
-                model_type=model_type,
-                default=True,
-                tool_calling=model_type == "llm",
-            )
+        _row(
+            model.model_name,
+            model_type,
+            icon=BASE_ICON if model.instruct is False else ICON,
+            tool_calling=model.tool_calling,
         )
-        for row in sorted(rows, key=lambda row: (row.instruct is False, row.model_name))
+        for model in rows
     ]
+
+
+def _row(name: str, model_type: str, *, icon: str = ICON, tool_calling: bool) -> dict[str, Any]:
+    tools = tool_calling and model_type == "llm"
+    return dict(
+        create_model_metadata(
+            provider=PROVIDER, name=name, icon=icon, model_type=model_type, default=True, tool_calling=tools
+        )
+    )
 
 
 def validate(provider: str, variables: Mapping[str, str], model_name: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """The work behind Local Model and Gemma. The files in `components/` are thin: a flow contains their source."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -13,8 +14,10 @@ from lfx.schema.data import Data
 from lfx.schema.message import Message
 from pydantic import ValidationError
 
-from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
 from lfx_local_runtimes.langchain.messages import first_problem
+from lfx_local_runtimes.nodes.choosing import default_text_model
+from lfx_local_runtimes.nodes.history import earlier_messages, with_history
 from lfx_local_runtimes.nodes.inputs import (
     AUTO,
     GEMMA_PRESETS,
@@ -25,7 +28,7 @@ from lfx_local_runtimes.nodes.inputs import (
     stop_texts,
     value_of,
 )
-from lfx_local_runtimes.nodes.models import PROVIDER_ID, chosen_model, list_models_in, model_choices
+from lfx_local_runtimes.nodes.models import PROVIDER_ID, list_models_in, model_choices, named_model
 from lfx_local_runtimes.nodes.reports import Reporter
 
 if TYPE_CHECKING:
@@ -46,13 +49,13 @@ class LocalModelBaseComponent(LCModelComponent):
     _reporter: Reporter
 
     def build_model(self) -> LanguageModel:
-        """The chat model with this node's options. Loads nothing."""
+        """The chat model with this node's options. Loads no model."""
         return self._model()
 
     def _model(self) -> "NodeModel":
         from lfx_local_runtimes.nodes.tools import NodeModel
 
-        name = chosen_model(self)
+        name = named_model(self) or default_text_model()
         self._reporter = Reporter(self, name)
         try:
             return NodeModel(
@@ -74,13 +77,17 @@ class LocalModelBaseComponent(LCModelComponent):
 
         from lfx_local_runtimes.nodes.tools import with_tools
 
-        model, tools = self._model(), disambiguate_tool_names(value_of(self.tools) or [])
+        model = await asyncio.to_thread(self._model)
+        tools = disambiguate_tool_names(value_of(self.tools) or [])
         if not tools and model.tool_choice not in (AUTO, "none"):
             raise InvalidInput(
                 f"Tool Choice is {model.tool_choice}, but there is no tool.", model_name=model.model,
                 hint="Connect one to the node's Tools, or set Tool Choice to auto.",
             )  # fmt: skip
         runnable = with_tools(model, tools, self.log) if tools else model
+        # A node of an earlier version has no such input.
+        if history := await earlier_messages(self, value_of(getattr(self, "n_messages", None)) or 0):
+            runnable = with_history(runnable, history)
         with self._reporter:
             self.status = await self.get_chat_result(
                 runnable=runnable, stream=self.stream, input_value=self.input_value, system_message=self.system_message
@@ -96,7 +103,7 @@ class LocalModelBaseComponent(LCModelComponent):
                 "The Structured output has no schema.", hint="Add its fields to the node's Output Schema."
             )
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-        model = self._model()
+        model = await asyncio.to_thread(self._model)
         with self._reporter:
             message = await self.get_chat_result(
                 runnable=model.bind(response_format=form), stream=False, input_value=self.input_value,
@@ -120,8 +127,13 @@ class LocalModelBaseComponent(LCModelComponent):
         return list_models_in(build_config, *await self.choices())
 
     async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """The models to offer."""
-        return await model_choices()
+        """The models to offer. The first one is `auto`, with the model that it takes now."""
+        names, details = await model_choices()
+        try:
+            now = await asyncio.to_thread(default_text_model)
+        except ModelNotFound as fault:
+            now = f"none: {fault.hint}"
+        return [AUTO, *names], [{"takes": now}, *details]
 
     async def _handle_stream(self, runnable: Any, inputs: Any) -> Any:
         """Like Langflow's, but the stream is closed at the end, also after Stop. That ends the computation."""

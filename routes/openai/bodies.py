@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from lfx_local_runtimes.routes.access import ModelRef
 from lfx_local_runtimes.routes.faults import InvalidField, validation_fault
@@ -12,14 +12,15 @@ from lfx_local_runtimes.routes.openai.conversation import (
     Message,
     Refusals,
     ResponseFormat,
-    grammar_of,
     read_choice,
     refuse,
     tools_of,
     turns,
 )
+from lfx_local_runtimes.routes.openai.forms import Forms
 from lfx_local_runtimes.runtimes.config import KeepAlive
-from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
+from lfx_local_runtimes.runtimes.tasks.base import TokenId
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 UNLIMITED = 16_777_216
 """`max_tokens` if the client sends none. The answer ends by itself, or at the end of the context."""
@@ -53,7 +54,7 @@ COMPLETION_REFUSALS: Refusals = {
 }
 
 
-class Sampling(Lenient):
+class Sampling(Forms):
     """The fields that all three kinds of request share. The defaults are OpenAI's."""
 
     model: ModelRef = Field(examples=["gemma-3-270m"])
@@ -62,7 +63,7 @@ class Sampling(Lenient):
     stream: bool | None = None
     user: str | None = Field(default=None, description="Accepted, not used.")
 
-    top_k: int | None = Field(default=None, ge=0, description="Not OpenAI's. 0, the default, turns it off.")
+    top_k: int | None = Field(default=None, ge=-1, description="Not OpenAI's. 0, the default, or -1 turns it off.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Not OpenAI's. Default 0.")
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Not OpenAI's. Default 1.")
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -89,12 +90,6 @@ class Sampling(Lenient):
     reasoning_budget: int | None = Field(
         default=None, ge=0, description="Not OpenAI's. Tokens the model may think for."
     )
-    grammar: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
-        default=None, description="Not OpenAI's. A grammar in GBNF that the answer must follow."
-    )
-    regex: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)] | None = Field(
-        default=None, description="Not OpenAI's. A regular expression that the answer must match."
-    )
 
     @property
     def seeds(self) -> int | None:
@@ -107,6 +102,7 @@ class Sampling(Lenient):
         found |= {name: value for name in _NATIVE if (value := getattr(self, name)) is not None}
         if self.temperature is not None:
             found["temperature"] = self.temperature
+        found["top_k"] = max(found["top_k"], 0)
         if self.top_p is not None:
             found["top_p"] = max(self.top_p, _SMALLEST_TOP_P)
         if self.stop is not None:
@@ -114,26 +110,6 @@ class Sampling(Lenient):
         if self.logit_bias is not None:
             found["logit_bias"] = self.logit_bias
         return found | {"seed": self.seeds}
-
-    def constraint(self, wanted: dict[str, Any] | None, param: str) -> Grammar | None:
-        """The grammar of the answer, if there is one; `wanted` is the response format's.
-
-        Raises:
-            InvalidField: the client sent more than one.
-        """
-        found = [
-            (fields, name)
-            for fields, name in (
-                (wanted, param),
-                (self.grammar and {"kind": "gbnf", "text": self.grammar}, "grammar"),
-                (self.regex and {"kind": "regex", "text": self.regex}, "regex"),
-            )
-            if fields
-        ]
-        if len(found) > 1:
-            names = " and ".join(name for _, name in found)
-            raise InvalidField(f"{names} exclude each other.", param=found[1][1], hint="Send one of them.")
-        return grammar_of(*found[0]) if found else None
 
 
 def configure(options: dict[str, Any]) -> GenerationConfig:
@@ -146,6 +122,18 @@ def configure(options: dict[str, Any]) -> GenerationConfig:
         return GenerationConfig.model_validate(options)
     except ValidationError as error:
         raise validation_fault(error.errors(include_url=False)) from error
+
+
+def _some(value: int) -> int:
+    if value == 0:
+        raise ValueError("Input should be at least 1, or -1 for no limit")
+    return UNLIMITED if value == -1 else value
+
+
+_MAX_TOKENS_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": UNLIMITED}, {"const": -1}]}
+
+MaxTokens = Annotated[int, Field(ge=-1, le=UNLIMITED), AfterValidator(_some), WithJsonSchema(_MAX_TOKENS_SCHEMA)]
+"""How many tokens an answer may have. Other servers' clients write -1 for no limit."""
 
 
 class StreamOptions(Lenient):
@@ -177,10 +165,8 @@ class ChatBody(_Completions):
     """The body of chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=10_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED)
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=UNLIMITED, description="The older name of max_completion_tokens."
-    )
+    max_completion_tokens: MaxTokens | None = Field(default=None, description="-1, or none: no limit.")
+    max_tokens: MaxTokens | None = Field(default=None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -230,8 +216,8 @@ class ChatBody(_Completions):
 class CompletionBody(_Completions):
     """The body of completions: a text to continue without a chat template, or token ids."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED, description="Default 16.")
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    max_tokens: MaxTokens | None = Field(default=None, description="Default 16. -1: no limit.")
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
     @model_validator(mode="before")

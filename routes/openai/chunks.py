@@ -91,7 +91,10 @@ def completion(about: About, results: Sequence[GenerationResult], per_prompt: in
 
 
 def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """Log-probabilities as completions writes them; `offset` is how much text there was before, in characters."""
+    """Log-probabilities as completions writes them. The token itself is always among the top ones, also with `logprobs: 0`.
+
+    `offset` is how much text there was before, in characters.
+    """
     offsets = []
     for one in logprobs:
         offsets.append(offset)
@@ -99,7 +102,7 @@ def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[s
     return {
         "tokens": [one.token for one in logprobs],
         "token_logprobs": [one.logprob for one in logprobs],
-        "top_logprobs": [{other.token: other.logprob for other in one.top} for one in logprobs],
+        "top_logprobs": [{other.token: other.logprob for other in (*one.top, one)} for one in logprobs],
         "text_offset": offsets,
     }
 

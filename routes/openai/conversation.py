@@ -165,23 +165,27 @@ class ResponseFormat(Lenient):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFormat | None = None
+    own: dict[str, Any] | None = Field(default=None, alias="schema", description="llama.cpp's place for the schema.")
 
     def grammar(self) -> dict[str, Any] | None:
         """The fields of a `Grammar`."""
-        return format_grammar(self.type, self.json_schema, "response_format.json_schema")
+        schema = self.json_schema if self.own is None else SchemaFormat(schema=self.own)
+        return format_grammar(self.type, schema, "response_format.json_schema")
 
 
 def format_grammar(kind: str, schema: SchemaFormat | None, param: str) -> dict[str, Any] | None:
-    """The fields of a `Grammar` for a response format; None for text.
+    """The fields of a `Grammar` for a response format; None for text. A schema is kept beside json_object too.
 
     Raises:
         InvalidField: the schema is missing.
     """
-    if kind == "json_schema":
-        if schema is None or schema.json_schema is None:
-            raise InvalidField(f"{param}.schema: is missing.", param=f"{param}.schema", hint="Give a JSON schema.")
+    if kind == "text":
+        return None
+    if schema is not None and schema.json_schema is not None:
         return {"kind": "json_schema", "json_schema": schema.json_schema}
-    return {"kind": "json_object"} if kind == "json_object" else None
+    if kind == "json_schema":
+        raise InvalidField(f"{param}.schema: is missing.", param=f"{param}.schema", hint="Give a JSON schema.")
+    return {"kind": "json_object"}
 
 
 Refusals = dict[str, tuple[tuple[object, ...], str]]

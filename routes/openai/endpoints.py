@@ -4,8 +4,9 @@ import importlib
 import time
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager, PathName
@@ -22,6 +23,8 @@ from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 _WRITERS = tuple(f"lfx_local_runtimes.routes.openai.{name}" for name in ("chunks", "output", "vectors"))
 _STARTED = int(time.time())
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _imported: list[str] = []
 
@@ -129,3 +132,15 @@ async def responses(body: ResponsesBody, request: Request, manager: Manager, req
 
 
 add_routes(router)
+
+
+@router.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
+async def unknown(path: str, request: Request) -> None:
+    """Refuse any other path or method in OpenAI's form, which clients read. It is the last route."""
+    known = [
+        route for route in router.routes[:-1] if isinstance(route, APIRoute) and route.path_regex.match(f"/{path}")
+    ]
+    if not known:
+        raise HTTPException(404, f"There is no route {request.method} /v1/{path[:200]}.")
+    allowed = ", ".join(sorted({method for route in known for method in route.methods or ()}))
+    raise HTTPException(405, f"{request.method} is not allowed here, only {allowed}.", {"Allow": allowed})

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
-from lfx_local_runtimes.routes.openai.bodies import NOT_STORED, UNLIMITED, Sampling, configure
+from lfx_local_runtimes.routes.openai.bodies import NOT_STORED, UNLIMITED, MaxTokens, Sampling, configure
 from lfx_local_runtimes.routes.openai.conversation import (
     Content,
     Function,
@@ -96,7 +96,7 @@ class ResponsesBody(Sampling):
 
     input: str | list[dict[str, Any]]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1, le=UNLIMITED)
+    max_output_tokens: MaxTokens | None = Field(default=None, description="-1, or none: no limit.")
     tools: list[ResponseTool] | None = Field(default=None, max_length=128)
     tool_choice: str | dict[str, Any] | None = Field(
         default=None, description="none, auto, required, or an object that names a function."

@@ -10,10 +10,18 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.routes.faults import FaultRoute, InvalidField, openai_envelope, openai_error, openai_status
+from lfx_local_runtimes.routes.faults import (
+    FaultRoute,
+    InvalidField,
+    openai_envelope,
+    openai_error,
+    openai_status,
+    retry_headers,
+)
 
 HEADER = "x-request-id"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CODES = {401: "invalid_api_key", 403: "invalid_api_key", 404: "unknown_url", 405: "method_not_allowed"}
 _WORTH_A_RETRY = (409, 429, 502)
 """Not 503: a request that ends the model's process may do so again. Sent three times, it would keep the model away from
 everybody for a while."""
@@ -43,12 +51,14 @@ class OpenAIRoute(FaultRoute):
     def answer(self, fault: RuntimeFault) -> Response:
         """The envelope, and a header that says whether to try again. Without it, clients repeat a request after every 5xx."""
         status = openai_status(fault)
-        headers = {"x-should-retry": "false"} if status >= 500 and status not in _WORTH_A_RETRY else None
+        headers = retry_headers(status)
+        if status >= 500 and status not in _WORTH_A_RETRY:
+            headers["x-should-retry"] = "false"
         return JSONResponse(openai_envelope(fault), status, headers)
 
     def refused(self, error: HTTPException) -> Response:
-        """Answer an exception of authentication."""
-        code = "invalid_api_key" if error.status_code in (401, 403) else None
+        """Answer an exception of authentication, or an unknown route."""
+        code = _CODES.get(error.status_code)
         body = openai_error(error.status_code, str(error.detail), None, code)
         return JSONResponse(body, error.status_code, error.headers)
 

@@ -6,9 +6,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lfx_local_runtimes.routes.access import ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import Limited
-from lfx_local_runtimes.runtimes.tasks.base import TaskResult
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
+
+
+class Refusing(BaseModel):
+    """A base class to put before an `Ask`: too long an input is an error unless the client asks for something else."""
+
+    overflow: Overflow = Field(
+        default="error",
+        description="Not OpenAI's. If a text is too long. error: the request fails. truncate: its end is not read, and "
+        "`truncated` says so. chunk, for embeddings only: the text is read in parts, and the vector is their mean.",
+    )
 
 
 class Named(BaseModel):
@@ -19,7 +30,7 @@ class Named(BaseModel):
     model: ModelRef = Field(examples=["all-MiniLM-L6-v2"])
 
 
-class EmbeddingsBody(Named, Limited, EmbeddingAsk):
+class EmbeddingsBody(Named, Limited, Refusing, EmbeddingAsk):
     """The body of embeddings. prompt, normalize, overflow and keep_alive are not OpenAI's."""
 
     model_config = ConfigDict(extra="ignore", alias_generator=lambda name: "input" if name == "texts" else name)
@@ -29,14 +40,16 @@ class EmbeddingsBody(Named, Limited, EmbeddingAsk):
     )
     user: str | None = Field(default=None, description="Accepted, not used.")
 
-    @field_validator("texts", mode="before", json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+    @field_validator(
+        "texts", mode="before", json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]
+    )
     @classmethod
     def _as_list(cls, value: object) -> object:
         one = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
         return [value] if one else value
 
 
-class RerankBody(Named, Limited, RerankAsk):
+class RerankBody(Named, Limited, Refusing, RerankAsk):
     """The body of rerank, in Jina's and Cohere's form. overflow and keep_alive are additions."""
 
     model_config = ConfigDict(extra="ignore")
@@ -58,7 +71,7 @@ class RerankBody(Named, Limited, RerankAsk):
             if self.return_documents is not False:
                 rows[-1]["document"] = {"text": self.documents[ranked.index]}
         head = {"id": f"rerank-{request_id}", "object": "list", "model": self.model, "results": rows}
-        return {**head, "usage": usage_of(result), **cut_of(result)}
+        return {**head, "usage": usage_of(result), **notes_of(result)}
 
 
 def usage_of(result: TaskResult) -> dict[str, int]:
@@ -67,7 +80,7 @@ def usage_of(result: TaskResult) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def cut_of(result: TaskResult) -> dict[str, Any]:
-    """An additional field of the answer if inputs were cut: the number of tokens, by input."""
-    cut = result.metadata.get("truncated")
-    return {"truncated": dict(cut)} if cut else {}
+def notes_of(result: TaskResult) -> dict[str, Any]:
+    """Additional fields of the answer, if there is something to say: the tokens that were cut, by input; and warnings."""
+    cut, warnings = result.metadata.get("truncated"), result.metadata.get("warnings")
+    return ({"truncated": dict(cut)} if cut else {}) | ({"warnings": list(warnings)} if warnings else {})

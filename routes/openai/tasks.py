@@ -49,7 +49,8 @@ FORMS: Mapping[str, Form] = {
     "embedding": Form(
         "embeddings", [EmbeddingsBody], _write_embeddings,
         "A vector for each input. In addition to OpenAI's fields: prompt, normalize, overflow, keep_alive. Token ids are those "
-        "of the model. If inputs were too long and were cut, `truncated` says which ones and by how many tokens.",
+        "of the model. Too long an input is refused; with `overflow` it is cut, and `truncated` says which ones and by how many "
+        "tokens. `warnings` says if the model was not made for `dimensions`.",
     ),
     "rerank": Form(
         "rerank", [RerankBody], _write_ranking,

@@ -6,7 +6,7 @@ from openai.types import CreateEmbeddingResponse, Embedding
 from openai.types.create_embedding_response import Usage
 from pydantic_core import to_json
 
-from lfx_local_runtimes.routes.openai.task_bodies import cut_of, usage_of
+from lfx_local_runtimes.routes.openai.task_bodies import notes_of, usage_of
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingResult
 
 
@@ -18,4 +18,4 @@ def embeddings_json(model: str, result: EmbeddingResult, *, base64: bool) -> byt
     vectors = [b64encode(row.astype("<f4").tobytes()).decode() for row in result.vectors] if base64 else None
     rows = enumerate(vectors or result.vectors.tolist())
     body["data"] = [{**form, "index": index, "embedding": vector} for index, vector in rows]
-    return to_json({**body, **cut_of(result)})
+    return to_json({**body, **notes_of(result)})

@@ -4,16 +4,18 @@ The engine's text passes through, in this order: the end of the turn, the split 
 calls, and the caller's stop strings, which count in the answer's text only.
 """
 
+import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.chat.filters import StopFilter
 from lfx_local_runtimes.runtimes.chat.reasoning import NoThought, Splitter, make_splitter
+from lfx_local_runtimes.runtimes.chat.repetition import WINDOW, repeats
 from lfx_local_runtimes.runtimes.chat.templates import Template, render, strip_bos
-from lfx_local_runtimes.runtimes.chat.tool_choice import forced_grammar, is_forced, offered_tools
+from lfx_local_runtimes.runtimes.chat.tool_choice import answer_grammar, is_forced, offered_tools
 from lfx_local_runtimes.runtimes.chat.tool_formats import choose_format
 from lfx_local_runtimes.runtimes.chat.tool_parsers import ForcedParser, Parsed, Parser
 from lfx_local_runtimes.runtimes.requests import Finished, Request
@@ -27,8 +29,11 @@ from lfx_local_runtimes.runtimes.tasks.generation import (
     ToolCallDelta,
 )
 
-_LONGEST_TOKEN = 512
-"""Characters."""
+_PIECE = 32_768
+"""Characters of a long prompt whose tokens are counted at once."""
+
+_CUT = 64
+"""Tokens that a text may have more in two pieces than in one."""
 
 
 class Answer:
@@ -48,7 +53,7 @@ class Answer:
         config = request.ask
         self.seed = secrets.randbelow(2**32 - 1) if config.seed is None else config.seed
         self.template = "raw" if config.raw else template.name
-        self.grammar = config.grammar or forced_grammar(config)
+        self.grammar = answer_grammar(config)
         """What the engine has to hold the answer to."""
         self.marks: tuple[str, ...] = ()
         """Control tokens whose text has to be pushed, though engines otherwise leave such tokens out."""
@@ -58,14 +63,21 @@ class Answer:
         continues = config.messages is not None and config.messages[-1].role == "assistant"
         self._trim = not config.raw and template.name == "dialogue" and not continues and self.grammar is None
         self._stop = StopFilter(config.stop)
+        self._guarded = (
+            template.name == "dialogue" and not config.raw and self.grammar is None and not config.ignore_eos
+        )
+        """A base model writes the answer, and may go round in circles. Then the answer ends."""
+        self._recent = ""
+        self._loops = False
         self._pieces: list[str] = []
         self._thoughts: list[str] = []
         self._calls: list[ToolCallDelta] = []
         self._thought_tokens = 0
         self._closing = False
         """The end of the thought has been demanded and has not come yet."""
+        self._untold: list[tuple[TokenLogprob | None, str]] = []
+        """The tokens whose text has not been delivered yet, with their texts."""
         self._logprobs: list[TokenLogprob] = []
-        self._told = 0
         self.prompt_tokens = 0
         self.tokens = 0
         """Generated so far, an end token not counted."""
@@ -77,13 +89,15 @@ class Answer:
         stops = () if config.raw or self.grammar is not None else template.stop
         tools = offered_tools(config)
         parser: Parser | None = None
-        if is_forced(config):
+        if is_forced(config) or (tools and self.grammar is not None):
             parser = ForcedParser(tools)
-        elif tools and config.grammar is None:
+        elif tools:
             form = choose_format(template.name, template.source)
             parser = form.parser(tools, parallel=config.parallel_tool_calls)
             self.marks, stops = form.control, (*stops, *form.stops)
         self._turn = StopFilter(stops)
+        self._turn_from = math.inf if config.ignore_eos else config.min_tokens
+        """The turn's end counts in texts after this many tokens."""
         return parser
 
     def _write_prompt(self, config: GenerationConfig, template: Template, bos: str, eos: str) -> tuple[Splitter, str]:
@@ -108,34 +122,43 @@ class Answer:
         """The computation starts now."""
         self._started = time.perf_counter()
 
-    def given_tokens(self, vocabulary: int) -> list[int] | None:
-        """The prompt's tokens where the caller gave them; None where they have to be made from its text.
+    def check_ids(self, vocabulary: int) -> None:
+        """Refuse token ids that the model does not have.
 
         Raises:
-            InvalidInput: an id is not in the vocabulary.
+            InvalidInput: an id of the prompt or of logit_bias is not in the vocabulary.
         """
-        ids = self._request.ask.prompt_ids
-        if ids is None:
-            return None
-        wrong = next((one for one in ids if one >= vocabulary), None)
-        if wrong is not None:
-            raise InvalidInput(
-                f"Token id {wrong} is not in the model's vocabulary of {vocabulary:,}.",
-                model_name=self._request.model_name, hint="Send the text, or ids of this model's tokenizer.",
-            )  # fmt: skip
-        return list(ids)
+        config = self._request.ask
+        for name, ids in (("prompt_ids", config.prompt_ids or ()), ("logit_bias", config.logit_bias)):
+            wrong = next((one for one in ids if one >= vocabulary), None)
+            if wrong is not None:
+                raise InvalidInput(
+                    f"{name}: token id {wrong} is not in the model's vocabulary of {vocabulary:,}.",
+                    model_name=self._request.model_name, hint="Send ids of this model's tokenizer.",
+                )  # fmt: skip
 
-    def check_size(self, context_length: int) -> None:
-        """Refuse a prompt that cannot fit before time is spent on its tokens.
+    def check_size(self, context_length: int, count: Callable[[str], int]) -> None:
+        """Refuse a prompt that cannot fit before time is spent on its tokens: some tokenizers take a time that grows with the
+        square of a text's length, half a minute for two million blanks. So a long prompt is counted in pieces first.
+
+        Args:
+            context_length: in tokens.
+            count: the number of tokens of a text.
 
         Raises:
-            ContextOverflow: it has more characters than the longest tokens would hold.
+            ContextOverflow: the prompt has more tokens than the context.
         """
-        if len(self.prompt) > context_length * _LONGEST_TOKEN and not self._request.ask.truncate:
-            raise ContextOverflow(
-                f"The prompt has {len(self.prompt):,} characters; the context holds {context_length:,} tokens.",
-                model_name=self._request.model_name, hint="Shorten it, or set truncate.",
-            )  # fmt: skip
+        if self._request.ask.truncate or len(self.prompt) <= _PIECE:
+            return
+        tokens = 0
+        for start in range(0, len(self.prompt), _PIECE):
+            tokens += count(self.prompt[start : start + _PIECE]) - _CUT
+            if tokens > context_length:
+                raise ContextOverflow(
+                    f"The prompt has {len(self.prompt):,} characters, more than {tokens:,} tokens; the context holds "
+                    f"{context_length:,} tokens.",
+                    model_name=self._request.model_name, hint="Shorten it, or set truncate.",
+                )  # fmt: skip
 
     def fit(self, prompt: list[int], context_length: int) -> list[int]:
         """The prompt's tokens, the oldest cut off if the request allows it and the context is too short.
@@ -169,15 +192,17 @@ class Answer:
     def push(self, text: str, logprob: TokenLogprob | None = None) -> bool:
         """A token was generated and `text` became final with it (perhaps none). False once the answer is over.
 
-        `logprob` is told with the next text that is delivered.
+        `logprob` is delivered with the token's text, if that is part of the answer.
         """
         self.tokens += 1
-        if logprob is not None:
-            self._logprobs.append(logprob)
+        if self._request.ask.logprobs:
+            self._untold.append((logprob, text))
         if self._first is None:
             self._first = time.perf_counter()
         was_inside = self._splitter.inside
-        self._take(self._turn.push(text))
+        self._take(self._turn.push(text) if self.tokens > self._turn_from else text)
+        if was_inside or self._splitter.inside:
+            self._untold.clear()
         self._thought_tokens += was_inside and self._splitter.inside
         self._closing = self._closing and self._splitter.inside
         return not self._stopped
@@ -196,7 +221,9 @@ class Answer:
 
     @property
     def _stopped(self) -> bool:
-        return self._turn.stopped or self._stop.stopped or (self._parser is not None and self._parser.done)
+        return (
+            self._turn.stopped or self._stop.stopped or self._loops or (self._parser is not None and self._parser.done)
+        )
 
     def _take(self, text: str) -> None:
         if self._trim:  # space after "Answer:" belongs to the form, and is no stop string of the caller's
@@ -206,7 +233,8 @@ class Answer:
 
     def _split(self, thought: str, text: str) -> None:
         parsed = self._parser.push(text) if self._parser is not None else Parsed(text)
-        self._deliver(thought, self._stop.push(parsed.text), parsed.calls)
+        answer = self._stop.push(parsed.text) if self.tokens > self._request.ask.min_tokens else parsed.text
+        self._deliver(thought, answer, parsed.calls)
 
     def _deliver(self, thought: str, text: str, calls: tuple[ToolCallDelta, ...] = ()) -> None:
         if not (thought or text or calls):
@@ -214,11 +242,37 @@ class Answer:
         self._thoughts.append(thought)
         self._pieces.append(text)
         self._calls += calls
-        told, self._told = self._logprobs[self._told :], len(self._logprobs)
-        self._request.emit(TextDelta(text, self.tokens, thought, calls, tuple(told)))
+        if self._guarded and self.tokens >= self._request.ask.min_tokens:
+            self._recent = (self._recent + text)[-WINDOW:]
+            self._loops = repeats(self._recent)
+        told = self._tell(text)
+        if calls:
+            self._untold.clear()
+        self._logprobs += told
+        self._request.emit(TextDelta(text, self.tokens, thought, calls, told))
+
+    def _tell(self, text: str) -> tuple[TokenLogprob, ...]:
+        """The log-probabilities of the tokens that `text` is made of. Those before them are part of no answer."""
+        if not text or not self._untold:
+            return ()
+        whole = "".join(piece for _, piece in self._untold)
+        start = max(0, whole.find(text))
+        end, place, told, left = start + len(text), 0, [], []
+        for token in self._untold:
+            if place >= end:
+                left.append(token)
+            elif place + len(token[1]) > start or (place == start and not token[1]):
+                told.append(token[0])
+                if place + len(token[1]) > end:
+                    left.append((None, token[1][end - place :]))
+            place += len(token[1])
+        self._untold = left
+        return tuple(one for one in told if one is not None)
 
     def finish(self, reason: FinishReason, rest: str, metadata: Mapping[str, Any]) -> None:
         """Emit the result. `rest` is text still in the decoder; `metadata` is the engine's share."""
+        if self._request.ask.logprobs:
+            self._untold.append((None, rest))
         if not self._stopped:
             self._take(self._turn.push(rest))
         if not self._stop.stopped:

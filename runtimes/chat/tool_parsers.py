@@ -82,7 +82,7 @@ class JsonSpan:
 
 
 class ForcedParser:
-    """Reads the one call of a forced choice, in the form that the grammar of `tool_choice` gives it."""
+    """Reads the one call of an answer that a grammar holds to a form, as the grammar writes calls. Other answers are text."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._openings = {forced_opening(tool.name): tool.name for tool in tools}

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lfx_local_runtimes.errors import InvalidInput, LoadFailed
+from lfx_local_runtimes.optional import require_installed
 from lfx_local_runtimes.runtimes import engines
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
 
@@ -52,6 +53,8 @@ class EngineRow:
     """Says how the engine would load a model."""
     extra: str | None = None
     """The extra of this package that installs the engine's libraries."""
+    modules: tuple[str, ...] = ()
+    """The libraries that every load imports, as top-level modules."""
     isolated: bool = True
     """It may run in a process of its own. Another process must be able to import its factory by name."""
     prepare: "str | Prepare | None" = None
@@ -83,9 +86,23 @@ class EngineRow:
         """The factory as `"module:attribute"`; None if another process could not import it by name."""
         return self.factory if isinstance(self.factory, str) else reference_to(self.factory)
 
+    @property
+    def installed(self) -> bool:
+        """Whether its libraries are installed. Nothing is imported."""
+        return all(find_spec(module) is not None for module in self.modules)
+
     def runs_on(self, device: DeviceType) -> bool:
         """It can use devices of this type."""
         return device is DeviceType.CPU or device in self.accelerators
+
+    def check_installed(self) -> None:
+        """Return if the engine's libraries are installed. Imports nothing.
+
+        Raises:
+            MissingExtra: one is missing; the hint says how to install it.
+        """
+        for module in self.modules:
+            require_installed(module, extra=self.extra or "all")
 
     def make_offer(self, config: ModelConfig, info: "ModelInfo", device: "Device", terms: "Terms") -> "Offer":
         """How it would load a model.

@@ -13,8 +13,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.runtimes.tasks.generation import MAX_SCHEMA_CHARS
 
-MAX_CHARS = 120_000
+MAX_CHARS = MAX_SCHEMA_CHARS
 """Characters of a schema as JSON, and of a grammar's text."""
 
 MAX_DEPTH = 512

@@ -13,11 +13,6 @@ _MAX_NUMBER = 2**31
 _MAX_TEMPLATE = 4 * 2**20
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 _DECODERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_ENCODERS = ("Model", "ForMaskedLM")
-_TEXT_ENCODERS = frozenset({
-    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "eurobert", "ernie", "gte", "mpnet",
-    "modernbert", "new", "nomic_bert", "roberta", "roformer", "xlm-roberta", "xlm-roberta-xl",
-})  # fmt: skip
 _LEGACY_NAMES = {
     "hidden_size": ("n_embd", "d_model", "dim"),
     "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
@@ -55,35 +50,6 @@ def number(config: Mapping[str, Any], name: str) -> int | None:
         if type(value) is int and 0 < value < _MAX_NUMBER:
             return value
     return None
-
-
-def task_of(config: Mapping[str, Any], *, sentence_transformer: bool = False) -> str:
-    """The task of a model by its architecture: `llm` if none is named, `other` if the task is not served here.
-
-    Args:
-        config: config.json.
-        sentence_transformer: the folder has a modules.json.
-    """
-    names = config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
-    if name.endswith("ForSequenceClassification"):
-        tags = config.get("id2label")
-        labels = [str(label).lower() for label in tags.values()] if isinstance(tags, dict) else ["", ""]
-        one = len(labels) == 1 or config.get("num_labels") == 1
-        return (
-            "rerank"
-            if one
-            else "zero_shot"
-            if any(label.startswith("entail") for label in labels)
-            else "classification"
-        )
-    if name.endswith("ForTokenClassification"):
-        return "ner"
-    if sentence_transformer or (name.endswith(_ENCODERS) and str(config.get("model_type")) in _TEXT_ENCODERS):
-        return "embedding"
-    if name.endswith(("ForCausalLM", "LMHeadModel")) or not name:
-        return "llm"
-    return "llm" if name.endswith("ForConditionalGeneration") and "text_config" in config else "other"
 
 
 def attention_layers(config: Mapping[str, Any]) -> tuple[AttentionLayer, ...]:

@@ -54,7 +54,9 @@ class ModelInfo:
     vocabulary: int | None = None
     layers: tuple[AttentionLayer, ...] = ()
     task: str = "llm"
-    """llm, embedding, rerank, classification, zero_shot, ner; other is not served."""
+    """llm, embedding, rerank, classification, zero_shot, ner; unsupported; unknown if the files cannot be read."""
+    unsupported: str = ""
+    """Why nothing here serves it; empty if the task is another one."""
     problems: tuple[str, ...] = ()
     """Why it cannot be loaded; empty if no problem was found."""
     remote_code: bool = False

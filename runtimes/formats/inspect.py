@@ -20,12 +20,12 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
     has_remote_code,
     number,
     read_config,
-    task_of,
     text_config,
 )
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, choose, read_onnx
 from lfx_local_runtimes.runtimes.formats.safetensors import SafetensorsTensor, read_safetensors
+from lfx_local_runtimes.runtimes.formats.tasks import UNKNOWN, UNSUPPORTED, pipeline_tag, task_of
 
 _Header = TypeVar("_Header")
 _INSTRUCT = frozenset({"it", "instruct", "instruction", "chat", "assistant"})
@@ -40,8 +40,16 @@ _GGUF_ENCODERS = frozenset(
     }
 )  # fmt: skip
 """Architectures that llama.cpp computes without a KV cache: they generate no text."""
+_GGUF_OTHERS = frozenset({"clip", "t5", "t5encoder", "wavtokenizer-dec"})
+"""Architectures that llama.cpp loads, but that neither write text by themselves nor give vectors."""
 _GGUF_POOLINGS, _GGUF_RANK = (1, 2, 3), 4
 """llama.cpp's `llama_pooling_type`: mean, cls and last for vectors, rank for scores."""
+
+_OTHER_FORMATS = {
+    ModelFormat.DIFFUSERS: "diffusers pipelines",
+    ModelFormat.CTRANSLATE2: "CTranslate2 models",
+    ModelFormat.PIPER: "Piper voices",
+}
 
 
 def read_model(path: str | Path, *, thorough: bool = False) -> ModelInfo:
@@ -72,12 +80,12 @@ def read_model(path: str | Path, *, thorough: bool = False) -> ModelInfo:
 
 
 def _broken(path: Path, problem: str) -> ModelInfo:
-    return ModelInfo(path, ModelFormat.UNKNOWN, (), 0, problems=(problem,))
+    return ModelInfo(path, ModelFormat.UNKNOWN, (), 0, task=UNKNOWN, problems=(problem,))
 
 
 def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
     size = sum(file.stat().st_size for file in found.files)
-    info = ModelInfo(path, found.format, found.files, size, name=_name(path), problems=found.problems)
+    info = ModelInfo(path, found.format, found.files, size, name=_name(path), task=UNKNOWN, problems=found.problems)
     info = replace(info, instruct=is_instruct(info.name))
     if found.format is ModelFormat.GGUF and (not found.problems or len(found.files) == 1):
         return _gguf(info, thorough=thorough)
@@ -85,6 +93,8 @@ def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
         return _transformers(info, thorough=thorough)
     if found.format is ModelFormat.ONNX:
         return _onnx(info)
+    if found.format in _OTHER_FORMATS and not found.problems:
+        return replace(info, task=UNSUPPORTED, unsupported=f"nothing here serves {_OTHER_FORMATS[found.format]}")
     return info
 
 
@@ -124,7 +134,8 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
     later = [part for file in files[1:] if (part := _attempt(read, file, found)) is not None]
     headers = [header, *later]
     found += problems
-    if thorough:
+    task, unsupported = _gguf_task(header)
+    if thorough and not unsupported:
         found += check_gguf(header)
         found += [problem for part in later for problem in check_gguf(part, first=False)]
     if header.architecture is None and "general.architecture is missing" not in found:
@@ -147,7 +158,8 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         embedding_length=_positive(header.of_model("embedding_length")),
         vocabulary=tokens.length if tokens else _positive(header.of_model("vocab_size")),
         layers=() if encodes else _gguf_layers(header),
-        task=_gguf_task(header),
+        task=task,
+        unsupported=unsupported,
         problems=tuple(found),
         metadata={key: value for key, value in header.metadata.items() if not isinstance(value, GgufArray)},
         heads=max(heads, default=None),
@@ -155,13 +167,18 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
     )
 
 
-def _gguf_task(header: GgufHeader) -> str:
-    """The task, by the file's pooling. A decoder without pooling generates text."""
+def _gguf_task(header: GgufHeader) -> tuple[str, str]:
+    """The task, by the file's pooling, and why it is not served. A decoder without pooling generates text."""
+    kind, architecture = header.text("general.type") or "model", header.architecture
+    if kind != "model" or architecture in _GGUF_OTHERS:
+        return UNSUPPORTED, f"it is a {kind} of the architecture {architecture}, and nothing here serves that"
+    if architecture is not None and not any(key.startswith("tokenizer.") for key in header.metadata):
+        return UNSUPPORTED, f"it has no tokenizer, so it is no language model ({architecture})"
     pooling = header.of_model("pooling_type")
     if pooling == _GGUF_RANK:
         labels = header.of_model("classifier.output_labels")
-        return "classification" if isinstance(labels, GgufArray) and labels.length > 1 else "rerank"
-    return "embedding" if pooling in _GGUF_POOLINGS or header.architecture in _GGUF_ENCODERS else "llm"
+        return ("classification" if isinstance(labels, GgufArray) and labels.length > 1 else "rerank"), ""
+    return ("embedding" if pooling in _GGUF_POOLINGS or architecture in _GGUF_ENCODERS else "llm"), ""
 
 
 def _positive(value: object) -> int | None:
@@ -225,6 +242,10 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
     config, problems = read_config(folder)
     found = [*info.problems, *problems]
     text = text_config(config)
+    task, unsupported = UNKNOWN, ""
+    if config or not problems:
+        modules = (folder / "modules.json").is_file()
+        task, unsupported = task_of(config, tag=pipeline_tag(folder), sentence_transformer=modules)
     template, remote_code = None, False
     try:
         template, remote_code = chat_template(folder), has_remote_code(folder, config)
@@ -246,7 +267,8 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         embedding_length=number(text, "hidden_size"),
         vocabulary=number(text, "vocab_size"),
         layers=attention_layers(text),
-        task=task_of(config, sentence_transformer=(folder / "modules.json").is_file()),
+        task=task,
+        unsupported=unsupported,
         problems=tuple(found),
         remote_code=remote_code,
         metadata=config,
@@ -284,6 +306,11 @@ def _onnx(info: ModelInfo) -> ModelInfo:
     if header is None:
         return replace(info, problems=(*info.problems, *found))
     described = _transformers(info, thorough=False) if (info.folder / "config.json").is_file() else info
+    task, unsupported = described.task, described.unsupported
+    if not described.metadata.get("architectures"):
+        task, unsupported = _task_of_outputs(header)
+    elif task == "llm":
+        task, unsupported = UNSUPPORTED, "ONNX files of models that write text are not served"
     return replace(
         described,
         files=header.files,
@@ -291,7 +318,8 @@ def _onnx(info: ModelInfo) -> ModelInfo:
         parameters=header.parameters,
         weight_bytes=header.weight_bytes,
         quantization=header.dtype,
-        task=described.task if described.metadata.get("architectures") else _task_of_outputs(header),
+        task=task,
+        unsupported=unsupported,
         metadata=described.metadata or {"num_labels": _width(header)},
         onnx=headers,
     )
@@ -307,10 +335,12 @@ def _width(header: OnnxHeader) -> int | None:
     return shape[-1] if shape else None
 
 
-def _task_of_outputs(header: OnnxHeader) -> str:
+def _task_of_outputs(header: OnnxHeader) -> tuple[str, str]:
     """The task of a model without a usable config.json, by the usual names and shapes of its outputs."""
     outputs = {output.name: output.shape for output in header.outputs}
     logits = outputs.get("logits")
     if logits is not None:
-        return "ner" if len(logits) == 3 else "rerank" if logits[-1:] == (1,) else "classification"
-    return "embedding" if outputs.keys() & {"last_hidden_state", "token_embeddings", "sentence_embedding"} else "other"
+        return ("ner" if len(logits) == 3 else "rerank" if logits[-1:] == (1,) else "classification"), ""
+    if outputs.keys() & {"last_hidden_state", "token_embeddings", "sentence_embedding"}:
+        return "embedding", ""
+    return UNSUPPORTED, f"nothing here reads its outputs ({', '.join(sorted(outputs)[:5]) or 'none'})"

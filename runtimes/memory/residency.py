@@ -10,10 +10,10 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lfx_local_runtimes.errors import (
     DeviceUnavailable,
@@ -144,6 +144,11 @@ class Residency:
             model_name=slot.name, hint=f"It can be loaded again in {rest:.0f} s.",
         )  # fmt: skip
 
+    def resting(self) -> list[str]:
+        """The names of models that died so often that they are not loaded for a while."""
+        with self._changed:
+            return [slot.name for slot in self._slots.values() if self._refused_for_now(slot) is not None]
+
     def release(self, runtime: ModelRuntime, keep_alive: float | None = None) -> None:
         """Give a lease back; `keep_alive` seconds, if given, replace the model's own from now on."""
         with self._changed:
@@ -255,11 +260,18 @@ class Residency:
     def _first_that_loads(self, slot: Slot, prepared: Prepared, context: LoadContext) -> ModelRuntime:
         """Try the plans in turn; what the failed ones said is told by the one that works."""
         faults: list[RuntimeFault] = []
-        full: set[str] = set()
-        for plan in prepared.plans:
-            if plan.device.key in full:
+        too_much: dict[str, int] = {}
+        """Bytes that did not fit, by device."""
+        now = self._clock()
+        left = deque(sorted(prepared.plans, key=lambda plan: slot.distrusts(plan.device.key, now)))
+        if left[0] is not prepared.plans[0]:
+            faults.append(EngineDied(f"{slot.name} died on {prepared.plans[0].device.key}: {slot.last_exit}"))
+        while left:
+            plan = left.popleft()
+            needs = plan.memory.get(plan.device.key, 0)
+            if needs >= too_much.get(plan.device.key, needs + 1):
                 continue
-            runtime = make_runtime(prepared.config, plan, self._settings, self._spares)
+            runtime = make_runtime(prepared.config, replace(plan, smaller=()), self._settings, self._spares)
             try:
                 level = level_of(runtime.isolation, self._settings)
                 context.clearance = check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
@@ -270,7 +282,8 @@ class Residency:
                 logger.warning("%s on %s: %s", plan.engine, plan.device.key, fault)
                 faults.append(fault)
                 if isinstance(fault, DoesNotFit):
-                    full.add(plan.device.key)
+                    too_much[plan.device.key] = needs
+                    left.extendleft(reversed(plan.smaller))
                 continue
             runtime.warnings += [f"{fault} Running on {plan.engine}, {plan.device.key} instead." for fault in faults]
             return runtime
@@ -305,6 +318,7 @@ class Residency:
             DoesNotFit: even then it is too large, or those in use were not released in time.
             LoadFailed: the load was cancelled meanwhile.
         """
+        self.measure_again()
         try:
             self._wait_for_room(slot, plan, memory, context)
         finally:
@@ -314,6 +328,17 @@ class Residency:
                 self._changed.notify_all()
             for runtime, waiter in granted:
                 waiter.ready(runtime)
+
+    def measure_again(self) -> None:
+        """Correct the account of the loaded models. It reads from the system, so the lock is not held meanwhile."""
+        with self._changed:
+            loaded = [(slot, slot.runtime) for slot in self._slots.values() if slot.state is SlotState.READY]
+        for slot, runtime in loaded:
+            if runtime is None or not (taken := runtime.measure_again()):
+                continue
+            with self._changed:
+                if slot.runtime is runtime and slot.state is SlotState.READY:
+                    self.ledger.correct(slot.key, taken)
 
     def _wait_for_room(self, slot: Slot, plan: LoadPlan, memory: Mapping[str, int], context: LoadContext) -> None:
         needs = {**memory, MODELS: 1}
@@ -492,10 +517,11 @@ class Residency:
                 return  # it was being unloaded, or has not been ready yet: then `_load_done` notices
             logger.error("%s died: %s", slot.name, fault)
             slot.move(SlotState.FAILED)
+            plan = slot.plan
             slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
             self._owners.pop(runtime, None)
             slot.error = fault
-            self._note_death(slot, fault)
+            self._note_death(slot, fault, plan.device.key if plan else None)
             self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)
             refused: list[Waiter] = []
@@ -508,8 +534,8 @@ class Residency:
             assert refusal is not None
             waiter.failed(refusal)
 
-    def _note_death(self, slot: Slot, fault: RuntimeFault) -> None:
-        slot.note_death(self._clock(), fault.message)
+    def _note_death(self, slot: Slot, fault: RuntimeFault, device: str | None = None) -> None:
+        slot.note_death(self._clock(), fault.message, device)
         self.counters["deaths"] += 1
 
     # -- idle time ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from lfx_local_runtimes.errors import LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import FOREVER, ModelConfig, ModelKey
+from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Failed, Progress, Request
 
@@ -33,6 +34,8 @@ class SlotState(str, Enum):
     UNLOADING = "unloading"
     FAILED = "failed"
 
+
+IN_MEMORY = (SlotState.LOADING, SlotState.READY, SlotState.UNLOADING)
 
 _MOVES: dict[SlotState, frozenset[SlotState]] = {
     SlotState.REGISTERED: frozenset({SlotState.LOADING}),
@@ -132,6 +135,8 @@ class Slot:
         """When the loaded model became ready (monotonic seconds)."""
         self.deaths: deque[float] = deque(maxlen=DEATHS)
         """When the model died without being asked to end, the last times (monotonic seconds)."""
+        self.died_on: dict[str, float] = {}
+        """Accelerators on which the model died, and when."""
         self.restarts = 0
         """How often that happened in all."""
         self.last_exit: str | None = None
@@ -146,11 +151,17 @@ class Slot:
         self.state = state
         self.ready_since = time.monotonic() if state is SlotState.READY else None
 
-    def note_death(self, now: float, how: str) -> None:
-        """The model died without being asked to end."""
+    def note_death(self, now: float, how: str, device: str | None = None) -> None:
+        """The model died without being asked to end, on this device."""
         self.deaths.append(now)
+        if device is not None and device != CPU.key:
+            self.died_on[device] = now
         self.restarts += 1
         self.last_exit = how
+
+    def distrusts(self, device: str, now: float) -> bool:
+        """It died on this accelerator a short time ago: others are tried first."""
+        return device in self.died_on and now - self.died_on[device] <= DEATH_WINDOW_S
 
     @property
     def open(self) -> bool:

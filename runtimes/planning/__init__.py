@@ -7,7 +7,7 @@ formulas that offers count memory with.
 from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT, MemoryEstimate, estimate_memory
 from lfx_local_runtimes.runtimes.planning.inspection import Inspection, inspect_model
 from lfx_local_runtimes.runtimes.planning.offers import MakeOffer, Offer, Terms, default_offer
-from lfx_local_runtimes.runtimes.planning.plans import LoadPlan, plan_for_engine, plan_loads, task_of_model
+from lfx_local_runtimes.runtimes.planning.plans import LoadPlan, check_task, plan_for_engine, plan_loads, task_of_model
 from lfx_local_runtimes.runtimes.planning.rules import Rules
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Offer",
     "Rules",
     "Terms",
+    "check_task",
     "default_offer",
     "estimate_memory",
     "inspect_model",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.formats.tasks import UNSUPPORTED
 from lfx_local_runtimes.runtimes.planning.estimates import MemoryEstimate, estimate_memory
 from lfx_local_runtimes.runtimes.planning.rules import Rules
 from lfx_local_runtimes.settings import get_settings
@@ -15,7 +16,7 @@ class Inspection(ModelInfo):
     """The facts about a model's files, with the engine and the memory for it."""
 
     engine: str | None = None
-    """The first engine that the rules name for it."""
+    """The first engine that the rules name for it; None if nothing here serves it."""
     memory: MemoryEstimate | None = None
     """For the weights as they are stored. None if the files could not be read."""
 
@@ -43,5 +44,5 @@ def inspect_model(
     facts = {field.name: getattr(info, field.name) for field in fields(ModelInfo)}
     if not info.files:
         return Inspection(**facts)
-    engine = next(iter(rules.engines_for(info)), None)
+    engine = None if info.task == UNSUPPORTED else next(iter(rules.engines_for(info)), None)
     return Inspection(**facts, engine=engine, memory=estimate_memory(info, context_length))

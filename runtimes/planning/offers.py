@@ -1,5 +1,6 @@
 """What an engine says about a load before it tries it: the files, the type, the memory."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe, default_dtype
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.planning.estimates import estimate_memory
+from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT, MemoryEstimate, estimate_memory
 from lfx_local_runtimes.runtimes.tasks import family_of
 
 TENSOR_TYPES = frozenset({"fp32", "fp16", "bf16", "int8", "int4"})
@@ -25,10 +26,12 @@ class Terms:
     task: str
     """What the model does."""
     context_length: int
-    """Tokens."""
+    """Tokens: those that were asked for, otherwise as many as the model was trained for."""
     budget: int
     """Bytes that all models together may take on the device."""
     probe: DeviceProbe
+    shortens: bool = False
+    """Nobody asked for this context: an offer may have a shorter one to save memory."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Offer:
     """Estimated bytes by device key. What the engine's own libraries take does not count."""
     sequences: int = 1
     """Requests computed at once, each with its own context."""
+    context_length: int | None = None
+    """Tokens. None: as the terms say."""
     state_bytes: int = 0
     """Host memory for the states of prompts that had to leave the context. It is a part of `memory`."""
     speed: int = 0
@@ -115,6 +120,8 @@ def sized_offer(
 ) -> Offer:  # fmt: skip
     """An offer with the usual memory: weights alone for an encoder, weights and caches for text.
 
+    A context that nobody asked for is as long as memory allows.
+
     Args:
         config: the model's.
         info: the files to load.
@@ -125,25 +132,50 @@ def sized_offer(
         state_limit: bytes of host memory for the states of prompts that had to leave; they take no more than the cache.
         warnings: for the user.
     """
-    context = terms.context_length
     if family_of(terms.task) == "reading":
+        context = min(terms.context_length, LONGEST_TEXT) if terms.shortens else terms.context_length
         total = estimate_memory(info, context, dtype=loaded, sequences=0, outputs=0).total
-        return Offer(info, dtype, {device.key: total}, warnings=warnings)
-    sequences = config.parallel or _sequences(info, context, loaded, terms.budget)
+        return Offer(info, dtype, {device.key: total}, context_length=context, warnings=warnings)
+    context, sequences = _context_and_sequences(config, info, terms, loaded)
     estimate = estimate_memory(info, context, dtype=loaded, sequences=sequences, outputs=sequences)
     states = min(state_limit, estimate.kv_cache)
     memory = Counter({device.key: estimate.total}) + Counter({CPU.key: states})
-    return Offer(info, dtype, memory, sequences, states, warnings=warnings)
+    return Offer(info, dtype, memory, sequences, context, states, warnings=warnings)
 
 
-def _sequences(info: ModelInfo, context: int, dtype: str | None, budget: int) -> int:
-    """How many requests are computed at once if the configuration does not say.
+LONGEST_TEXT = 8192
+"""Tokens of an encoder's context if nobody asks for more: its work and memory grow with the square of a text's length."""
 
-    Up to 8, as long as two things hold: their caches take no more memory than the weights, or than a GiB; and all of it
-    takes no more than half of the budget.
+_STEP = 1024
+"""Tokens by which a context is made shorter."""
+
+
+def modest(estimate: MemoryEstimate, budget: int) -> bool:
+    """Whether a load that nobody gave sizes for leaves enough memory for others, and is not slow.
+
+    What it takes besides the weights is touched at the load. It may be as large as the weights, or a GiB, or a
+    sixteenth of the budget. All of it may take half of the budget.
     """
-    for count in (8, 4, 2):
-        estimate = estimate_memory(info, context, dtype=dtype, sequences=count)
-        if estimate.kv_cache <= max(estimate.weights, 2**30) and estimate.total <= budget // 2:
-            return count
-    return 1
+    allowed = max(estimate.weights, 2**30, budget // 16)
+    return estimate.total - estimate.weights <= allowed and estimate.total <= budget // 2
+
+
+def _context_and_sequences(
+    config: ModelConfig, info: ModelInfo, terms: Terms, dtype: str | None
+) -> tuple[int, int]:  # fmt: skip
+    """Tokens for each request, and how many requests are computed at once.
+
+    An unset context is as long as the model was trained for. It is shortened in steps, down to 4,096 tokens, until two
+    requests at once (or as many as the configuration says) have a modest size. An unset number of requests is the largest
+    of 8, 4 and 2 that is modest with this context, otherwise 1.
+    """
+
+    def fits(context: int, count: int) -> bool:
+        return modest(estimate_memory(info, context, dtype=dtype, sequences=count, outputs=count), terms.budget)
+
+    context = terms.context_length
+    if terms.shortens and context > DEFAULT_CONTEXT:
+        lengths = [*range(DEFAULT_CONTEXT, context, _STEP), context]
+        too_long = bisect_left(lengths, True, key=lambda length: not fits(length, config.parallel or 2))
+        context = lengths[max(0, too_long - 1)]
+    return context, config.parallel or next((count for count in (8, 4, 2) if fits(context, count)), 1)

@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 from lfx_local_runtimes.errors import InvalidInput, RequestCancelled
 from lfx_local_runtimes.runtimes.requests.channel import Channel
 from lfx_local_runtimes.runtimes.requests.events import Event, Failed, Finished
-from lfx_local_runtimes.runtimes.tasks.base import Ask
+from lfx_local_runtimes.runtimes.requests.timeline import Timeline
+from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta
 from lfx_local_runtimes.runtimes.tasks.registry import task_row
 
 AskT = TypeVar("AskT", bound=Ask[Any])
@@ -47,7 +48,7 @@ class Request(Generic[AskT]):
         self.ask = ask
         self.job: Any = None
         """For the engine: how far it has come with this request."""
-        self.created = time.monotonic()
+        self.timeline = Timeline()
         self.channel = Channel()
         self._state = RequestState.QUEUED
         self._lock = threading.Lock()
@@ -127,6 +128,7 @@ class Request(Generic[AskT]):
             if self._state is not RequestState.QUEUED or self._cancelled.is_set():
                 return False
             self._state = RequestState.RUNNING
+            self.timeline.started = time.monotonic()
             return True
 
     def emit(self, event: Event) -> None:
@@ -140,9 +142,14 @@ class Request(Generic[AskT]):
                 self._state = RequestState.CANCELLED if cancelled else RequestState.FAILED
             elif isinstance(event, Finished):
                 self._state = RequestState.CANCELLED if event.cancelled else RequestState.FINISHED
+            elif isinstance(event, Delta) and self.timeline.first is None:
+                self.timeline.first = time.monotonic()
             if self.ended:
+                self.timeline.ended = time.monotonic()
                 callbacks, self._on_end = self._on_end, []
                 self._on_cancel = []
+        if isinstance(event, Finished):
+            event.result.metadata["timeline_ms"] = self.timeline.milliseconds()
         for callback in callbacks:  # before the reader gets the event: the lease is back when the answer is there
             callback()
         self.channel.put(event)

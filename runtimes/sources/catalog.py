@@ -8,21 +8,28 @@ import difflib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
-from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
+from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, cached_model, hub_cache
-from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers
+from lfx_local_runtimes.runtimes.sources.packages import Carrier, carriers, extra_with
 from lfx_local_runtimes.runtimes.sources.registrations import Registrations
+from lfx_local_runtimes.runtimes.sources.removal import Removal, plan_removal
 from lfx_local_runtimes.settings import Settings
+
+if TYPE_CHECKING:
+    from lfx_local_runtimes.runtimes.sources.download import Transfer
 
 _MAX_PATH_CHARS = 1024
 _MAX_NAME_BYTES = 255
@@ -36,13 +43,18 @@ class Resolved:
 
     config: ModelConfig
     source: str
+    problem: str = ""
+    """Why the registration is not valid. The configuration then has nothing but the name."""
+    format: ModelFormat | None = None
+    size_bytes: int | None = None
+    """Format and size as they were found, for a model whose files are not ready to be read yet."""
 
 
 class Catalog:
     """Every model that a name can stand for. Safe to use from any thread.
 
     Args:
-        settings: model folders, data folder, offline, permissions.
+        settings: model folders, data folder, downloads, permissions.
         registrations: by default `models.json` in the data folder.
         cache: the hub's cache folder; by default the one the environment names.
         endpoint: the hub's address; by default the one the environment names.
@@ -60,9 +72,9 @@ class Catalog:
 
     # -- registrations -----------------------------------------------------------------------------------------------
 
-    def add(self, config: ModelConfig) -> bool:
-        """Register a model. False if exactly this is registered already. Raises the errors of `Registrations.add`."""
-        return self.registrations.add(config)
+    def add(self, config: ModelConfig, *, replace: bool = False) -> bool:
+        """Register a model. False if exactly this is registered already. Arguments and errors of `Registrations.add`."""
+        return self.registrations.add(config, replace=replace)
 
     def remove(self, name: str) -> bool:
         """Forget a registered model. False if there was none."""
@@ -72,6 +84,16 @@ class Catalog:
         """The registered models by name."""
         return self.registrations.all()
 
+    def is_registered(self, name: str) -> bool:
+        """Whether there is a registration, valid or not, of exactly this name."""
+        return name in self.registrations.all() or name in self.registrations.problems
+
+    def spelling(self, name: str) -> str:
+        """The name as it is registered or was found, if only upper and lower case differ; otherwise the name itself."""
+        known = {*self.registered(), *self.registrations.problems, *(model.name for model in self._discovered())}
+        folded = [one for one in known if one.casefold() == name.casefold()]
+        return folded[0] if name not in known and len(folded) == 1 else name
+
     # -- names -------------------------------------------------------------------------------------------------------
 
     def resolve(self, name: str) -> Resolved:
@@ -80,10 +102,16 @@ class Catalog:
         Raises:
             ModelNotFound: there is no such model; the hint suggests similar names.
             PathNotAllowed: a path outside the model folders.
+            InvalidInput: its registration is not valid.
         """
         registered = self.registered()
         if name in registered:
-            return Resolved(registered[name], "registered")
+            return self._of_registered(registered[name])
+        if (problem := self.registrations.problems.get(name)) is not None:
+            raise InvalidInput(
+                f"The registration of {name} is not valid: {problem}.", model_name=name,
+                hint=f"Replace it: PUT models/{name}. Or remove it: lfx-local-runtimes rm {name}",
+            )  # fmt: skip
         models = {model.name: model for model in self._discovered()}
         if name in models:
             return _row(models[name])
@@ -95,20 +123,16 @@ class Catalog:
             return Resolved(_config(str(path), name), "request")
         if HubRef.parse(name) is not None:
             return Resolved(_config(name, name), "request")
-        close = difflib.get_close_matches(name, [*registered, *models], n=3, cutoff=0.5)
-        hint = (
-            f"Did you mean {' or '.join(close)}?"
-            if close
-            else "Give a registered name, a path in a model folder, or org/name."
+        raise ModelNotFound(
+            f"There is no model called {_short(name)}.", model_name=name, hint=_remedy(name, [*registered, *models])
         )
-        raise ModelNotFound(f"There is no model called {_short(name)}.", model_name=name, hint=hint)
 
     def list(self) -> tuple[Resolved, ...]:
         """Registered models, then those found on this machine. Reads no weights; fast if nothing changed."""
-        registered = self.registered()
-        rows = [Resolved(config, "registered") for config in registered.values()]
-        rows += [_row(model) for model in self._discovered() if model.name not in registered]
-        return tuple(rows)
+        rows = [self._of_registered(config) for config in self.registered().values()]
+        rows += [invalid(name, problem) for name, problem in self.registrations.problems.items()]
+        names = {row.config.model_name for row in rows}
+        return (*rows, *(_row(model) for model in self._discovered() if model.name not in names))
 
     def check_path(self, text: str) -> Path:
         """The file or folder at a path inside an allowed model folder, with links resolved.
@@ -171,6 +195,35 @@ class Catalog:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
+    def removal(self, config: ModelConfig) -> Removal:
+        """The files to delete for a model.
+
+        Raises:
+            ModelNotFound: they are not on this machine.
+            NotAllowed: they belong to a package, are outside the data folder and the hub's cache, or are no model.
+        """
+        name = config.model_name
+        if (carrier := self._carrier(config)) is not None:
+            raise NotAllowed(
+                f"{name} is a part of the package {carrier.package}.", model_name=name,
+                hint=f"To free the disk: pip uninstall {carrier.package}",
+            )  # fmt: skip
+        if (path := self.locate(config)) is None:
+            raise ModelNotFound(f"The files of {name} are not on this machine.", model_name=name)
+        found = {model.path for model in self._discovered()}
+        if path not in found and read_model(path).format is ModelFormat.UNKNOWN:  # any path can be registered
+            raise NotAllowed(f"{path} is not deleted: it holds no model.", model_name=name)
+        return plan_removal(path, self.settings, self._cache)
+
+    def models_in(self, place: Path) -> dict[str, tuple[str, Path]]:
+        """Source and path of the known models at or under a path, by name. Folders' links are resolved in both."""
+        found = {}
+        for row in self.list():
+            path = None if row.problem else self.locate(row.config)
+            if path is not None and (real := path.parent.resolve() / path.name).is_relative_to(place):
+                found[row.config.model_name] = row.source, real
+        return found
+
     def locate(self, config: ModelConfig) -> Path | None:
         """The file or folder of a model if all of it is on this machine; None if it must be fetched first.
 
@@ -186,17 +239,27 @@ class Catalog:
         ref = HubRef.parse(config.model_id)
         return cached_model(self._cache, ref, config.revision, Wish.of(config, ref, self.settings)) if ref else None
 
-    def fetch(self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
+    def download_key(self, config: ModelConfig) -> Hashable:
+        """What would be fetched: equal for configurations that need the same files."""
+        ref = None if self._carrier(config) is not None or _is_path(config.model_id) else HubRef.parse(config.model_id)
+        return config.model_id if ref is None else (ref.repo, config.revision, Wish.of(config, ref, self.settings))
+
+    def fetch(
+        self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool],
+        check: "Callable[[Transfer], None]" = lambda transfer: None,
+    ) -> Path:  # fmt: skip
         """The file or folder of a model. Downloads or unpacks it if it is not on this machine. Blocks.
 
         Args:
             config: the model.
             report: called with the progress, on this thread.
             cancelled: called at every step; True stops. What was downloaded is kept for the next time.
+            check: called before the first byte of a download. It may refuse by raising.
 
         Raises:
             ModelNotFound: no such file, package or repository.
             Offline: it is not on this machine, and downloads are switched off.
+            DiskFull: there is not enough room for it.
             DownloadFailed: the download failed, was cancelled, or does not match its checksum.
             PickleRefused: the repository holds only pickle weights.
         """
@@ -211,17 +274,19 @@ class Catalog:
                 f"There is no {_short(config.model_id)} on this machine.", model_name=config.model_name,
                 hint="Write a local file or folder with its full path or ./ in front, a hub repository as org/name.",
             )  # fmt: skip
-        if self.settings.offline or constants.HF_HUB_OFFLINE:
+        if self.settings.downloads == "off" or constants.HF_HUB_OFFLINE:
+            by = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "LOCAL_RUNTIMES_DOWNLOADS is off"
             raise Offline(
-                f"{config.model_id} is not on this machine, and downloads are switched off.", model_name=config.model_name,
-                hint="Unset LOCAL_RUNTIMES_OFFLINE and HF_HUB_OFFLINE, or copy the model into a model folder.",
+                f"{config.model_id} is not on this machine, and {by}.", model_name=config.model_name,
+                hint="Set LOCAL_RUNTIMES_DOWNLOADS to on or ask, and unset LOCAL_RUNTIMES_OFFLINE and HF_HUB_OFFLINE. Or copy "
+                "the model into a model folder.",
             )  # fmt: skip
         token = self.settings.hf_token.get_secret_value() if self.settings.hf_token else None
         from lfx_local_runtimes.runtimes.sources.download import download_model  # httpx is slow to import
 
         return download_model(
             ref, config.revision, Wish.of(config, ref, self.settings), cache=self._cache, token=token,
-            endpoint=self._endpoint, report=report, cancelled=cancelled,
+            endpoint=self._endpoint, report=report, cancelled=cancelled, check=check,
         )  # fmt: skip
 
     def _discovered(self) -> Sequence[Discovered]:
@@ -235,6 +300,12 @@ class Catalog:
             self._discovered()
         model = self._seen[1].get(config.model_id)
         return model if model is not None and model.source == "folder" else None
+
+    def _of_registered(self, config: ModelConfig) -> Resolved:
+        carrier = self._carrier(config)
+        if carrier is None:
+            return Resolved(config, "registered")
+        return Resolved(config, "registered", "", carrier.format, carrier.size_bytes)
 
     def _carrier(self, config: ModelConfig) -> Carrier | None:
         return next((carrier for carrier in carriers() if carrier.name == config.model_id), None)
@@ -256,8 +327,13 @@ def _row(model: Discovered) -> Resolved:
         ModelConfig.model_validate({
             "model_id": model.model_id, "model_name": model.name, "model_type": model.model_type,
             "pooling": model.pooling,
-        }), model.source,
+        }), model.source, "", model.format, model.size_bytes,
     )  # fmt: skip
+
+
+def invalid(name: str, problem: str) -> Resolved:
+    """A registration that is not valid, so that lists can show it."""
+    return Resolved(ModelConfig.model_construct(model_id="", model_name=name), "registered", problem)
 
 
 def _config(model_id: str, name: str) -> ModelConfig:
@@ -278,6 +354,16 @@ def _is_path(text: str) -> bool:
         text.startswith(("/", "./", "../", "~", "\\", ".\\")) or text.endswith(_FILE_SUFFIXES) or text.count("/") > 1
         or "\\" in text or ".." in text.split("/") or "\0" in text or Path(text).is_absolute()
     )  # fmt: skip
+
+
+def _remedy(name: str, known: Sequence[str]) -> str:
+    """What to do about a name that no model has."""
+    if (extra := extra_with(name)) is not None:
+        return f"It comes in a package. Run: pip install 'lfx-local-runtimes[{extra}]'"
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return "Give a registered name, a path in a model folder, or org/name."
 
 
 def _short(text: str) -> str:

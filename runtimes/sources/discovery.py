@@ -1,10 +1,12 @@
 """Finds models that are not registered: in the model folders, the Hugging Face cache and packages.
 
-A listing looks at file names and sizes and opens only a small `config.json`. The result of a walk is kept, with the
-times of every folder and file it looked at. While these times stay the same, the next listing costs one `stat` for each.
+A walk looks at file names and sizes, and opens no file. Its result is kept, with the times of every folder and file it
+looked at. While these times stay the same, the next listing costs one `stat` for each.
+
+A model in a model folder that lacks files is listed too: reading it says what is missing. In the hub's cache such a model
+is one that is not fetched yet.
 """
 
-import json
 import logging
 import os
 import re
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import Literal
 
 from lfx_local_runtimes.runtimes.config import AUTO_TASK
-from lfx_local_runtimes.runtimes.formats.hf_config import task_of
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.sources.hub import describe, gguf_models, gguf_tag, hub_cache, snapshot_folder
 from lfx_local_runtimes.runtimes.sources.packages import carriers
@@ -28,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 _MAX_DEPTH = 4
 _MAX_LOOKS = 10_000
-_MAX_CONFIG_BYTES = 1 << 20
 _CLOCK_TICK_NS = 100_000_000
 """The longest step of file times. Two changes within one step give the same time: the second would not be noticed."""
 
+_WEIGHTS = (".safetensors", ".bin", ".onnx")
 _SPLIT_END = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -48,7 +49,7 @@ class Discovered:
     format: ModelFormat | None
     size_bytes: int | None
     model_type: str = AUTO_TASK
-    """Its task by its config.json; auto if only the file's header has it, other if it is not served."""
+    """Its task, if a package gives it; auto if its files say."""
     pooling: str | None = None
     """How an embedding model's tokens become one vector; set only if its files do not say."""
 
@@ -172,6 +173,7 @@ def _in_folder(walk: _Walk, folder: str, prefix: str, depth: int) -> list[Discov
         path = f"{folder}/{first}"
         if None not in sizes and _is_valid_name(name, path):
             found.append(Discovered(name, path, "folder", Path(path), ModelFormat.GGUF, sum(filter(None, sizes))))
+    found += _incomplete_ggufs(walk, folder, prefix, files)
     if not {"config.json", "model_index.json"}.isdisjoint(files):
         layered = (
             "model_index.json" in files or describe(files) is None
@@ -179,6 +181,10 @@ def _in_folder(walk: _Walk, folder: str, prefix: str, depth: int) -> list[Discov
         names = _names_under(walk, folder) if layered else files
         name = prefix.rstrip("/") or walk.root.name
         model = _folder_model(walk, Path(folder), names, name=name, model_id=folder, source="folder")
+        if model is None and not found and describe(names) is None and _is_valid_name(name, folder):
+            sizes = [walk.size(f"{folder}/{file}") for file in names if file.endswith(_WEIGHTS)]
+            if sizes and None not in sizes:
+                model = Discovered(name, folder, "folder", Path(folder), None, sum(filter(None, sizes)))
         if model is not None:
             return [*found, model]
     if depth < _MAX_DEPTH and "model_index.json" not in files:  # the parts of a pipeline are not models
@@ -186,6 +192,20 @@ def _in_folder(walk: _Walk, folder: str, prefix: str, depth: int) -> list[Discov
             if entry.is_dir(follow_symlinks=False):
                 found += _in_folder(walk, entry.path, f"{prefix}{entry.name}/", depth + 1)
     return found
+
+
+def _incomplete_ggufs(walk: _Walk, folder: str, prefix: str, files: list[str]) -> list[Discovered]:
+    """Split GGUF models that lack a part, by the first part that is there."""
+    complete = {part for parts in gguf_models(files).values() for part in parts}
+    found: dict[str, Discovered] = {}
+    for file in files:
+        stem = file[: -len(".gguf")]
+        name, path = prefix + _SPLIT_END.sub("", stem), f"{folder}/{file}"
+        if file in complete or not file.endswith(".gguf") or not _SPLIT_END.search(stem):
+            continue
+        if name not in found and walk.size(path) is not None and _is_valid_name(name, path):
+            found[name] = Discovered(name, path, "folder", Path(path), ModelFormat.GGUF, None)
+    return list(found.values())
 
 
 def _names_under(walk: _Walk, folder: str, prefix: str = "", depth: int = 0) -> list[str]:
@@ -210,22 +230,7 @@ def _folder_model(
     sizes = [walk.size(folder / weight) for weight in weights]
     if None in sizes:
         return None
-    return Discovered(name, model_id, source, folder, kind, sum(filter(None, sizes)), _model_type(walk, folder, kind))
-
-
-def _model_type(walk: _Walk, folder: Path, kind: ModelFormat) -> str:
-    if kind not in (ModelFormat.SAFETENSORS, ModelFormat.PICKLE, ModelFormat.ONNX):
-        return "other"
-    path = folder / "config.json"
-    size = walk.size(path)
-    if size is None or size > _MAX_CONFIG_BYTES:
-        return "llm"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return "llm"  # unknown: the loader will find out
-    modules = walk.size(folder / "modules.json") is not None
-    return task_of(config, sentence_transformer=modules) if isinstance(config, dict) else "llm"
+    return Discovered(name, model_id, source, folder, kind, sum(filter(None, sizes)))
 
 
 def _is_valid_name(name: str, model_id: str) -> bool:

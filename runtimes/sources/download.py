@@ -8,71 +8,34 @@ in another process, check the SHA-256 that the hub gave, report progress in byte
     refs/<revision>              the commit, written last
 """
 
-import hashlib
-import logging
 import os
-import re
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
-from urllib.parse import quote
+from typing import BinaryIO
 
+import filelock
 import httpx
 from huggingface_hub import constants
 
-from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, RuntimeFault
+from lfx_local_runtimes.errors import DiskFull, DownloadFailed, ModelNotFound, RuntimeFault
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, choose, repo_folder, safe_name
 from lfx_local_runtimes.runtimes.sources.locks import held_lock
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds to wait after each failure; after these the download fails. A failure a MiB further on counts as the first."""
+from lfx_local_runtimes.runtimes.sources.repository import BACKOFF_S, Broken, RemoteFile, Repository
 
 _PIECE = 1 << 20
 _SPARE_BYTES = 64 << 20
 _REPORT_EVERY_S = 0.2
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file on the hub. `digest` is the SHA-256 of a large file, git's SHA-1 of a small one; it names the blob."""
-
-    name: str
-    size: int
-    digest: str
-
-    def hasher(self) -> "_Hash":
-        """A hash that computes the digest from the content."""
-        if len(self.digest) == 64:
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-
-
-class _Broken(Exception):
-    """A transfer failed. It may be tried again after `wait` seconds or more."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
 
 
 def download_model(
     ref: HubRef, revision: str | None, wish: Wish, *, cache: Path, token: str | None, report: Callable[[Progress], None],
     cancelled: Callable[[], bool], endpoint: str | None = None, backoff: Sequence[float] = BACKOFF_S,
+    check: "Callable[[Transfer], None]" = lambda transfer: None,
 ) -> Path:  # fmt: skip
     """Download a model and return its file or folder in the cache. Files that are there already are not fetched again.
 
@@ -86,19 +49,19 @@ def download_model(
         cancelled: called for every piece; True stops. What was downloaded is kept for the next time.
         endpoint: the hub's address.
         backoff: see `BACKOFF_S`.
+        check: called when it is known what has to be fetched, before the first byte of it. It may refuse by raising.
 
     Raises:
         ModelNotFound: no such repository or revision, or no model in it that can be served.
         PickleRefused: it holds only pickle weights.
-        DownloadFailed: no room, no connection, no permission, a checksum that differs, or cancelled.
+        DiskFull: no room.
+        DownloadFailed: no connection, no permission, a checksum that differs, or cancelled.
     """
-    wanted = revision or constants.DEFAULT_REVISION
-    job = _Download(
-        repo=ref.repo, cache=cache, token=token, endpoint=(endpoint or constants.ENDPOINT).rstrip("/"), report=report,
-        cancelled=cancelled, backoff=backoff,
-    )  # fmt: skip
+    remote = Repository(ref.repo, endpoint=endpoint, token=token, cancelled=cancelled, backoff=backoff)
     try:
-        return job.run(wanted, wish)
+        transfer = Transfer(remote, revision or constants.DEFAULT_REVISION, wish, cache, report)
+        check(transfer)
+        return transfer.run()
     except RuntimeFault as fault:
         fault.model_name = fault.model_name or ref.repo
         raise
@@ -109,217 +72,163 @@ def download_model(
         ) from error  # fmt: skip
 
 
-class _Download:
+class Transfer:
+    """What has to be fetched of one model, and its way into the cache. Making one asks the hub for the list of files.
+
+    Raises:
+        ModelNotFound, PickleRefused, DiskFull, DownloadFailed: see `download_model`.
+    """
+
     def __init__(
-        self, *, repo: str, cache: Path, token: str | None, endpoint: str, report: Callable[[Progress], None],
-        cancelled: Callable[[], bool], backoff: Sequence[float],
-    ) -> None:  # fmt: skip
-        from huggingface_hub import get_token
-
-        self._repo, self._cache, self._endpoint = repo, cache, endpoint
-        self._token = token or (None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
-        self._folder = repo_folder(cache, repo)
-        self._report, self._cancelled, self._backoff = report, cancelled, backoff
-        self._done = self._total = self._furthest = 0
-        self._reported = 0.0
-
-    def run(self, revision: str, wish: Wish) -> Path:
+        self, remote: Repository, revision: str, wish: Wish, cache: Path, report: Callable[[Progress], None]
+    ) -> None:
         if not safe_name(revision):
             raise ModelNotFound(f"{revision} is not a valid revision.")
-        commit, files = self._retrying(lambda: self._listing(revision))
-        choice = choose(list(files), wish, self._repo)
-        snapshot = self._folder / "snapshots" / commit
-        missing = [files[name] for name in choice.files if not _has(snapshot / name, files[name].size)]
-        self._total = sum(files[name].size for name in choice.files)
-        self._done = self._total - sum(file.size for file in missing)
-        self._check_room(missing)
+        self.remote, self.cache = remote, cache
+        self._revision, self._report = revision, report
+        self._folder = repo_folder(cache, remote.name)
+        self.commit, files = remote.listing(revision)
+        choice = choose(list(files), wish, remote.name)
+        self.entry = choice.entry
+        self.files = tuple(files[name] for name in choice.files)
+        """All files of the model, also those that are there already."""
+        self._snapshot = self._folder / "snapshots" / self.commit
+        self._missing = [file for file in self.files if not _has(self._snapshot / file.name, file.size)]
+        self._made: set[Path] = set()
+        self.total = sum(file.size for file in self.files)
+        """Bytes of the whole model."""
+        self.received = 0
+        """Bytes that came over the network."""
+        self._complete = self.total - sum(file.size for file in self._missing)
+        need, self.free_bytes = self._check_room()
+        """Free bytes of the disk, before anything is fetched."""
+        self.done = self.total - need
+        """Bytes of it that are there."""
+        self._reported = 0.0
+
+    def run(self) -> Path:
+        """Fetch what is missing. Return the model's file or folder in the cache."""
         self._report_progress(force=True)
-        timeout = httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        # Redirects lead to other hosts; httpx does not send the token there.
-        headers = {"User-Agent": "lfx-local-runtimes", "Accept-Encoding": "identity"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        with httpx.Client(headers=headers, timeout=timeout, follow_redirects=True, max_redirects=5) as client:
-            for file in missing:
-                self._get(client, file, commit, snapshot / file.name)
+        with self.remote.client() as client:
+            for file in self._missing:
+                self._get(client, file)
         self._report_progress(force=True)
-        if revision != commit:
-            _write_text(self._folder.joinpath("refs", *revision.split("/")), commit)
-        return snapshot / choice.entry
+        if self._revision != self.commit:
+            _write_text(self._folder.joinpath("refs", *self._revision.split("/")), self.commit)
+        return self._snapshot / self.entry
 
-    # -- metadata ----------------------------------------------------------------------------------------------------
-
-    def _listing(self, revision: str) -> tuple[str, dict[str, RemoteFile]]:
-        from huggingface_hub import HfApi, errors
-
-        api = HfApi(endpoint=self._endpoint, token=self._token or False)
-        try:
-            info = api.model_info(
-                self._repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-            )
-        except errors.RevisionNotFoundError as error:
-            raise ModelNotFound(f"{self._repo} has no revision {revision}.") from error
-        except errors.GatedRepoError as error:
-            raise self._refused(403) from error
-        except errors.RepositoryNotFoundError as error:
-            raise self._refused(error.response.status_code) from error
-        except errors.HfHubHTTPError as error:
-            raise self._status_fault(error.response) from error
-        except (httpx.TransportError, ValueError) as error:  # ValueError: the answer is not JSON
-            raise _Broken(f"{self._endpoint} does not answer ({error or type(error).__name__})") from error
-        files = {}
-        for sibling in info.siblings or ():
-            digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-            size = sibling.lfs.size if sibling.lfs else sibling.size
-            if not safe_name(sibling.rfilename) or not _DIGEST.fullmatch(digest or "") or size is None or size < 0:
-                raise DownloadFailed(
-                    f"The hub lists a file of {self._repo} that cannot be stored: {ascii(sibling.rfilename)[:200]}."
-                )
-            files[sibling.rfilename] = RemoteFile(sibling.rfilename, size, str(digest))
-        if not _COMMIT.fullmatch(info.sha or ""):
-            raise DownloadFailed(f"The hub does not give the commit of {self._repo}.")
-        return str(info.sha), files
-
-    def _refused(self, status: int) -> RuntimeFault:
-        if status == 404:
-            return ModelNotFound(f"The hub has no model {self._repo}.", hint="Check the name.")
-        if status == 401 and not self._token:
-            return DownloadFailed(
-                f"{self._repo} is gated, is private, or does not exist (HTTP 401).",
-                hint="Set HF_TOKEN to a token that may read it.",
-            )
-        return DownloadFailed(
-            f"The hub refuses access to {self._repo} (HTTP {status}).",
-            hint=f"Accept its conditions at {self._endpoint}/{self._repo} and set HF_TOKEN to a token that may read it.",
-        )
-
-    def _status_fault(self, response: httpx.Response) -> Exception:
-        status = response.status_code
-        if status in (401, 403, 404):
-            return self._refused(status)
-        if status in (408, 429) or status >= 500:
-            after = response.headers.get("retry-after", "")
-            return _Broken(f"the hub answered HTTP {status}", min(float(after), 60.0) if after.isdigit() else 0.0)
-        return DownloadFailed(f"The hub answered HTTP {status} for {self._repo}.")
+    def discard(self) -> None:
+        """Delete what this transfer fetched, and the parts of its files. What another program is fetching stays."""
+        for file in self._missing:
+            blob, pointer, lock = self._places(file)
+            if not lock.parent.is_dir():
+                continue
+            with suppress(filelock.Timeout), filelock.FileLock(lock).acquire(timeout=0):
+                _part_of(blob).unlink(missing_ok=True)
+                for path in self._made & {pointer, blob}:
+                    path.unlink(missing_ok=True)
+        folders = {folder for path in self._made for folder in path.parents if folder.is_relative_to(self._folder)}
+        for folder in sorted(
+            {*folders, self._folder / "blobs", self._snapshot, self._snapshot.parent, self._folder}, reverse=True
+        ):
+            with suppress(OSError):  # it is not empty, or not there
+                folder.rmdir()
 
     # -- one file ----------------------------------------------------------------------------------------------------
 
-    def _get(self, client: httpx.Client, file: RemoteFile, commit: str, pointer: Path) -> None:
-        """Download one file and link it into its snapshot. Only one process at a time downloads a file."""
+    def _places(self, file: RemoteFile) -> tuple[Path, Path, Path]:
+        """Blob, link and lock. The hub's client uses the same ones."""
         blob = self._folder / "blobs" / file.digest
-        lock = self._cache / ".locks" / self._folder.name / f"{file.digest}.lock"  # the hub's client uses the same lock
+        return blob, self._snapshot / file.name, self.cache / ".locks" / self._folder.name / f"{file.digest}.lock"
+
+    def _get(self, client: httpx.Client, file: RemoteFile) -> None:
+        """Download one file and link it into its snapshot. Only one process at a time downloads a file."""
+        blob, pointer, lock = self._places(file)
         for folder in (blob.parent, pointer.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        before = self._done
-        with held_lock(lock, self._cancelled):
+        with held_lock(lock, self.remote.cancelled):
             fresh = not _has(pointer, file.size) and not _has(blob, file.size)
             if fresh:
-                part = blob.with_name(f"{blob.name}.incomplete")
-                url = f"{self._endpoint}/{self._repo}/resolve/{commit}/{quote(file.name)}"
-                self._retrying(lambda: self._transfer(client, url, file, part, before))
+                part = _part_of(blob)
+                self.remote.retrying(lambda: self._transfer(client, file, part), lambda: self.done)
                 part.replace(blob)
+                self._made.add(blob)
             if not _has(pointer, file.size):
                 _link(blob, pointer, move=fresh)
-        self._done = before + file.size
+                self._made.add(pointer)
+        self._complete += file.size
+        self.done = self._complete
         self._report_progress()
 
-    def _transfer(self, client: httpx.Client, url: str, file: RemoteFile, path: Path, before: int) -> None:
+    def _transfer(self, client: httpx.Client, file: RemoteFile, path: Path) -> None:
         """Download the rest of the part at `path`, and check the complete file."""
         with path.open("ab+") as out:
             part = _Part(file, out)
-            part.resume(self._stop_if_cancelled)
-            self._done = before + part.size
+            part.resume(self.remote.stop_if_cancelled)
+            self.done = self._complete + part.size
             if part.size < file.size:
-                self._stream(client, url, part, before)
+                self._stream(client, part)
             out.flush()
             os.fsync(out.fileno())
         if part.hasher.hexdigest() != file.digest:
             path.unlink()
             raise DownloadFailed(
-                f"{file.name} of {self._repo} does not match its checksum; it was deleted.",
+                f"{file.name} of {self.remote.name} does not match its checksum; it was deleted.",
                 hint="Download it again. If it happens again, something between you and the hub changes the files.",
             )
 
-    def _stream(self, client: httpx.Client, url: str, part: "_Part", before: int) -> None:
+    def _stream(self, client: httpx.Client, part: "_Part") -> None:
+        url = self.remote.url(self.commit, part.file.name)
         try:
             with client.stream("GET", url, headers={"Range": f"bytes={part.size}-"}) as response:
                 self._check_start(response, part)
                 for chunk in response.iter_raw():
-                    self._stop_if_cancelled()
+                    self.remote.stop_if_cancelled()
                     part.add(chunk)
-                    self._done = before + part.size
+                    self.received += len(chunk)
+                    self.done = self._complete + part.size
                     self._report_progress()
         except httpx.TooManyRedirects as error:
             raise DownloadFailed(f"The hub redirects {part.file.name} too often.") from error
         except httpx.TransportError as error:
-            raise _Broken(f"the connection broke ({error or type(error).__name__})") from error
+            raise Broken(f"the connection broke ({error or type(error).__name__})") from error
         if part.size < part.file.size:
-            raise _Broken("the connection broke")
+            raise Broken("the connection broke")
 
     def _check_start(self, response: httpx.Response, part: "_Part") -> None:
         """Check that the body continues the part, or start the part again."""
-        if response.status_code == 206:
-            if not response.headers.get("content-range", "").startswith(f"bytes {part.size}-"):
-                raise _Broken("the hub continued at another place")
-        elif response.status_code == 200:  # the server does not support ranges
+        if response.status_code == 416:
             part.restart()
-        elif response.status_code == 416:
+            raise Broken("the hub refused to continue")
+        self.remote.check(response)
+        if response.status_code == 200:  # the server does not support ranges
             part.restart()
-            raise _Broken("the hub refused to continue")
-        else:
-            raise self._status_fault(response)
+        elif not response.headers.get("content-range", "").startswith(f"bytes {part.size}-"):
+            raise Broken("the hub continued at another place")
 
     # -- helpers -----------------------------------------------------------------------------------------------------
-
-    def _retrying(self, attempt: Callable[[], _T]) -> _T:
-        failures = 0
-        while True:
-            self._stop_if_cancelled()
-            try:
-                return attempt()
-            except _Broken as broken:
-                moved_on = self._done >= self._furthest + _PIECE
-                self._furthest = max(self._furthest, self._done)
-                failures = 1 if moved_on else failures + 1
-                if failures > len(self._backoff):
-                    raise DownloadFailed(
-                        f"{self._repo} could not be downloaded: {broken}.",
-                        hint="Try again later. What was downloaded is kept.",
-                    ) from broken
-                logger.info("%s: %s; trying again", self._repo, broken)
-                self._wait(max(broken.wait, self._backoff[failures - 1]))
-
-    def _wait(self, seconds: float) -> None:
-        deadline, never_set = time.monotonic() + seconds, threading.Event()
-        while (left := deadline - time.monotonic()) > 0:
-            self._stop_if_cancelled()
-            never_set.wait(min(left, 0.1))
-
-    def _stop_if_cancelled(self) -> None:
-        if self._cancelled():
-            raise DownloadFailed(
-                f"The download of {self._repo} was cancelled.", hint="Start it again. What was downloaded is kept."
-            )
 
     def _report_progress(self, *, force: bool = False) -> None:
         now = time.monotonic()
         if force or now - self._reported >= _REPORT_EVERY_S:
             self._reported = now
-            self._report(Progress("download", self._done, self._total))
+            self._report(Progress("download", self.done, self.total))
 
-    def _check_room(self, missing: Sequence[RemoteFile]) -> None:
+    def _check_room(self) -> tuple[int, int]:
+        """The bytes that have to be fetched, and the free bytes of the disk. Raises DiskFull if they do not fit."""
         need = 0
-        for file in {file.digest: file for file in missing}.values():
-            blob = self._folder / "blobs" / file.digest
+        for file in {file.digest: file for file in self._missing}.values():
+            blob = self._places(file)[0]
             if not _has(blob, file.size):
-                need += file.size - min(file.size, _size(blob.with_name(f"{blob.name}.incomplete")))
-        self._cache.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._cache).free
+                need += file.size - min(file.size, _size(_part_of(blob)))
+        self.cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.cache).free
         if need and need + _SPARE_BYTES > free:
-            raise DownloadFailed(
-                f"{self._repo} needs {need / 1e9:,.2f} GB more in {self._cache}, and {free / 1e9:,.2f} GB are free.",
+            raise DiskFull(
+                f"{self.remote.name} needs {need / 1e9:,.2f} GB more in {self.cache}, and {free / 1e9:,.2f} GB are free.",
                 hint="Free some space, choose a smaller quantization, or set HF_HUB_CACHE to a larger disk.",
             )
+        return need, free
 
 
 class _Part:
@@ -349,13 +258,17 @@ class _Part:
         self.hasher, self.size = self.file.hasher(), 0
 
     def add(self, chunk: bytes) -> None:
-        """Append a chunk. Raises `_Broken` if the file gets longer than it should be."""
+        """Append a chunk. Raises `Broken` if the file gets longer than it should be."""
         if self.size + len(chunk) > self.file.size:
             self.restart()
-            raise _Broken(f"{self.file.name} is longer than the hub said")
+            raise Broken(f"{self.file.name} is longer than the hub said")
         self._out.write(chunk)
         self.hasher.update(chunk)
         self.size += len(chunk)
+
+
+def _part_of(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
 
 
 def _size(path: Path) -> int:

@@ -85,7 +85,7 @@ class Wish:
             onnx=config.runtime_type == RuntimeType.ONNX,
             dtype=config.quantization,
             tensors=config.runtime_type == RuntimeType.TRANSFORMERS,
-            offline=settings.offline or constants.HF_HUB_OFFLINE,
+            offline=settings.downloads == "off" or constants.HF_HUB_OFFLINE,
             pickle=settings.allow_pickle,
             python=config.trust_remote_code and settings.trust_remote_code,
         )
@@ -182,6 +182,7 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
     suffixes = _SIDE_SUFFIXES | {".py"} if wish.python else _SIDE_SUFFIXES
     layered = _layered(names)
     side = [name for name in names if _in_scope(name, layered) and PurePosixPath(name).suffix in suffixes]
+    side += [name for name in names if name == "README.md"]  # its head says what the model does
     return Choice((*sorted(side), *weights))
 
 

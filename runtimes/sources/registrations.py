@@ -50,11 +50,15 @@ class Registrations:
         """Entries in the file that are not a valid configuration, with the reason."""
         return dict(self._refresh()[1])
 
-    def add(self, config: ModelConfig) -> bool:
+    def add(self, config: ModelConfig, *, replace: bool = False) -> bool:
         """Register a model. False if exactly this is registered already.
 
+        Args:
+            config: the model.
+            replace: if the name is registered with another configuration, put this one in its place.
+
         Raises:
-            ModelConflict: the name is registered with another configuration.
+            ModelConflict: the name is registered with another configuration, and `replace` is not set.
             RuntimeFault: the file cannot be written; it stays unchanged.
         """
         name = config.model_name
@@ -62,10 +66,12 @@ class Registrations:
             if name in entries:
                 if _parse(entries[name]) == config:
                     return False
-                raise ModelConflict(
-                    f"{name} is registered with another configuration.",
-                    model_name=name, hint="Unregister it first, or choose another name.",
-                )  # fmt: skip
+                if not replace:
+                    raise ModelConflict(
+                        f"{name} is registered with another configuration.", model_name=name,
+                        hint=f"Replace that: PUT models/{name}, or Replace in the Model Manager node. Remove it: DELETE "
+                        f"models/{name}, or lfx-local-runtimes rm {name}. Or choose another name.",
+                    )  # fmt: skip
             entries[name] = config.model_dump(mode="json", exclude_defaults=True)
             self._write(entries)
         return True

@@ -12,6 +12,9 @@ from lfx_local_runtimes.runtimes.config import KeepAlive
 
 ResultT = TypeVar("ResultT")
 
+TokenId = Annotated[int, Field(ge=0, strict=True)]
+"""A number in a model's vocabulary. A boolean is none, though Python counts it as an integer."""
+
 
 def _with_int_keys(metadata: dict[str, Any]) -> dict[str, Any]:
     """JSON has made texts of the inputs' numbers."""

@@ -3,10 +3,34 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Strict
-from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow
+from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow, TokenId
+
+MAX_SCHEMA_CHARS = 120_000
+"""Characters of a JSON schema, as JSON."""
+
+MAX_GRAMMAR_CHARS = 1_000_000
+
+
+def _plain(value: Any) -> Any:
+    """Refuse what JSON can say and engines cannot read."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str) and not one.isascii() and any("\ud800" <= char <= "\udfff" for char in one):
+            raise ValueError("has half of a character (a lone surrogate)")
+        if isinstance(one, int) and not -(2**63) <= one < 2**63:
+            raise ValueError("has an integer of more than 64 bits")
+        if isinstance(one, dict):
+            waiting += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
+    return value
+
+
+JsonSchema = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class ToolCall(Strict):
@@ -34,7 +58,7 @@ class Tool(Strict):
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: Annotated[str, StringConstraints(max_length=100_000)] = ""
-    parameters: dict[str, Any] = Field(
+    parameters: JsonSchema = Field(
         default_factory=lambda: {"type": "object", "properties": {}}, description="A JSON schema of an object."
     )
 
@@ -46,8 +70,8 @@ class Grammar(Strict):
     """
 
     kind: Literal["json_object", "json_schema", "regex", "gbnf", "lark"]
-    json_schema: dict[str, Any] | bool | None = None
-    text: Annotated[str, StringConstraints(max_length=1_000_000)] | None = None
+    json_schema: JsonSchema | bool | None = None
+    text: Annotated[str, StringConstraints(max_length=MAX_GRAMMAR_CHARS)] | None = None
 
     @model_validator(mode="after")
     def _has_its_source(self) -> "Grammar":
@@ -68,7 +92,7 @@ class GenerationConfig(Ask["GenerationResult"]):
 
     task: ClassVar[str] = "llm"
     prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = None
-    prompt_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    prompt_ids: tuple[TokenId, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_PROMPT_CHARS,
@@ -90,15 +114,19 @@ class GenerationConfig(Ask["GenerationResult"]):
         description="For token ids: a number that is added to the token's logit. -100 bans a token.",
     )
     logprobs: bool = Field(
-        default=False, description="Return the log-probability of each token, before any of the options above."
+        default=False,
+        description="Return the log-probability of each token of the answer's text, before any of the options above.",
     )
     top_logprobs: int = Field(
         default=0,
         ge=0,
         le=20,
-        description="Also return this many of the most likely tokens at each place. Needs logprobs.",
+        description="Also return this many of the most likely tokens at each place, and the drawn one if it is none of them. "
+        "Needs logprobs.",
     )
-    min_tokens: int = Field(default=0, ge=0, description="The answer has at least this many tokens.")
+    min_tokens: int = Field(
+        default=0, ge=0, description="The answer has at least this many tokens. Stop texts count after them."
+    )
     ignore_eos: bool = Field(
         default=False, description="The model cannot end the answer. It ends at max_tokens or the end of the context."
     )
@@ -151,8 +179,10 @@ class GenerationConfig(Ask["GenerationResult"]):
             raise ValueError("two tools have the same name")
         if self.tool_choice not in ("none", "auto", *names) and not (self.tool_choice == "required" and names):
             raise ValueError(f"tool_choice {self.tool_choice} is none of the tools")
-        if self.grammar is not None and self.tool_choice not in ("none", "auto"):
-            raise ValueError("a grammar and a forced tool_choice exclude each other")
+        if self.grammar is not None and names and self.tool_choice != "none" and "json" not in self.grammar.kind:
+            raise ValueError(
+                f"a grammar of the kind {self.grammar.kind} and tools exclude each other; a JSON form may be beside tools"
+            )
         return self
 
     @property

@@ -33,6 +33,8 @@ pytestmark = BROWSER
 
 GEMMA = "gemma-3-270m"
 MINILM = "all-minilm-l6-v2"
+COUNTING = {"model_name": GEMMA, "raw": True, "max_tokens": 4000, "system_message": "", "n_messages": 0}
+"""Settings with which the Gemma counts on and on."""
 
 
 def runtime(api: httpx.Client) -> tuple[int, int]:
@@ -67,7 +69,8 @@ def test_a_chat_is_built_by_hand_and_answers(page: "Page", api: httpx.Client) ->
     )
 
     page.get_by_test_id("dropdown_str_model_name").click()
-    option = page.get_by_test_id(f"{GEMMA}-0-option")
+    playwright.expect(page.get_by_test_id("auto-0-option")).to_be_visible()
+    option = page.locator(f"[data-testid^='{GEMMA}-'][data-testid$='-option']")
     option.wait_for()
     shot(page, "models")
     with answered(page, "POST", "/custom_component/update"):
@@ -108,8 +111,7 @@ def test_a_text_becomes_a_vector(page: "Page", api: httpx.Client) -> None:
 
 
 def test_an_answer_streams_and_stop_ends_the_computation(page: "Page", api: httpx.Client) -> None:
-    endless = {"raw": True, "max_tokens": 4000, "stop_sequences": [], "temperature": 0.0}
-    open_flow(page, api, "Counting", example("local_chat", **endless))
+    open_flow(page, api, "Counting", example("local_chat", **COUNTING))
     cancelled = runtime(api)[1]
     answer = ask(page, "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19")
     stop = page.get_by_test_id("button-stop")
@@ -128,7 +130,7 @@ def test_an_answer_streams_and_stop_ends_the_computation(page: "Page", api: http
 
 
 def test_a_model_that_dies_is_explained_and_answers_the_next_question(page: "Page", api: httpx.Client) -> None:
-    open_flow(page, api, "Death", example("local_chat", raw=True, max_tokens=4000, stop_sequences=[], temperature=0.0))
+    open_flow(page, api, "Death", example("local_chat", **COUNTING))
     answer = ask(page, "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19")
     playwright.expect(answer).to_contain_text("22 23")
     model = api.get(f"/api/v1/runtime/models/{GEMMA}").raise_for_status().json()
@@ -136,7 +138,7 @@ def test_a_model_that_dies_is_explained_and_answers_the_next_question(page: "Pag
     os.kill(model["pid"], signal.SIGKILL)
     playwright.expect(page.locator("body")).to_contain_text("signal SIGKILL")
     shot(page, "died")
-    open_flow(page, api, "After death", example("local_chat", max_tokens=8))
+    open_flow(page, api, "After death", example("local_chat", model_name=GEMMA, max_tokens=8))
     playwright.expect(ask(page, "What is the capital of France?")).to_contain_text("Paris")
     again = api.get(f"/api/v1/runtime/models/{GEMMA}").raise_for_status().json()
     assert again["restarts"] == model["restarts"] + 1
@@ -161,6 +163,31 @@ def test_an_example_keeps_its_wires(name: str, page: "Page", api: httpx.Client) 
     playwright.expect(page.locator(".react-flow__node")).to_have_count(len(data["nodes"]))
     playwright.expect(page.locator(".react-flow__edge")).to_have_count(len(data["edges"]))
     shot(page, f"flow-{name}")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FLOWS.glob("*.json")))
+def test_the_note_of_an_example_is_not_clipped(name: str, page: "Page", api: httpx.Client) -> None:
+    notes = [node for node in example(name)["nodes"] if node["type"] == "noteNode"]
+    open_flow(page, api, f"Note of {name}", {"nodes": notes, "edges": []})
+    note = page.locator(".react-flow__node").first
+    playwright.expect(note).to_contain_text("Headless")
+    hidden = note.evaluate(
+        "node => Math.max(0, ...[...node.querySelectorAll('*')].map(part => part.scrollHeight - part.clientHeight)"
+        ".filter((_, at, all) => getComputedStyle([...node.querySelectorAll('*')][at]).overflowY !== 'visible'))"
+    )
+    shot(page, f"note-{name}")
+    assert hidden <= 2, f"{hidden} pixels of the note are cut off"
+
+
+def test_a_chat_remembers_what_was_said(page: "Page", api: httpx.Client) -> None:
+    open_flow(page, api, "Memory", example("local_chat", model_name=GEMMA))
+    playwright.expect(ask(page, "Hello, my name is Ada.")).to_be_visible()
+    playwright.expect(page.get_by_test_id("button-send").last).to_be_visible()
+    page.get_by_test_id("input-chat-playground").last.fill("What is my name?")
+    page.get_by_test_id("button-send").last.click()
+    playwright.expect(page.locator("[data-testid^='chat-message-AI']")).to_have_count(2)
+    playwright.expect(page.locator("[data-testid^='chat-message-AI']").last).to_contain_text("Ada")
+    shot(page, "memory")
 
 
 def test_a_handbook_answers_with_its_sources(page: "Page", api: httpx.Client) -> None:

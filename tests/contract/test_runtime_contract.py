@@ -73,6 +73,9 @@ async def test_a_result_says_what_happened(runtime, case):
     assert metadata["template"] == "raw"
     assert metadata["request_id"]
     assert metadata["warnings"] == []
+    stages = metadata["timeline_ms"]
+    assert list(stages) == ["loaded", "started", "first", "ended"]
+    assert list(stages.values()) == sorted(stages.values())
 
 
 async def test_a_prompt_goes_through_the_template_as_one_user_turn(runtime):

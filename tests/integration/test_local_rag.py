@@ -12,7 +12,7 @@ from lfx.schema.message import Message
 from lfx_local_runtimes.components.local_runtimes.local_embeddings import LocalEmbeddingsComponent
 from lfx_local_runtimes.components.local_runtimes.local_rerank import LocalRerankComponent
 from lfx_local_runtimes.flows.in_memory_faiss import InMemoryFaissComponent
-from lfx_local_runtimes.flows.retrieval import CANDIDATES, PASSAGES, SPLIT, handbook, questions
+from lfx_local_runtimes.flows.retrieval import CANDIDATES, PASSAGES, QUESTION, SPLIT, handbook, questions
 from lfx_local_runtimes.runtimes import RuntimeManager
 from lfx_local_runtimes.settings import Settings
 from tests.integration.test_lfx_run import lfx_run
@@ -108,8 +108,18 @@ async def test_reranked_questions_find_their_passages() -> None:
     assert len(missed) <= (1 - RERANKED_AT_LEAST) * len(questions()), missed
 
 
-def test_an_answer_carries_its_sources() -> None:
-    answer, _, sources = lfx_run("local_rag", "How often are the filters replaced?").partition("\n\nSources:\n")
-    assert "hundred and fifty hours" in answer
-    assert [line[:4] for line in sources.splitlines() if line] == ["[1] ", "[2] ", "[3] "]
-    assert title(sources.splitlines()[0][4:]) == "Engine checks"
+@pytest.mark.parametrize(
+    ("question", "found", "said"),
+    [
+        (QUESTION, "Bicycles", "charging on board is not allowed."),
+        ("How often are the filters replaced?", "Engine checks", "two hundred and fifty hours"),
+    ],
+)
+def test_an_answer_quotes_its_first_source(question: str, found: str, said: str) -> None:
+    answer, _, sources = lfx_run("local_rag", question).partition("\n\nSources:\n")
+    lines = [line for line in sources.splitlines() if line]
+    assert [line[:4] for line in lines] == ["[1] ", "[2] ", "[3] "]
+    assert title(lines[0][4:]) == found
+    quote = answer.removeprefix('The handbook says: "').removesuffix('"')
+    assert quote in lines[0]
+    assert said in quote

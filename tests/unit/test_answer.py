@@ -11,7 +11,6 @@ from lfx_local_runtimes.runtimes.tasks.generation import (
     GenerationResult,
     Grammar,
     TextDelta,
-    TokenLogprob,
     Tool,
 )
 
@@ -228,18 +227,3 @@ def test_an_answer_that_is_continued_keeps_its_space() -> None:
     made.push(" 42.")
     made.finish("stop", "", {})
     assert GenerationStream(Run(request)).wait().text == " 42."
-
-
-def test_logprobs_are_told_once_and_in_order() -> None:
-    request = Request("m", GenerationConfig(prompt="Hi", logprobs=True, tools=(ADD,)))
-    request.start()
-    made = Answer(request, QWEN)
-    pieces = ["<think>", "Hm", "</think>", CALL[:9], CALL[9:], "So"]
-    for index, piece in enumerate(pieces):
-        made.push(piece, TokenLogprob(token=piece, logprob=-float(index), bytes=()))
-    made.finish("stop", "", {})
-    stream = GenerationStream(Run(request))
-    told = [one.token for delta in stream.deltas() for one in delta.logprobs]
-    assert told == pieces
-    assert stream.result is not None
-    assert [one.token for one in stream.result.logprobs or ()] == pieces

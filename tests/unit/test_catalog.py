@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, Offline, PathNotAllowed
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.sources import packages
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
@@ -190,12 +191,12 @@ def test_offline_and_missing_is_one_clear_error(
     requests = len(hub.log)
     if by == "hub":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    settings = catalog.settings.model_copy(update={"offline": by == "setting"})
+    settings = catalog.settings.model_copy(update={"downloads": "off" if by == "setting" else "on"})
     offline = Catalog(settings, cache=tmp_path / "cache", endpoint=hub.url)
     assert fetch(offline, "org/ggufs") == online
     with pytest.raises(Offline, match="org/both is not on this machine") as caught:
         fetch(offline, "org/both")
-    assert "OFFLINE" in caught.value.hint
+    assert ("HF_HUB_OFFLINE is set" if by == "hub" else "LOCAL_RUNTIMES_DOWNLOADS is off") in caught.value.message
     assert len(hub.log) == requests
 
 
@@ -234,3 +235,21 @@ def test_the_packaged_gemma(packaged_models: Path) -> None:
     assert path.stat().st_size == packages.GEMMA.size_bytes
     assert path.read_bytes()[:4] == b"GGUF"
     assert catalog.locate(row.config) == path
+
+
+@pytest.mark.parametrize("known", packages.KNOWN, ids=lambda known: known.name)
+def test_a_model_of_a_package_that_is_missing_names_its_extra(
+    known: packages.AssembledModel | packages.ModelInPackage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(known), "installed", property(lambda self: False))
+    with pytest.raises(ModelNotFound) as caught:
+        catalog.resolve(known.name)
+    assert f"pip install 'lfx-local-runtimes[{known.extra}]'" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(not packages.SMOLLM.installed, reason="the demo's SmolLM2 is not installed")
+def test_the_packaged_smollm_is_an_instruct_model() -> None:
+    catalog = Catalog(Settings())
+    path = fetch(catalog, packages.SMOLLM.name)
+    assert path.stat().st_size == packages.SMOLLM.size_bytes
+    assert read_model(path).instruct

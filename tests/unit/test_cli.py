@@ -13,19 +13,22 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from huggingface_hub import constants
 from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
 from lfx_local_runtimes import cli, server
-from lfx_local_runtimes.errors import DownloadFailed, ModelNotFound, SettingsFault
+from lfx_local_runtimes.errors import ModelNotFound, NotAllowed, NotDownloaded, SettingsFault
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.runtimes.requests import Progress
-from lfx_local_runtimes.runtimes.sources.catalog import Catalog
+from lfx_local_runtimes.runtimes.sources import packages
+from lfx_local_runtimes.runtimes.sources.packages import AssembledModel
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, TextDelta
 from lfx_local_runtimes.runtimes.testing import ScriptedRuntime, Step
 from lfx_local_runtimes.settings import PREFIX, get_settings, load_settings
+from tests.fake_hub import FakeHub, serve
+from tests.hub_models import LLAMA, REPO, gguf, put_tensors
 from tests.routes_app import write_model
 
 MODEL = "parrot"
@@ -122,7 +125,32 @@ def test_models_without_a_server_are_those_of_this_machine(invoke: Invoke, regis
     assert result.exit_code == 0
     header, *rows = [line.split() for line in result.stdout.splitlines()]
     assert header == ["NAME", "FORMAT", "SIZE", "STATE"]
-    assert ["polly", "safetensors", "0", "MiB", "registered"] in rows
+    assert ["polly", "safetensors", "0", "MiB", "on", "disk"] in rows
+
+
+def test_a_packages_model_shows_format_and_size_in_a_fresh_home(
+    invoke: Invoke, models: Path, nobody_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some_package").mkdir()
+    (tmp_path / "some_package" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(packages, "GEMMA", AssembledModel("packaged", "some_package", "p.gguf", 253_113_024))
+    with cli._manager(None) as manager:
+        manager.register_model(ModelConfig(model_id="packaged", model_name="mine"))
+        manager.register_model(ModelConfig(model_id="org/absent", model_name="absent"))
+        assert (manager.model_status("mine").format, manager.model_status("mine").on_disk) == ("gguf", True)
+    rows = [line.split() for line in invoke("models").stdout.splitlines()]
+    assert ["packaged", "gguf", "241", "MiB", "on", "disk"] in rows
+    assert ["mine", "gguf", "241", "MiB", "on", "disk"] in rows
+    assert ["absent", "-", "-", "to", "fetch"] in rows
+
+
+def test_a_broken_model_is_listed_and_explained(invoke: Invoke, models: Path, nobody_there: None) -> None:
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    result = invoke("models")
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.startswith("broken")]
+    assert row[-3:] == ["cannot", "be", "loaded"]
+    assert result.stderr.startswith("broken: broken.gguf")
 
 
 def test_models_of_a_folder(invoke: Invoke, tmp_path: Path) -> None:
@@ -136,36 +164,90 @@ def test_pull_says_where_a_model_is_that_is_here(invoke: Invoke, registered: str
     assert (result.exit_code, result.stdout) == (0, f"polly is on this machine already: {models / MODEL}\n")
 
 
-def test_pull_fetches(invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: Catalog, config: ModelConfig, report: Callable[[Progress], None], cancelled: object) -> Path:
-        report(Progress("download", 1, 2))
-        return models / config.model_name
-
-    monkeypatch.setattr(Catalog, "fetch", fetch)
-    result = invoke("pull", "org/name")
-    assert (result.exit_code, result.stdout) == (0, f"org/name: {models / 'org/name'}\n")
-
-
-def test_a_pull_that_fails_says_why(invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(*arguments: object) -> Path:
-        raise DownloadFailed("The line is dead.")
-
-    monkeypatch.setattr(Catalog, "fetch", fetch)
-    assert isinstance(invoke("pull", "org/name").exception, DownloadFailed)
+@pytest.fixture
+def hub(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with one model, where the settings look for one. A first use may not download, and nothing large."""
+    monkeypatch.delenv(f"{PREFIX}OFFLINE")
+    monkeypatch.setenv(f"{PREFIX}DOWNLOADS", "ask")
+    monkeypatch.setenv(f"{PREFIX}MAX_DOWNLOAD_GB", "0.000001")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve(FakeHub({REPO: {"tiny-Q8_0.gguf": gguf()}})) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        yield running
 
 
-def test_ctrl_c_cancels_a_pull(invoke: Invoke, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: Catalog, config: ModelConfig, report: object, cancelled: Callable[[], bool]) -> Path:
+def test_pull_says_what_it_takes_and_fetches(invoke: Invoke, hub: FakeHub, tmp_path: Path) -> None:
+    result = invoke("pull", REPO)
+    (path,) = tmp_path.rglob("snapshots/*/*.gguf")
+    assert (result.exit_code, result.stdout) == (0, f"{REPO}: {path}\n")
+    assert "To download: 0.00 GB. Free on the disk: " in result.stderr
+    assert "In memory: about " in result.stderr
+    assert "on cpu, in llama_cpp." in result.stderr
+    assert "is on this machine already" in invoke("pull", REPO).stdout
+
+
+def test_a_pull_that_fails_says_why(invoke: Invoke, hub: FakeHub) -> None:
+    put_tensors(hub, LLAMA | {"model_type": "martian"})
+    assert "martian" in str(invoke("pull", REPO).exception)
+    assert isinstance(invoke("pull", "acme/nobody").exception, ModelNotFound)
+
+
+def test_run_does_not_download_where_a_first_use_may_not(invoke: Invoke, hub: FakeHub) -> None:
+    fault = invoke("run", REPO, "hello").exception
+    assert isinstance(fault, NotDownloaded)
+    assert f"lfx-local-runtimes pull {REPO}" in fault.hint
+
+
+def test_ctrl_c_stops_a_pull_and_the_same_command_goes_on(invoke: Invoke, hub: FakeHub, tmp_path: Path) -> None:
+    hub.hold = threading.Event()
+
+    def press() -> None:
+        hub.half_sent.wait(30)
+        waited = threading.Event()
+        while not any(part.stat().st_size for part in tmp_path.rglob("*.incomplete")):
+            waited.wait(0.005)
         os.kill(os.getpid(), signal.SIGINT)
-        pause = threading.Event()
-        while not cancelled():
-            pause.wait(0.001)
-        raise DownloadFailed("It was cancelled.")
 
-    monkeypatch.setattr(Catalog, "fetch", fetch)
-    result = invoke("pull", "org/name")
+    helper = threading.Thread(target=press)
+    helper.start()
+    result = invoke("pull", REPO)
+    helper.join()
     assert result.exit_code == cli.INTERRUPTED
     assert "same command again" in result.stderr
+    hub.hold.set()
+    hub.hold = None
+    (part,) = tmp_path.rglob("*.incomplete")
+    assert part.stat().st_size > 0
+    assert invoke("pull", REPO).exit_code == 0
+    assert hub.downloads("tiny-Q8_0.gguf")[-1] != "bytes=0-"
+
+
+def test_rm_without_a_server_changes_this_machine(
+    invoke: Invoke, registered: str, nobody_there: None, models: Path
+) -> None:
+    assert invoke("rm", registered).stdout == "polly is removed. Its files stay.\n"
+    assert (models / MODEL).is_dir()
+    assert isinstance(invoke("rm", registered).exception, ModelNotFound)
+    kept = invoke("rm", "--files", MODEL).exception  # the folder is the user's own, not the data folder's
+    assert isinstance(kept, NotAllowed)
+
+
+def test_rm_frees_the_disk(invoke: Invoke, models: Path, nobody_there: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}HOME", str(models.parent))
+    assert invoke("rm", "--files", MODEL).stdout == f"{MODEL} is removed. 0 MiB are free again.\n"
+    assert list(models.iterdir()) == []
+
+
+def test_rm_asks_the_server(invoke: Invoke, running: RuntimeManager) -> None:
+    deltas = running.stream("polly", GenerationConfig(prompt="one wait two")).deltas()
+    assert next(deltas).text == "one "
+    busy = invoke("rm", "polly").exception
+    assert isinstance(busy, cli.ServerFault)
+    assert "force" in str(busy)
+    assert invoke("rm", "polly", "--force").stdout == "polly is removed. Its files stay.\n"
+    assert list(deltas) == []
+    assert running.loaded_models() == []
+    assert "polly" not in running.catalog.registered()
 
 
 # -- talking -------------------------------------------------------------------------------------------------------------
@@ -288,7 +370,18 @@ def test_a_servers_refusal_is_told(invoke: Invoke, running: RuntimeManager) -> N
     assert "401" in str(wrong_key)
 
 
-@pytest.mark.parametrize("arguments", [("ps",), ("stop", "--all"), ("models", "--url", "http://elsewhere:1")])
+def test_ps_without_a_server_is_no_error(invoke: Invoke, nobody_there: None) -> None:
+    result = invoke("ps")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("No server runs here, so no model is in memory.")
+    assert "lfx-local-runtimes serve" in result.stdout
+    assert "--url" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("ps", "--url", "http://elsewhere:1"), ("stop", "--all"), ("models", "--url", "http://elsewhere:1")],
+)
 def test_without_a_server_that_is_said(invoke: Invoke, nobody_there: None, arguments: tuple[str, ...]) -> None:
     fault = invoke(*arguments).exception
     assert isinstance(fault, cli.NoServer)

@@ -162,7 +162,7 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
     ),
     "embedding": st.builds(
         EmbeddingAsk,
-        texts=st.lists(SOME | st.lists(st.integers(), min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
+        texts=st.lists(SOME | st.lists(st.integers(0), min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
         overflow=st.sampled_from(["truncate", "error", "chunk"]), normalize=st.none() | st.booleans(),
     ),
     "rerank": st.builds(RerankAsk, query=SOME, documents=TEXTS, top_n=st.none() | st.integers(1, 9)),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from lfx_local_runtimes.errors import DeviceUnavailable
+from lfx_local_runtimes.runtimes import devices
 from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.devices import (
     MACHINE,
@@ -63,10 +64,33 @@ def test_dtype_by_device() -> None:
     assert default_dtype(cpu, FakeProbe(bf16=False)) == "fp32"
 
 
-def test_capabilities_list_the_preferred_device_first() -> None:
-    rows = device_capabilities(FakeProbe(CUDA0))
-    assert [row["device"] for row in rows] == ["cuda:0", "cpu"]
-    assert rows[0]["free_bytes"] == 6 * 2**30
+def test_capabilities_say_what_there_is() -> None:
+    found = device_capabilities(FakeProbe(CUDA0))
+    assert (found["cuda"], found["mps"], found["gpu_name"], found["memory_gb"]) == (True, False, "card", 8.0)
+    assert [row["device"] for row in found["devices"]] == ["cuda:0", "cpu"]
+    assert found["devices"][0]["free_bytes"] == 6 * 2**30
+    found = device_capabilities(FakeProbe())
+    assert (found["cuda"], found["mps"], found["gpu_name"], found["memory_gb"]) == (False, False, None, 8.0)
+    assert device_capabilities(FakeProbe(MPS))["mps"] is True
+
+
+def test_a_card_that_the_driver_has_lost_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def handle(index: int) -> int:
+        if index == 0:
+            raise pynvml.NVMLError_GpuIsLost
+        return index
+
+    class Usage:
+        total, free = 2**30, 2**29
+
+    monkeypatch.setattr(devices, "_cuda_cards", lambda: ((0, 0, "lost"), (1, 1, "card")))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: Usage)
+    assert [device.key for device in MACHINE.accelerators()] == ["cuda:1"]
+    with pytest.raises(DeviceUnavailable, match="lost the card 0"):
+        MACHINE.memory(CUDA0)
 
 
 def test_this_machine_has_a_cpu_with_memory() -> None:

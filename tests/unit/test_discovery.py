@@ -89,14 +89,17 @@ def test_folders(settings: Settings, root: Path, cache: Path) -> None:
     put_file(root / "old" / "config.json", LLAMA)
     put_file(root / "old" / "pytorch_model.bin", b"1")
     models = found(settings, cache)
-    assert {name: (model.format, model.size_bytes, model.model_type) for name, model in models.items()} == {
-        "a": (ModelFormat.GGUF, 100, "auto"),
-        "one/two/three/four/deep.Q8_0": (ModelFormat.GGUF, 100, "auto"),
-        "split/b": (ModelFormat.GGUF, 200, "auto"),
-        "tf": (ModelFormat.SAFETENSORS, 7, "llm"),
-        "bert": (ModelFormat.SAFETENSORS, 1, "other"),
-        "old": (ModelFormat.PICKLE, 1, "llm"),
+    assert {name: (model.format, model.size_bytes) for name, model in models.items()} == {
+        "a": (ModelFormat.GGUF, 100),
+        "one/two/three/four/deep.Q8_0": (ModelFormat.GGUF, 100),
+        "split/b": (ModelFormat.GGUF, 200),
+        "split/broken": (ModelFormat.GGUF, None),  # reading them says what is missing
+        "shards": (None, 1),
+        "tf": (ModelFormat.SAFETENSORS, 7),
+        "bert": (ModelFormat.SAFETENSORS, 1),
+        "old": (ModelFormat.PICKLE, 1),
     }
+    assert {model.model_type for model in models.values()} == {"auto"}
     assert models["split/b"].path == root / "split" / "b-00001-of-00002.gguf"
     assert models["tf"].model_id == str(root / "tf")
     assert {model.source for model in models.values()} == {"folder"}
@@ -132,7 +135,9 @@ def test_diffusers_are_one_model(settings: Settings, root: Path, cache: Path) ->
         "sd": (ModelFormat.DIFFUSERS, 6)
     }
     (root / "sd" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    assert found(settings, cache) == {}
+    assert {name: (model.format, model.size_bytes) for name, model in found(settings, cache).items()} == {
+        "sd": (None, 3)
+    }
 
 
 def test_no_link_leads_out(settings: Settings, root: Path, cache: Path, tmp_path: Path) -> None:
@@ -296,7 +301,7 @@ class _Toy:
 def test_a_packaged_model_is_assembled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = _Toy()
     monkeypatch.setitem(sys.modules, "toy_model", toy)
-    model = packages.AssembledModel("toy", "toy_model", "toy.gguf", 5)
+    model = packages.AssembledModel("toy", "toy_model", "toy.gguf", 5, "demo")
     home = tmp_path / "h"
     assert model.ready_path(home) is None
     toy.fault = ValueError("sha256 did not match")

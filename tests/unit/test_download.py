@@ -70,7 +70,9 @@ def test_safetensors_come_with_their_side_files_and_nothing_else(hub: FakeHub, f
     hub.repos[REPO] = CHAT
     folder = fetch()
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "empty.json"}
+    assert names == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "empty.json",
+    }  # fmt: skip
     assert all((folder / name).read_bytes() == CHAT[name] for name in names)
     assert (fetch(wish=Wish(python=True)) / "modeling.py").exists()
     assert hub.downloads("model.safetensors") == ["bytes=0-"]

@@ -9,7 +9,6 @@ import pytest
 from lfx_local_runtimes.errors import InvalidModelFile, LoadFailed
 from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.engines.encoder.spec import read_spec
-from lfx_local_runtimes.runtimes.formats.hf_config import task_of
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.tasks.text.reading import Spec
@@ -104,25 +103,7 @@ def test_what_is_not_served_is_said(files: dict[str, Any], fault: type[Exception
         read(tmp_path, **files)
 
 
-@pytest.mark.parametrize(
-    ("config", "task"),
-    [
-        ({"architectures": ["LlamaForCausalLM"]}, "llm"),
-        ({}, "llm"),
-        ({"architectures": ["BertModel"], "model_type": "bert"}, "embedding"),
-        ({"architectures": ["ModernBertForMaskedLM"], "model_type": "modernbert"}, "embedding"),
-        ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}, "rerank"),
-        ({"architectures": ["BertForSequenceClassification"], "id2label": {"0": "good", "1": "bad"}}, "classification"),
-        (
-            {"architectures": ["DebertaV2ForSequenceClassification"], "id2label": {"0": "ENTAILMENT", "1": "x"}},
-            "zero_shot",
-        ),
-        ({"architectures": ["BertForTokenClassification"]}, "ner"),
-        ({"architectures": ["WhisperForConditionalGeneration"]}, "other"),
-        ({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}, "llm"),
-        ({"architectures": "broken"}, "llm"),
-        ({"architectures": ["ViTModel"], "model_type": "vit"}, "other"),
-    ],
-)
-def test_the_task_is_read_from_the_configuration(config: dict[str, Any], task: str) -> None:
-    assert task_of(config) == task
+def test_shorter_vectors_are_for_models_that_say_so(tmp_path: Path) -> None:
+    assert not read(tmp_path).shortens
+    assert read(tmp_path, {"matryoshka_dimensions": [256, 128]}).shortens
+    assert read(tmp_path, {"is_matryoshka": True}).shortens

@@ -84,6 +84,24 @@ def test_a_chosen_model_is_in_its_list(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FLOWS)
+def test_a_chat_input_proposes_what_the_note_proposes(name: str) -> None:
+    nodes = stored(name)["data"]["nodes"]
+    (note,) = [node["data"]["node"]["description"] for node in nodes if node["type"] == "noteNode"]
+    inputs = [node["data"]["node"]["template"] for node in nodes if node["data"]["type"] == "ChatInput"]
+    assert all(template["input_value"]["value"] and template["input_value"]["value"] in note for template in inputs)
+    assert len(inputs) == (name != "model_status")
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_note_has_the_size_that_the_canvas_reads(name: str) -> None:
+    """Without it the canvas shows the smallest note there can be. `tests/browser` looks whether the text fits."""
+    for node in stored(name)["data"]["nodes"]:
+        if node["type"] == "noteNode":
+            assert node["measured"] == {"width": node["width"], "height": node["height"]}
+            assert len(node["data"]["node"]["description"]) <= 2500, "the canvas cuts off the rest"
+
+
+@pytest.mark.parametrize("name", FLOWS)
 def test_a_flow_names_no_place_on_this_machine(name: str) -> None:
     text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
     assert str(Path.home()) not in text

@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import (
-    DeviceUnavailable,
     EngineFailure,
     InvalidInput,
     ModelBusy,
@@ -21,6 +20,7 @@ from lfx_local_runtimes.errors import (
     PathNotAllowed,
     RequestNotFound,
     RuntimeFault,
+    SettingsFault,
 )
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager, ScriptedRuntime
 from lfx_local_runtimes.runtimes import manager as manager_module
@@ -250,6 +250,17 @@ async def test_unload_all_spares_what_is_in_use(stage: Theatre) -> None:
     assert await stage.manager.unload_all() == ["parrot"]
 
 
+async def test_a_list_says_before_a_load_what_it_says_after_it(stage: Theatre) -> None:
+    def facts() -> dict[str, Any]:
+        names = {"engine", "quantization", "context_length", "memory_estimate_mb"}
+        return stage.manager.model_status("parrot").model_dump(include=names)
+
+    before = facts()
+    assert stage.manager.model_status("parrot").device is None
+    await stage.manager.load_model("parrot")
+    assert facts() == before
+
+
 async def test_what_health_and_stats_tell(stage: Theatre) -> None:
     await stage.manager.generate("parrot", ask())
     health, stats = stage.manager.health(), stage.manager.stats()
@@ -292,7 +303,7 @@ async def test_one_thread_checks_the_files_of_all_loads(stage: Theatre, monkeypa
 
 
 def test_a_forced_device_that_is_not_there_fails_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(DeviceUnavailable, match="FORCE_DEVICE"):
+    with pytest.raises(SettingsFault, match="FORCE_DEVICE"):
         RuntimeManager(Settings(home=tmp_path, force_device="mps"))
 
 

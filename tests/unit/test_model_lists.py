@@ -43,7 +43,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
 
 def online(stage: Theatre | School) -> None:
     """Downloads are possible from now on. Nothing here starts one."""
-    stage.manager.settings = stage.manager.settings.model_copy(update={"offline": False})
+    stage.manager.settings = stage.manager.settings.model_copy(update={"downloads": "on"})
 
 
 def fields_of(node: Component) -> dict[str, Any]:
@@ -93,9 +93,19 @@ async def test_a_model_shows_its_facts(stage: Theatre) -> None:
     node = LocalModelComponent()
     facts = facts_in(await node.update_build_config(fields_of(node), "", "model_name"))
     assert facts["parrot"] == {"icon": "Zap", "base text": "1 MB", "loaded": "✓"}
-    assert facts["owl-it"] == {"icon": "HardDrive", "instruct text": "", "on this machine": "✓"}
+    expected = stage.manager.model_status("owl-it").memory_estimate_mb or 0
+    size = f"{expected * 2**20 / GB:.1f} GB"
+    assert facts["owl-it"] == {"icon": "HardDrive", "instruct text": size, "on this machine": "✓"}
     assert facts["far"] == {"icon": "CloudDownload", "text": "", "to fetch": "✓"}
     assert list(facts).index("owl-it") < list(facts).index("owl")  # instruct models first
+
+
+async def test_a_model_that_cannot_be_loaded_is_marked(stage: Theatre) -> None:
+    write_model(stage.models / "torn")
+    (stage.models / "torn" / "model.safetensors").write_bytes(b"torn")
+    names, details = await model_choices()
+    facts = dict(zip(names, details, strict=True))
+    assert facts["torn"] == {"icon": "TriangleAlert", "base text": "", "cannot be loaded": "✓"}
 
 
 async def test_a_copy_that_another_node_loaded_is_no_choice_of_its_own(stage: Theatre) -> None:

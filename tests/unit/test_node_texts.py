@@ -57,8 +57,8 @@ async def test_the_status_table_fits_a_chat(stage: Theatre) -> None:
             )
     rows = (await RuntimeStatusComponent(loaded_only=False).models()).to_dict(orient="records")
     table = {row["model_name"]: row for row in rows}
-    assert table["parrot"]["last_exit"] == "It was killed by the signal SIGKILL. …"
-    assert table["owl"]["last_exit"] == ""
+    assert table["parrot"]["problem"] == "It was killed by the signal SIGKILL. …"
+    assert table["owl"]["problem"] == ""
     assert table["owl"]["memory_used_mb"] == ""
     assert len(rows[0]) <= 6
     assert "nan" not in str(rows)

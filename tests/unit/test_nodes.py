@@ -42,7 +42,7 @@ from lfx_local_runtimes.nodes.inputs import (
     stop_texts,
 )
 from lfx_local_runtimes.nodes.provider import BASE_ICON, ICON, INSTRUCT_ONLY, LISTED, live_models, validate
-from lfx_local_runtimes.runtimes import GenerationConfig
+from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig
 from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
@@ -89,7 +89,7 @@ def test_a_model_node_is_small_until_it_is_opened(node: type[Component]) -> None
     shown = [field.name for field in node.inputs if not field.advanced]
     assert shown == [
         name
-        for name in ("model_name", "other_model", "preset", "input_value", "system_message", "tools")
+        for name in ("model_name", "other_model", "preset", "input_value", "system_message", "n_messages", "tools")
         if name in shown
     ]
 
@@ -116,7 +116,7 @@ def test_the_source_runs_as_a_flow_runs_it(node: type[Component]) -> None:
 
 
 def test_a_fresh_node_asks_for_the_defaults() -> None:
-    model = LocalModelComponent().build_model()
+    model = LocalModelComponent(model_name="gemma-3-270m").build_model()
     assert {name: getattr(model, name) for name in SAMPLING_DEFAULTS} == dict(SAMPLING_DEFAULTS)
     assert (model.model, model.seed, model.stop, model.raw) == ("gemma-3-270m", None, None, False)
     assert (model.runtime_type, model.device_type, model.quantization, model.context_length, model.keep_alive) == (
@@ -157,9 +157,36 @@ def test_no_stop_text(values: Any) -> None:
     assert stop_texts(values) == []
 
 
-def test_no_model_is_a_clear_error() -> None:
-    with pytest.raises(ModelNotFound, match="Choose one"):
-        LocalModelComponent(model_name="").build_model()
+@pytest.fixture
+def instructed(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The only instruct model on the machine."""
+    monkeypatch.setattr("lfx_local_runtimes.runtimes.sources.discovery.carriers", tuple)
+    write_model(stage.models / "owl-instruct")
+    return "owl-instruct"
+
+
+def test_a_fresh_node_takes_an_instruct_model(instructed: str) -> None:
+    assert LocalModelComponent().model_name == "auto"
+    assert LocalModelComponent().build_model().model == instructed
+    assert LocalModelComponent(model_name="").build_model().model == instructed
+
+
+async def test_the_list_says_which_model_a_fresh_node_takes(instructed: str) -> None:
+    node = LocalModelComponent()
+    fields = await node.update_build_config(fields_of(node), "auto", "model_name")
+    assert (fields["model_name"]["options"][0], fields["model_name"]["options_metadata"][0]) == (
+        "auto", {"takes": instructed},
+    )  # fmt: skip
+
+
+async def test_a_machine_without_models_says_how_to_get_one(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.manager, "list_models", list)
+    with pytest.raises(ModelNotFound) as caught:
+        LocalModelComponent().build_model()
+    assert "pip install 'lfx-local-runtimes[demo]'" in str(caught.value)
+    node = LocalModelComponent()
+    fields = await node.update_build_config(fields_of(node), "auto", "model_name")
+    assert "pip install 'lfx-local-runtimes[demo]'" in fields["model_name"]["options_metadata"][0]["takes"]
 
 
 def test_a_value_that_is_no_number_names_its_field() -> None:
@@ -253,6 +280,28 @@ async def run(graph: Graph, events: Events | None = None) -> str:
 async def test_a_graph_answers(stage: Theatre, stream: bool) -> None:
     assert await run(chat(stream=stream, system_message="Be brief.")) == "Hello"
     assert [(turn.role, turn.content) for turn in stage.requests[-1].turns] == [("system", "Be brief."), ("user", "Hi")]
+
+
+async def test_a_model_reads_the_chat_before_its_input(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    stored = [
+        Message(text=text, sender=sender, sender_name=sender)
+        for sender, text in (("User", "old"), ("User", "I am Ada."), ("Machine", "Hello Ada."), ("Machine", ""))
+    ]
+
+    async def history(**options: Any) -> list[Message]:
+        asked.append(options)
+        return stored
+
+    monkeypatch.setattr("lfx.components.models_and_agents.memory.aget_agent_chat_history", history)
+    assert await run(chat(n_messages=3, system_message="Be brief.")) == "Hello"
+    assert [(turn.role, turn.content) for turn in stage.requests[-1].turns] == [
+        ("system", "Be brief."), ("user", "I am Ada."), ("assistant", "Hello Ada."), ("user", "Hi"),
+    ]  # fmt: skip
+    assert (asked[0]["session_id"], asked[0]["n_messages"]) == ("a session", 4)
+    await run(chat())
+    assert [turn.content for turn in stage.requests[-1].turns] == ["Hi"]
+    assert len(asked) == 1
 
 
 async def test_tokens_reach_the_playground_and_the_log_tells_the_rest(stage: Theatre) -> None:
@@ -553,6 +602,20 @@ async def test_a_model_is_registered_from_a_flow(stage: Theatre) -> None:
         await manage("Register", "black bird", model_id=str(stage.models / "parrot"))
 
 
+async def test_a_registration_is_replaced_and_removed_from_a_flow(stage: Theatre) -> None:
+    source = str(stage.models / "parrot")
+    with pytest.raises(ModelConflict, match="Replace in the Model Manager node"):
+        await manage("Register", model_id=source, context_length=256)
+    replaced = await manage("Register", model_id=source, context_length=256, replace=True)
+    assert (replaced["changed"], replaced["context_length"]) == (True, 256)
+    assert (await manage("Register", model_id=source, context_length=256, replace=True))["changed"] is False
+    removed = await manage("Unregister")
+    assert removed == {"action": "unregister", "changed": True, "model_name": "parrot", "state": "unregistered"}
+    assert "parrot" not in stage.manager.catalog.registered()
+    with pytest.raises(ModelNotFound, match="not registered"):
+        await manage("Unregister")
+
+
 async def test_a_registration_says_how_many_requests_are_computed_at_once(stage: Theatre) -> None:
     await manage("Register", "flock", model_id=str(stage.models / "parrot"), parallel=4)
     await manage("Register", "as many as fit", model_id=str(stage.models / "parrot"), parallel=0)
@@ -605,7 +668,7 @@ async def test_only_the_fields_of_the_action_show(stage: Theatre) -> None:
 
     assert shown() == {"action", "model_name", "other_model", "after"}
     fields = await node.update_build_config(fields, "Register", "action")
-    assert {"model_id", "runtime_type", "pinned"} <= shown()
+    assert {"model_id", "runtime_type", "pinned", "replace", "force"} <= shown()
     fields = await node.update_build_config(fields, "Unload", "action")
     assert shown() == {"action", "model_name", "other_model", "after", "force"}
 
@@ -623,7 +686,7 @@ async def test_the_status_tables(stage: Theatre) -> None:
         for row in (await RuntimeStatusComponent(loaded_only=True).models()).to_dict(orient="records")
     }
     assert set(rows) == {"parrot"}
-    assert "last_exit" not in rows["parrot"]  # nothing has died: no empty column
+    assert "problem" not in rows["parrot"]  # nothing is wrong: no empty column
     assert (rows["parrot"]["state"], rows["parrot"]["memory_used_mb"]) == ("ready", 1.0)
     memory = (await node.memory()).to_dict(orient="records")
     assert [(row["device"], row["models"]) for row in memory] == [("cpu", "parrot")]
@@ -633,11 +696,7 @@ async def test_the_status_tables(stage: Theatre) -> None:
 def test_the_provider_lists_models_of_a_kind(stage: Theatre) -> None:
     rows = {row["name"]: row for row in live_models(None, "llm")}
     assert {"owl", "parrot"} <= set(rows)
-    assert (rows["owl"]["provider"], rows["owl"]["tool_calling"], rows["owl"]["model_type"]) == (
-        "Local Runtimes",
-        True,
-        "llm",
-    )
+    assert (rows["owl"]["provider"], rows["owl"]["model_type"]) == ("Local Runtimes", "llm")
     assert not {"owl", "parrot"} & {row["name"] for row in live_models(None, "embeddings")}
     assert stage.runtimes == {}
 
@@ -681,3 +740,44 @@ def test_the_providers_page_shows_a_fault(stage: Theatre, monkeypatch: pytest.Mo
     monkeypatch.setattr(stage.manager, "list_models", broken)
     with pytest.raises(ValueError, match="The rules are wrong"):
         validate("Local Runtimes", {})
+
+
+def test_the_provider_says_which_models_call_tools(stage: Theatre) -> None:
+    (stage.models / "owl" / "chat_template.jinja").write_text("{% for tool in tools %}{{ tool | tojson }}{% endfor %}")
+    (stage.models / "parrot" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    stage.manager.register_model(stage.config("owl", chat_template="chatml").model_copy(update={"model_name": "plain"}))
+    rows = {row["name"]: row["tool_calling"] for row in live_models(None, "llm")}
+    assert (rows["owl"], rows["parrot"], rows["plain"]) == (True, False, False)
+
+
+@pytest.mark.parametrize("kind", ["llm", "embeddings"])
+def test_a_fault_of_the_provider_is_shown(stage: Theatre, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def fail() -> None:
+        raise ValueError("the disk is gone")
+
+    monkeypatch.setattr(stage.manager, "list_models", fail)
+    (row,) = live_models(None, kind)
+    assert row["name"] == "Local models cannot be listed: the disk is gone"
+    assert row["tool_calling"] is (kind == "llm"), "an Agent's list shows only models that call tools"
+
+
+def test_models_that_cannot_be_served_are_in_no_list(stage: Theatre) -> None:
+    (stage.models / "whisper").mkdir()
+    write_model(stage.models / "whisper")
+    (stage.models / "whisper" / "config.json").write_text('{"architectures": ["WhisperForConditionalGeneration"]}')
+    (stage.models / "broken.gguf").write_bytes(b"GGUF")
+    names = {row["name"] for kind in ("llm", "embeddings") for row in live_models(None, kind)}
+    assert not {"whisper", "broken"} & names
+
+
+async def test_the_state_of_a_model_in_words(stage: Theatre) -> None:
+    (stage.models / "broken.gguf").write_bytes(b"GGUF")
+    stage.manager.register_model(ModelConfig(model_id="org/absent", model_name="absent"))
+    rows = {row["model_name"]: row for row in (await RuntimeStatusComponent().models()).to_dict(orient="records")}
+    assert {name: rows[name]["state"] for name in ("parrot", "absent", "broken")} == {
+        "parrot": "on disk", "absent": "to fetch", "broken": "cannot be loaded",
+    }  # fmt: skip
+    assert "broken.gguf" in rows["broken"]["problem"]
+    node = ModelManagerComponent(action="State", model_name="parrot")
+    assert (await node.manage()).data["state"] == "registered", "programs rely on this value"
+    assert node.status == "parrot: on disk"

@@ -75,7 +75,12 @@ def offer(engine: str, model: ModelInfo, task: str = "llm", *, device: Device = 
         ("onnx", info(ModelFormat.SAFETENSORS), {}, "encoders only, and the task of model is llm"),
         ("gemma_local", info(architecture="llama"), {}, "model is a llama, not a Gemma"),
         ("gemma_local", info(architecture=None), {}, "unknown architecture, not a Gemma"),
-        ("gemma_local", info(ModelFormat.SAFETENSORS), {"quantization": "fp16"}, "Gemma overflows in fp16"),
+        (
+            "gemma_local",
+            info(ModelFormat.SAFETENSORS),
+            {"quantization": "fp16"},
+            "model is a Gemma, which overflows in fp16",
+        ),
     ],
 )
 def test_an_engine_says_why_it_refuses(engine: str, model: ModelInfo, config: dict[str, str], reason: str) -> None:
@@ -96,6 +101,21 @@ def test_llama_cpp_keeps_room_for_states_of_text_models_only() -> None:
     assert text.memory["cpu"] > text.state_bytes
     assert offer("llama_cpp", model, device=CARD).memory.keys() == {"cuda:0", "cpu"}
     assert (encoder.state_bytes, encoder.sequences) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "reason"),
+    [
+        (info(), CPU, "does not quantize a GGUF file to int8"),
+        (info(ModelFormat.SAFETENSORS, metadata={"quantization_config": {"quant_method": "awq"}}), CPU, "quantized already"),
+        (info(ModelFormat.SAFETENSORS), MAC, "int8 does not run on mps"),
+    ],
+)  # fmt: skip
+def test_transformers_says_before_a_load_where_a_type_does_not_work(
+    model: ModelInfo, device: Device, reason: str
+) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        offer("transformers", model, device=device, quantization="int8")
 
 
 def test_transformers_computes_rerankers_in_fp32() -> None:

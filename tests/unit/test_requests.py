@@ -51,8 +51,23 @@ def test_a_thread_reads_what_another_writes(request_: Request) -> None:
     thread.start()
     assert list(stream) == ["a", "b"]
     thread.join()
-    assert stream.result == result()
+    assert stream.result is not None
+    assert stream.result.text == "ab"
     assert request_.state is RequestState.FINISHED
+
+
+def test_a_result_says_when_each_stage_was_reached(request_: Request) -> None:
+    served = GenerationStream(Run(request_))
+    serve(request_)
+    stages = served.wait().metadata["timeline_ms"]
+    assert list(stages) == ["started", "first", "ended"]  # no runtime took it: it was never loaded
+    assert list(stages.values()) == sorted(stages.values())
+    assert request_.timeline.loaded is None
+
+
+def test_a_failure_ends_the_timeline(request_: Request) -> None:
+    request_.emit(Failed(EngineFailure("It broke.")))
+    assert list(request_.timeline.milliseconds()) == ["ended"]
 
 
 async def test_a_coroutine_reads_what_a_thread_writes(request_: Request) -> None:
@@ -156,7 +171,7 @@ def test_what_nobody_reads_is_joined_and_complete(request_: Request) -> None:
     assert [delta.text for delta in deltas[:2]] == ["0 ", "1 "]
     assert "".join(delta.text for delta in deltas) == "".join(f"{number} " for number in range(count))
     assert deltas[-1].tokens == count
-    assert last == Finished(result())
+    assert isinstance(last, Finished)
 
 
 def test_a_reader_who_comes_back_gets_single_deltas_again() -> None:

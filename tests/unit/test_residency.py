@@ -18,7 +18,7 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
-from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, ModelKey
 from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
@@ -46,6 +46,9 @@ class Stage:
         self.closes: list[str] = []
         self.failures: list[Exception] = []
         self.sizes: dict[str, int] = {}
+        self.devices = [CPU]
+        self.smaller: dict[str, list[tuple[int, int]]] = {}
+        """Context length and size of the smaller loads of a model."""
         self.serving = threading.Semaphore(0)
 
 
@@ -130,9 +133,16 @@ def make(stage: Stage) -> Iterator[MakeResidency]:
         config = ModelConfig(model_id=name, model_name=name)
         info = ModelInfo(Path(name), ModelFormat.GGUF, (), 1)
         needs = {"cpu": stage.sizes.get(name, GIB)}
-        return Prepared(
-            ModelKey(name), config, "test", tuple(LoadPlan(info, e, CPU, "x", 8, needs) for e in ("doll", "doll_too"))
+        smaller = tuple(
+            LoadPlan(info, "doll", CPU, "x", length, {"cpu": size}, warnings=(f"Memory is short: {length}.",))
+            for length, size in stage.smaller.get(name, ())
         )
+        plans = (
+            LoadPlan(info, engine, device, "x", 8, {device.key: needs["cpu"]}, smaller=smaller)
+            for engine in ("doll", "doll_too")
+            for device in stage.devices
+        )
+        return Prepared(ModelKey(name), config, "test", tuple(plans))
 
     def make(budget: float = 8, keep_alive: float = -1, wait: float = PATIENCE, places: int | None = None) -> Residency:
         ledger = MemoryLedger(Settings(memory_budget_gb=budget, max_loaded_models=places), Machine())
@@ -212,6 +222,40 @@ def test_the_next_engine_is_tried_and_the_result_says_so(make: MakeResidency, st
     assert "doll_too" in runtime.warnings[0]
     assert stage.closes == ["a"], "the engine that failed is closed"
     give_back(residency, "a")
+
+
+def test_a_model_that_grew_is_counted_as_it_is_now(
+    make: MakeResidency, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residency = make(budget=8)
+    lease(residency, "a").future.result(PATIENCE)
+    give_back(residency, "a")
+    monkeypatch.setattr(Doll, "measure_again", lambda self: {"cpu": 6 * GIB})
+    stage.sizes["b"] = 3 * GIB
+    lease(residency, "b").future.result(PATIENCE)
+    assert stage.closes == ["a"], "a was measured at 1 GiB when it was loaded, and has no room beside b now"
+    give_back(residency, "b")
+
+
+def test_a_shorter_context_is_tried_before_a_load_is_refused(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.sizes["big"], stage.smaller["big"] = 20 * GIB, [(4, 10 * GIB), (2, 5 * GIB)]
+    runtime = lease(residency, "big").future.result(PATIENCE)
+    assert runtime.plan is not None
+    assert runtime.plan.context_length == 2
+    assert stage.loads == ["big"]
+    assert runtime.warnings[0] == "Memory is short: 2."
+    assert "20,480 MiB" in runtime.warnings[1]
+    give_back(residency, "big")
+
+
+def test_a_broken_model_is_not_tried_with_a_shorter_context(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.smaller["a"] = [(4, GIB // 2)]
+    stage.failures = [LoadFailed("It is broken."), LoadFailed("It is broken.")]
+    with pytest.raises(LoadFailed):
+        lease(residency, "a").future.result(PATIENCE)
+    assert stage.loads == ["a", "a"], "one load for each engine"
 
 
 def test_a_device_that_an_engine_does_not_know_is_a_reason_to_try_the_next(make: MakeResidency, stage: Stage) -> None:
@@ -455,6 +499,21 @@ def test_a_model_that_dies_fails_what_is_in_hand_and_is_loaded_afresh(make: Make
     with residency.slots() as slots:
         assert slots[ModelKey("a")].leases == 0
     assert stage.loads == ["a", "a"]
+
+
+def test_a_model_that_died_on_an_accelerator_is_loaded_elsewhere(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.devices = [Device(DeviceType.CUDA, 0, "card"), CPU]
+    stage.open_steps.set()
+    runtime = lease(residency, "a").future.result(PATIENCE)
+    assert runtime.plan is not None
+    assert runtime.plan.device.key == "cuda:0"
+    kill(residency, "a")
+    runtime = lease(residency, "a").future.result(PATIENCE)
+    assert runtime.plan is not None
+    assert runtime.plan.device.key == "cpu"
+    assert "a died on cuda:0: doll failed: the loop broke" in runtime.warnings[0]
+    give_back(residency, "a")
 
 
 def test_the_others_do_not_notice_a_death(make: MakeResidency, stage: Stage) -> None:

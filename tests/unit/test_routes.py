@@ -13,12 +13,10 @@ from fastapi.testclient import TestClient
 
 from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.routes import PREFIX, register
+from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES, STATUS, status_of
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
-from lfx_local_runtimes.settings import PREFIX as SETTING
-from lfx_local_runtimes.settings import get_settings
 from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, write_model
 
 TIMING = ("execution_time", "time_to_first_token")
@@ -74,6 +72,48 @@ def test_register_is_created_then_there_then_in_conflict(client: TestClient, mod
     assert first.json()["state"] == "registered"
     assert first.json()["format"] == "safetensors"
     assert error_of(other, 409, "model_conflict")["model_name"] == "tiny"
+
+
+def test_a_registration_is_replaced(client: TestClient, models: Path) -> None:
+    client.post("/models/register", json=body_of(models))
+    conflict = client.post("/models/register", json=body_of(models, context_length=64))
+    assert "PUT models/tiny" in error_of(conflict, 409, "model_conflict")["hint"]
+
+    replaced = client.put("/models/tiny", json=body_of(models, context_length=64))
+    assert (replaced.status_code, replaced.json()["context_length"]) == (200, 64)
+    new = client.put("/models/org/new", json=body_of(models, "org/new"))
+    assert (new.status_code, new.json()["model_name"]) == (201, "org/new")
+
+    other_name = client.put("/models/tiny", json=body_of(models, "org/new"))
+    assert "org/new in the body" in error_of(other_name, 422, "invalid_input")["message"]
+    outside = {"model_id": "/etc", "model_name": "tiny"}
+    error_of(client.put("/models/tiny", json=outside), 403, "path_not_allowed")
+    assert client.get("/models/tiny").json()["context_length"] == 64
+
+
+def test_a_registration_is_removed(client: TestClient, registered: str, models: Path) -> None:
+    client.post("/models/load", params={"model_name": registered})
+    removed = client.delete(f"/models/{registered}")
+    assert removed.json() == {"model_name": registered, "unregistered": True, "freed_mb": 0.0}
+    assert client.get("/status").json()["models"] == []
+    error_of(client.get(f"/models/{registered}"), 404, "model_not_found")
+    error_of(client.delete(f"/models/{registered}"), 404, "model_not_found")
+    assert (models / "tiny" / "model.safetensors").is_file()
+
+
+def test_a_model_in_use_is_changed_by_force_only(
+    client: TestClient, registered: str, stage: Stage, models: Path
+) -> None:
+    body = body_of(models, registered, context_length=64)
+    with stage.held(), client.websocket_connect(f"{PREFIX}/generate/ws", headers=KEY) as socket:
+        socket.send_json({"model_name": registered, "prompt": "hi", "max_tokens": 5})
+        assert socket.receive_json()["event"] in ("progress", "token")
+        for busy in (client.put(f"/models/{registered}", json=body), client.delete(f"/models/{registered}")):
+            assert "force" in error_of(busy, 409, "model_busy")["hint"]
+        assert client.put(f"/models/{registered}?force=true", json=body).status_code == 200
+        while (last := socket.receive_json())["event"] not in ("done", "error"):
+            pass
+        assert last["finish_reason"] == "cancelled"
 
 
 @pytest.mark.parametrize("place", ["/etc", "{root}/../outside", "{root}/escape"])
@@ -176,6 +216,13 @@ def test_validate_reports_on_the_files(client: TestClient, registered: str, mode
     report = client.get(f"/models/{registered}/validate").json()
     assert report["valid"], report["problems"]
     assert (report["format"], report["files"]) == ("safetensors", ["model.safetensors"])
+
+    assert (report["task"], report["unsupported"]) == ("llm", None)
+
+    (models / "tiny" / "config.json").write_text('{"architectures": ["WhisperModel"]}')
+    other = client.get(f"/models/{registered}/validate").json()
+    assert (other["task"], other["engine"]) == ("unsupported", None)
+    assert other["unsupported"] == "nothing here serves WhisperModel"
 
     (models / "tiny" / "model.safetensors").write_bytes(b"\xff" * 64)
     broken = client.get(f"/models/{registered}/validate").json()
@@ -315,7 +362,8 @@ EXPECTED = {
     errors.ModelNotFound: 404, errors.RequestNotFound: 404, errors.ModelConflict: 409, errors.ModelBusy: 409,
     errors.QueueFull: 429, errors.DoesNotFit: 507, errors.NotAllowed: 403, errors.PathNotAllowed: 403, errors.PickleRefused: 403,
     errors.RemoteCodeRefused: 403, errors.MissingExtra: 501, errors.DeviceUnavailable: 422, errors.DownloadFailed: 502,
-    errors.Offline: 404, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.EngineDied: 503, errors.SettingsFault: 500, RuntimeFault: 500,
+    errors.Offline: 404, errors.NotDownloaded: 404, errors.DownloadNotFound: 404, errors.DiskFull: 507,
+    errors.DownloadTooLarge: 403, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.EngineDied: 503, errors.SettingsFault: 500, RuntimeFault: 500,
 }  # fmt: skip
 
 
@@ -362,6 +410,9 @@ CONTRACT = {
     ("POST", "/generate/stream"), ("POST", "/requests/{request_id}/cancel"), ("GET", "/health"), ("GET", "/stats"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
+    ("PUT", "/models/{model_name}"), ("DELETE", "/models/{model_name}"), ("DELETE", "/models/{model_name}/files"),
+    ("POST", "/downloads"), ("GET", "/downloads"), ("GET", "/downloads/{download_id}"), ("DELETE", "/downloads/{download_id}"),
+    ("POST", "/downloads/{download_id}/pause"), ("POST", "/downloads/{download_id}/resume"),
 }  # fmt: skip
 
 
@@ -399,10 +450,3 @@ def test_every_route_asks_who_is_there(client: TestClient, stage: Stage, method:
     assert response.status_code == 403
     assert response.json() == {"detail": "no key"}
     assert not stage.requests
-
-
-def test_register_refuses_impossible_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"{SETTING}MEMORY_BUDGET_GB", "-1")
-    get_settings.cache_clear()
-    with pytest.raises(errors.SettingsFault, match="MEMORY_BUDGET_GB"):
-        register(FastAPI())

@@ -131,6 +131,13 @@ def openai_error(response: Any, status: int, code: str) -> dict[str, Any]:
     return error
 
 
+def told(response: Any) -> dict[str, Any]:
+    """The answer without the times, which differ."""
+    answer: dict[str, Any] = response.json()
+    assert answer["metadata"].pop("timeline_ms")["ended"] >= 0
+    return answer
+
+
 # -- native answers ------------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +146,7 @@ def test_embed(client: TestClient, fake: FakeManager) -> None:
     body = NATIVE["/embed"] | {"texts": ["a", [1, 2]], "request_id": "mine", **fields}
     response = client.post("/embed", json=body)
 
-    assert response.json() == {"model_name": MODEL, "vectors": VECTORS.tolist(), "metadata": TOLD}
+    assert told(response) == {"model_name": MODEL, "vectors": VECTORS.tolist(), "metadata": TOLD}
     assert isinstance(fake.ask, EmbeddingAsk)
     assert fake.ask.texts == ("a", (1, 2))
     assert {name: getattr(fake.ask, name) for name in fields} == fields
@@ -150,7 +157,7 @@ def test_rerank(client: TestClient, fake: FakeManager) -> None:
     response = client.post("/rerank", json=NATIVE["/rerank"] | {"top_n": 2})
 
     ranking = [{"index": 1, "score": 0.9}, {"index": 0, "score": 0.1}]
-    assert response.json() == {"model_name": MODEL, "metadata": TOLD, "ranking": ranking}
+    assert told(response) == {"model_name": MODEL, "metadata": TOLD, "ranking": ranking}
     assert isinstance(fake.ask, RerankAsk)
     assert (fake.ask.query, fake.ask.documents, fake.ask.top_n) == ("q", ("a", "b"), 2)
 
@@ -163,12 +170,12 @@ def test_classify_by_the_models_labels_or_by_those_given(client: TestClient, fak
         "labels": [[{"label": "good", "score": 0.75}, {"label": "bad", "score": 0.25}]],
     }
 
-    assert client.post(path, json=BODIES[path] | {"top_k": 2, "multi_label": True}).json() == answer
+    assert told(client.post(path, json=BODIES[path] | {"top_k": 2, "multi_label": True})) == answer
     assert isinstance(fake.ask, ClassificationAsk)
     assert (fake.ask.top_k, fake.ask.multi_label) == (2, True)
 
     given = {"labels": ["good", "bad"], "hypothesis": "It is {}.", "multi_label": True}
-    assert client.post(path, json=BODIES[path] | given).json() == answer
+    assert told(client.post(path, json=BODIES[path] | given)) == answer
     assert isinstance(fake.ask, ZeroShotAsk)
     assert (fake.ask.labels, fake.ask.hypothesis, fake.ask.multi_label) == (("good", "bad"), "It is {}.", True)
     assert fake.requests[-1].task == "zero_shot"
@@ -179,7 +186,7 @@ def test_ner(client: TestClient, fake: FakeManager, path: str) -> None:
     response = client.post(path, json=BODIES[path] | {"min_score": 0.5})
 
     entity = {"label": "LOC", "text": "Paris", "start": 3, "end": 8, "score": 0.5}
-    assert response.json() == {"model_name": MODEL, "metadata": TOLD, "entities": [[entity]]}
+    assert told(response) == {"model_name": MODEL, "metadata": TOLD, "entities": [[entity]]}
     assert isinstance(fake.ask, NerAsk)
     assert (fake.ask.texts, fake.ask.min_score) == (("In Paris",), 0.5)
 
@@ -229,6 +236,24 @@ def test_nothing_is_said_of_cuts_where_there_are_none(client: TestClient, monkey
     monkeypatch.setitem(RESULTS, "embedding", whole)
 
     assert "truncated" not in client.post("/v1/embeddings", json=OPENAI["/v1/embeddings"]).json()
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank"])
+def test_openai_refuses_what_is_too_long_unless_told_not_to(client: TestClient, fake: FakeManager, path: str) -> None:
+    assert client.post(path, json=OPENAI[path]).status_code == 200
+    assert fake.ask.overflow == "error"
+    client.post(path, json=OPENAI[path] | {"overflow": "truncate"})
+    assert fake.ask.overflow == "truncate"
+
+
+def test_the_native_routes_cut_what_is_too_long(client: TestClient, fake: FakeManager) -> None:
+    assert client.post("/embed", json=NATIVE["/embed"]).status_code == 200
+    assert fake.ask.overflow == "truncate"
+
+
+def test_warnings_are_told_in_openais_answers_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RESULTS, "embedding", EmbeddingResult(MODEL, ABOUT | {"warnings": ["beware"]}, VECTORS))
+    assert client.post("/v1/embeddings", json=OPENAI["/v1/embeddings"]).json()["warnings"] == ["beware"]
 
 
 def test_openai_rerank_repeats_the_documents_unless_told_not_to(client: TestClient, fake: FakeManager) -> None:

@@ -63,6 +63,17 @@ def test_vectors_are_shortened_before_they_are_normalized() -> None:
     assert not np.isnan(zero.vectors).any()
 
 
+def test_a_model_not_made_for_shorter_vectors_is_warned_of() -> None:
+    def warnings(dimensions: int | None, *, shortens: bool = False) -> list[str]:
+        about = TaskResult("m", {"warnings": ["slow"]})
+        ask, spec = EmbeddingAsk(texts=("a",), dimensions=dimensions), Spec("embedding", 1, shortens=shortens)
+        found = Embedding().result(ask, [np.array([3, 4, 12], dtype=np.float32)], spec, about)
+        return list(found.metadata["warnings"])
+
+    assert warnings(None) == warnings(3) == warnings(2, shortens=True) == ["slow"]
+    assert "matryoshka_dimensions" in warnings(2)[1]
+
+
 def test_scores_of_extreme_logits_are_numbers() -> None:
     logits = np.array([[1000.0, -1000.0]], dtype=np.float32)
     assert np.allclose(scores(logits, "softmax"), [[1, 0]])
@@ -155,6 +166,7 @@ def test_a_result_says_that_it_was_judged_by_entailment() -> None:
         (EmbeddingAsk, {"texts": ("a", "")}, "input 1 must be a text or token ids, and not empty"),
         (EmbeddingAsk, {"texts": ("a", None)}, "input 1 must be"),
         (EmbeddingAsk, {"texts": ((),)}, "input 0 must be"),
+        (EmbeddingAsk, {"texts": ((1, True),)}, "input 0 must be"),
         (EmbeddingAsk, {"texts": ("a",), "dimensions": 0}, "dimensions"),
         (RerankAsk, {"query": "", "documents": ("a",)}, "query"),
         (RerankAsk, {"query": "a", "documents": ("a",), "overflow": "chunk"}, "chunk is for embeddings"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.chat.tool_choice import arguments_schema, close_objects, forced_grammar, offered_tools
+from lfx_local_runtimes.runtimes.chat.tool_choice import answer_grammar, arguments_schema, close_objects, offered_tools
 from lfx_local_runtimes.runtimes.chat.tool_formats import FORMATS, PLAIN, ToolFormat, choose_format
 from lfx_local_runtimes.runtimes.chat.tool_notations import MAX_DEPTH, read_gemma, read_python, write_gemma
 from lfx_local_runtimes.runtimes.chat.tool_parsers import ForcedParser, Parser
@@ -289,9 +289,9 @@ def test_which_tools_are_offered(choice: str, offered: list[str]) -> None:
 
 
 def test_a_free_choice_has_no_grammar() -> None:
-    assert forced_grammar(config()) is None
-    assert forced_grammar(config(tool_choice="none")) is None
-    assert forced_grammar(GenerationConfig(prompt="Hi")) is None
+    assert answer_grammar(config()) is None
+    assert answer_grammar(config(tool_choice="none")) is None
+    assert answer_grammar(GenerationConfig(prompt="Hi")) is None
 
 
 def accepts(grammar: Grammar | None, text: str) -> bool:
@@ -323,7 +323,7 @@ def accepts(grammar: Grammar | None, text: str) -> bool:
 )
 def test_a_forced_choice_allows_valid_calls_only(choice: str, text: str, allowed: bool) -> None:
     tools = (ADD, Tool(name="now"))
-    assert accepts(forced_grammar(config(tools=tools, tool_choice=choice)), text) is allowed
+    assert accepts(answer_grammar(config(tools=tools, tool_choice=choice)), text) is allowed
 
 
 def test_references_in_a_tools_schema_hold() -> None:
@@ -331,7 +331,7 @@ def test_references_in_a_tools_schema_hold() -> None:
     tool = Tool(
         name="go", parameters={"properties": {"to": {"$ref": "#/$defs/P"}}, "required": ["to"], "$defs": {"P": point}}
     )
-    grammar = forced_grammar(config(tools=(ADD, tool), tool_choice="required"))
+    grammar = answer_grammar(config(tools=(ADD, tool), tool_choice="required"))
     assert accepts(grammar, '{"name": "go", "arguments": {"to": {"x": 1}}}')
     assert not accepts(grammar, '{"name": "go", "arguments": {"to": {"y": 1}}}')
 
@@ -343,7 +343,7 @@ def test_a_schema_that_is_nested_too_deeply_is_refused_by_name() -> None:
     tool = Tool.model_construct(name="deep", description="", parameters=deep)
     asked = config().model_copy(update={"tools": (tool,), "tool_choice": "deep"})
     with pytest.raises(InvalidInput, match="deep"):
-        forced_grammar(asked)
+        answer_grammar(asked)
 
 
 def test_objects_are_closed_where_the_schema_leaves_it_open() -> None:

@@ -20,7 +20,8 @@ from tests.routes_app import ws_auth
 from tests.trusted_models import code_of, scan_here, write_code
 
 NAME = "org/mine, the first"
-CALLERS = {"root": Caller("ada (1)"), "user": Caller("bob (2)", "In Langflow only superusers may."), "unnamed": None}
+ONLY = "In Langflow only superusers may."
+CALLERS = {"root": Caller("ada (1)"), "user": Caller("bob (2)", ONLY, ONLY), "unnamed": None}
 
 AsUser = Callable[..., TestClient]
 
@@ -150,3 +151,36 @@ def test_the_standalone_server_wants_its_key(
         assert log(tmp_path) == [("approved", NAME, "API key")]
     else:
         assert "--api-key" in response.json()["error"]["hint"]
+
+
+# -- files, which the same callers may delete ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["user", "unnamed"])
+def test_who_may_not_delete_files(as_user: AsUser, folder: Path, name: str) -> None:
+    answer = as_user(name).delete(f"/models/{NAME}/files")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "not_allowed")
+    assert "may" in answer.json()["error"]["hint"]
+    assert folder.is_dir()
+    assert as_user(name).get(f"/models/{NAME}").status_code == 200
+
+
+def test_who_may_delete_files(as_user: AsUser, manager: RuntimeManager, folder: Path, tmp_path: Path) -> None:
+    elsewhere = as_user("root").delete(f"/models/{NAME}/files")
+    assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (403, "not_allowed")
+    assert "neither in the data folder" in elsewhere.json()["error"]["message"]
+    inside = write_code(tmp_path / "home" / "mine", "import socket\n")
+    manager.register_model(ModelConfig(model_id=str(inside), model_name="inside"))
+    answer = as_user("root").delete("/models/inside/files")
+    assert (answer.status_code, answer.json()["unregistered"]) == (200, True)
+    assert not inside.exists()
+    assert folder.is_dir()
+
+
+def test_a_server_without_a_key_deletes_for_programs_of_this_machine(manager: RuntimeManager, tmp_path: Path) -> None:
+    inside = write_code(tmp_path / "home" / "mine", "import socket\n")
+    manager.register_model(ModelConfig(model_id=str(inside), model_name="inside"))
+    client = TestClient(create_app(manager), base_url=f"http://localhost{PREFIX}")
+    assert client.delete("/models/inside/files", headers={"origin": "https://evil.example"}).status_code == 403
+    assert client.delete("/models/inside/files").status_code == 200
+    assert not inside.exists()

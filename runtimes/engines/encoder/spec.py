@@ -53,6 +53,7 @@ def read_spec(plan: LoadPlan, tokenizer_limit: int, pooling: str | None = None) 
         normalize=any(kind == "Normalize" for kind, _ in modules),
         prompts={str(name): str(text) for name, text in prompts.items()} if isinstance(prompts, dict) else {},
         default_prompt=default if isinstance(default, str) else None,
+        shortens=bool(config.get("matryoshka_dimensions") or config.get("is_matryoshka") is True),
         activation=_activation(config),
     )
 

@@ -61,11 +61,21 @@ class PieceTokenizer:
             raise InvalidInput(
                 f"Token id {wrong} is not in the model's vocabulary of {len(self._tokenizer):,}.", hint="Send the text."
             )
+        ids = unwrapped(ids, self._before, self._after)
         room = max(1, self._limit - len(self._before) - len(self._after))
-        parts = [ids[start : start + room] for start in range(0, len(ids), room)]
+        parts = [ids[start : start + room] for start in range(0, len(ids), room)] or [ids]
         cut = 0 if chunks else len(ids) - len(parts[0])
         rows = [[*self._before, *part, *self._after] for part in (parts if chunks else parts[:1])]
         return [Tokens(row, [0] * len(row), cut=cut) for row in rows]
+
+
+def unwrapped(ids: Sequence[int], before: Sequence[int], after: Sequence[int]) -> Sequence[int]:
+    """The ids without the special tokens that the model's tokenizer puts around a text: the caller may have sent them too."""
+    if before and list(ids[: len(before)]) == list(before):
+        ids = ids[len(before) :]
+    if after and list(ids[-len(after) :]) == list(after):
+        ids = ids[: -len(after)]
+    return ids
 
 
 def padded(batch: Sequence[Tokens], pad: int) -> dict[str, Any]:

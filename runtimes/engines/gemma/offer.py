@@ -19,7 +19,7 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
     """The offer of the engine below, with advice about the model's size.
 
     Raises:
-        InvalidInput: the model is no Gemma, or the type is fp16, in which a Gemma's activations overflow.
+        InvalidInput: the model is no Gemma, or the engine below refuses it.
     """
     if not _GEMMA.match(info.architecture or ""):
         raise InvalidInput(
@@ -28,10 +28,6 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
         )  # fmt: skip
     below = by_llama_cpp if info.format is ModelFormat.GGUF else by_transformers
     found = below(config, info, device, terms)
-    if found.dtype == "fp16":
-        raise InvalidInput(
-            "Gemma overflows in fp16.", model_name=config.model_name, hint="Use bf16, fp32, int8 or int4."
-        )
     hint = size_hint(info.parameters, found.dtype, device.type)
     return replace(found, warnings=(*found.warnings, hint)) if hint else found
 

@@ -66,9 +66,23 @@ def make_runtime(config: ModelConfig, plan: LoadPlan, settings: Settings, spares
         LoadFailed: the engine cannot be imported.
     """
     row = engine_row(plan.engine)
-    if settings.isolation == "inline" or not row.isolated:
+    if _inline(row, settings):
         return row.make_runtime(config, plan)
     return IsolatedRuntime(row, config, plan, settings, spares)
+
+
+def memory_of(plan: LoadPlan, settings: Settings) -> Mapping[str, int]:
+    """Bytes that a load will take by device, as they are reserved: the model, and a process of its own if it gets one."""
+    row = engine_row(plan.engine)
+    return plan.memory if _inline(row, settings) else _with_process(plan, row)
+
+
+def _inline(row: EngineRow, settings: Settings) -> bool:
+    return settings.isolation == "inline" or not row.isolated
+
+
+def _with_process(plan: LoadPlan, row: EngineRow) -> Mapping[str, int]:
+    return {**plan.memory, "cpu": plan.memory.get("cpu", 0) + row.overhead}
 
 
 class IsolatedRuntime(ModelRuntime):
@@ -130,7 +144,13 @@ class IsolatedRuntime(ModelRuntime):
 
     def reservation(self, plan: LoadPlan) -> Mapping[str, int]:
         """The plan's, and what Python and the engine's libraries take in a process of their own."""
-        return {**plan.memory, "cpu": plan.memory.get("cpu", 0) + self._row.overhead}
+        return _with_process(plan, self._row)
+
+    def measure_again(self) -> Mapping[str, int]:
+        """As the system counts it now. An engine keeps buffers for the largest request that it has served."""
+        if self._ready:
+            self._memory = self._measure()
+        return dict(self._memory)
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
@@ -273,10 +293,11 @@ class IsolatedRuntime(ModelRuntime):
 
     def _measure(self) -> dict[str, int]:
         """What the process and the device really took; at least what the engine knows of and will touch later."""
-        assert self._child is not None
-        taken = dict(self._measured)
-        taken["cpu"] = max(taken.get("cpu", 0), self._child.memory())
-        for device, size in gpu_memory_of(self._child.pid).items():
+        child, taken = self._child, dict(self._measured)
+        if child is None:  # it has just ended
+            return taken
+        taken["cpu"] = max(taken.get("cpu", 0), child.memory())
+        for device, size in gpu_memory_of(child.pid).items():
             taken[device] = max(taken.get(device, 0), size)
         return taken
 

@@ -8,6 +8,7 @@ from lfx_local_runtimes.errors import InvalidInput, LoadFailed
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime
+from lfx_local_runtimes.runtimes.engines.encoder.tokens import unwrapped
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options, Row, reason
 from lfx_local_runtimes.runtimes.engines.llama_cpp.offer import CALL
@@ -268,7 +269,7 @@ class VocabularyTokenizer:
             raise InvalidInput(
                 f"Token id {wrong} is not in the model's vocabulary of {self._model.n_vocab:,}.", hint="Send the text."
             )
-        return list(text)
+        return list(unwrapped(text, self._before, self._after))
 
     def _rows(self, piece: Piece, chunks: bool) -> list[Tokens]:
         ids = self._ids(piece.text)

@@ -7,7 +7,7 @@ from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.devices import Device
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import Offer, Terms, estimate_memory
-from lfx_local_runtimes.runtimes.planning.offers import sized_offer, stored_type
+from lfx_local_runtimes.runtimes.planning.offers import modest, sized_offer, stored_type
 from lfx_local_runtimes.runtimes.tasks import family_of
 
 CALL = 512
@@ -32,6 +32,10 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
     found = sized_offer(config, info, device, terms, stored_type(config, info), state_limit=_STATE_BYTES)
     if family_of(terms.task) != "reading":
         return found
-    longest = max(CALL, terms.context_length)
-    memory = estimate_memory(info, terms.context_length, sequences=1, batch=longest, outputs=longest)
-    return replace(found, memory={device.key: memory.total})
+    context = found.context_length or terms.context_length
+    while True:
+        longest = max(CALL, context)
+        memory = estimate_memory(info, context, sequences=1, batch=longest, outputs=longest)
+        if not terms.shortens or context <= CALL or modest(memory, terms.budget):
+            return replace(found, memory={device.key: memory.total}, context_length=context)
+        context = max(CALL, context // 2)

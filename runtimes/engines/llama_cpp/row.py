@@ -11,6 +11,7 @@ ROWS = (
         f"{_HERE}.factory:llama_cpp",
         f"{_HERE}.offer:offer",
         extra="llamacpp",
+        modules=("llama_cpp",),
         warm=f"{_HERE}.native:warm",
         environment=ENVIRONMENT,
         overhead=70 * 2**20,

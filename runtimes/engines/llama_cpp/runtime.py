@@ -106,9 +106,10 @@ class LlamaCppRuntime(BatchingRuntime):
         assert plan is not None
         bos, eos = model.bos, model.eos
         answer = Answer(request, self._template, bos=bos[1] if bos else "", eos=eos[1] if eos else "")
-        answer.check_size(plan.context_length)
-        given = answer.given_tokens(model.n_vocab)
-        prompt = model.tokenize(answer.prompt, add_special=True) if given is None else given
+        answer.check_size(plan.context_length, lambda text: len(model.tokenize(text, add_special=False)))
+        answer.check_ids(model.n_vocab)
+        given = request.ask.prompt_ids
+        prompt = model.tokenize(answer.prompt, add_special=True) if given is None else list(given)
         if answer.had_bos and bos and prompt[:1] != [bos[0]]:
             prompt.insert(0, bos[0])
         if not prompt:

@@ -62,7 +62,7 @@ class Sampler:
             add(lib.llama_sampler_init_greedy())
             return chain
         if config.top_k:
-            add(lib.llama_sampler_init_top_k(config.top_k))
+            add(lib.llama_sampler_init_top_k(min(config.top_k, vocabulary)))
         if config.top_p < 1:
             add(lib.llama_sampler_init_top_p(config.top_p, 1))
         if config.min_p > 0:
@@ -79,8 +79,7 @@ class Sampler:
             InvalidInput: the constraint leaves no token, or becomes too complex.
         """
         for token, bias in self._bias:
-            if token < len(logits):
-                logits[token] += bias if bias > -100 else -math.inf
+            logits[token] += bias if bias > -100 else -math.inf
         if self._drawn < self._banned_until:
             logits[self._end_ids] = -math.inf
         if self._constraint is not None:
@@ -102,15 +101,17 @@ class Sampler:
         return self._constraint is not None and self._constraint.done
 
     def logprob(self, token: int, scores: Any) -> TokenLogprob:
-        """How likely a token was, and the likeliest others, from a copy of the scores that was made before `sample`."""
+        """How likely a token was, and the likeliest ones, itself among them, from a copy of the scores made before `sample`."""
         import numpy as np
 
         shares = scores.astype(np.float64)
         shares -= shares.max()
         shares -= np.log(np.exp(shares).sum())
-        best = np.argpartition(shares, -self._top)[-self._top :] if self._top else ()
+        best = np.argpartition(shares, -self._top)[-self._top :].tolist() if self._top else []
+        if best and token not in best:
+            best.append(token)
         top = sorted(best, key=lambda one: -shares[one])
-        return self._told(token, shares, tuple(self._told(int(one), shares) for one in top))
+        return self._told(token, shares, tuple(self._told(one, shares) for one in top))
 
     def _told(self, token: int, shares: Any, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         piece = self._model.piece(token)

@@ -8,6 +8,7 @@ _HERE = "lfx_local_runtimes.runtimes.engines.onnx"
 ROWS = (
     EngineRow(
         "onnx", f"{_HERE}.encoder:OnnxEncoder", f"{_HERE}.offer:offer", extra="onnx",
-        prepare=f"{_HERE}.export:with_export", overhead=320 * 2**20, accelerators=frozenset({DeviceType.CUDA}),
+        modules=("onnxruntime", "transformers"),
+        prepare=f"{_HERE}.export:with_export", overhead=270 * 2**20, accelerators=frozenset({DeviceType.CUDA}),
     ),
 )  # fmt: skip

@@ -13,12 +13,10 @@ from itertools import count
 from typing import Any
 
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded, libraries
+from lfx_local_runtimes.runtimes.engines.transformers.offer import CHUNK
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 256
-"""Tokens evaluated in one step: prompts longer than what running answers leave of it take several."""
 
 PAGE = 32
 """Tokens of a cache block, the unit in which prompt beginnings are shared."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 from lfx_local_runtimes.errors import (
     DoesNotFit,
-    InvalidInput,
     LoadFailed,
     MissingExtra,
     PickleRefused,
@@ -21,7 +19,6 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
@@ -33,7 +30,6 @@ _EXTRA = "transformers"
 _CHATTY = ("transformers", "accelerate", "torchao", "bitsandbytes", "torch.utils._pytree")
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16"}
 """What a model computes in, as torch calls it; the quantized types in bf16, which also halves what stays unquantized."""
-_QUANTIZED = ("int8", "int4")
 _ENDS_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
 _loading = threading.Lock()
 """Transformers sets process-wide state (torch's default type, say) while it loads: one load at a time."""
@@ -90,13 +86,11 @@ def load(plan: LoadPlan, context: LoadContext) -> Loaded:
     """Bring a model into memory as planned.
 
     Raises:
-        InvalidInput: the type does not work for this model, format or device; the message says what does.
         NotAllowed: pickle weights or remote code without permission.
         DoesNotFit: it ran out of memory.
         LoadFailed: cancelled, or weights are missing.
         MissingExtra: a library is not installed.
     """
-    _check_dtype(plan)
     torch, transformers = libraries()
     with progress_events(context, plan.info.size_bytes), faults(plan):
         if plan.info.format is ModelFormat.GGUF:
@@ -116,7 +110,6 @@ def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
     Raises:
         RuntimeFault: as `load`.
     """
-    _check_dtype(plan)
     with progress_events(context, plan.info.size_bytes), faults(plan):
         model, tokenizer, missing = _from_folder(auto, plan, context)
     _check_complete(plan, [name for name in missing if "pooler." not in name])  # BERT's own pooler is not used
@@ -127,24 +120,6 @@ def _check_complete(plan: LoadPlan, missing: Collection[str]) -> None:
     if missing:
         names = ", ".join(sorted(missing)[:3])
         raise LoadFailed(f"{plan.info.path.name} lacks {len(missing)} of the model's weights: {names} …")
-
-
-def _check_dtype(plan: LoadPlan) -> None:
-    """Refuse what would not work, before anything is read."""
-    name, dtype = plan.info.path.name, plan.dtype
-    if dtype == "fp16" and re.match("gemma", plan.info.architecture or "", re.IGNORECASE):
-        raise InvalidInput(f"{name} is a Gemma, which overflows in fp16.", hint="Use bf16, fp32, int8 or int4.")
-    if dtype not in _QUANTIZED:
-        return
-    if plan.info.format is ModelFormat.GGUF:
-        raise InvalidInput(
-            f"Transformers does not quantize a GGUF file to {dtype}.",
-            hint=f"Leave quantization unset, or convert it first: lfx-local-runtimes convert {name}",
-        )
-    if plan.info.metadata.get("quantization_config"):
-        raise InvalidInput(f"{name} is quantized already; {dtype} does not apply.", hint="Leave quantization unset.")
-    if plan.device.type is DeviceType.MPS:
-        raise InvalidInput(f"{dtype} does not run on {plan.device.key}.", hint="Use fp32, fp16 or bf16, or the CPU.")
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ _HERE = "lfx_local_runtimes.runtimes.engines.transformers"
 ROWS = (
     EngineRow(
         "transformers", f"{_HERE}.factory:transformers", f"{_HERE}.offer:offer", extra="transformers",
+        modules=("torch", "transformers"),
         warm=f"{_HERE}.load:warm",
-        overhead=450 * 2**20,  # torch 2.9 and Transformers 5 for the CPU, after a first answer: 430
+        overhead=350 * 2**20,  # torch 2.9 and Transformers 5 for the CPU with an encoder; the offer adds for text
     ),
 )  # fmt: skip

@@ -99,8 +99,10 @@ class TransformersRuntime(BatchingRuntime):
         assert plan is not None
         tokenizer, config, length = loaded.tokenizer, request.ask, plan.context_length
         answer = Answer(request, self._template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
-        answer.check_size(plan.context_length)
-        prompt = answer.fit(_tokenize(tokenizer, answer), length)
+        answer.check_size(length, lambda text: len(loaded.tokenize(text)))
+        answer.check_ids(len(tokenizer))
+        given = config.prompt_ids
+        prompt = answer.fit(_tokenize(tokenizer, answer) if given is None else list(given), length)
         limit = answer.admit(len(prompt), length)
         sampler = Sampler(config, answer.seed, prompt, loaded.end_ids, self._compile(answer.grammar))
         shown = {ids[0] for ids in map(loaded.tokenize, answer.marks) if len(ids) == 1}
@@ -183,15 +185,11 @@ def _generate(model: Any, job: Job) -> None:
 
 
 def _tokenize(tokenizer: Any, answer: Answer) -> list[int]:
-    """The prompt's tokens: one BOS where it, the template or the tokenizer wants one, no end token it did not write; ids
-    as they were given.
+    """The prompt's tokens: one BOS where it, the template or the tokenizer wants one, no end token it did not write.
 
     Raises:
-        InvalidInput: nothing is left to continue, or an id is not in the vocabulary.
+        InvalidInput: nothing is left to continue.
     """
-    given = answer.given_tokens(len(tokenizer))
-    if given:
-        return given
     ids: list[int] = list(tokenizer(answer.prompt).input_ids)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if ids and eos is not None and ids[-1] == eos and not answer.prompt.endswith(tokenizer.eos_token):

@@ -106,7 +106,7 @@ class Sampler:
 
 
 def logprob(token: int, scores: Any, top: int, piece: Callable[[int], bytes]) -> TokenLogprob:
-    """How likely a token was, and the likeliest `top` others, from the scores as the model gave them.
+    """How likely a token was, and the likeliest `top` ones, itself among them, from the scores as the model gave them.
 
     `piece` tells the bytes a token stands for.
     """
@@ -122,6 +122,8 @@ def logprob(token: int, scores: Any, top: int, piece: Callable[[int], bytes]) ->
         )
 
     best = shares.topk(min(top, len(shares))).indices.tolist() if top else []
+    if best and token not in best:
+        best.append(token)
     return told(token, tuple(told(one) for one in best))
 
 

@@ -1,18 +1,23 @@
 """Embeddings: a vector for each text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow, TokenId
 from lfx_local_runtimes.runtimes.tasks.binary import Array
 from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
 
 if TYPE_CHECKING:
     import numpy as np
+
+_SHORTENED = (
+    "dimensions: the model's files do not say that its vectors may be shortened (matryoshka_dimensions in config.json). "
+    "Shortened vectors of a model that was not trained for it compare worse."
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
 
     task: ClassVar[str] = "embedding"
     can_chunk: ClassVar[bool] = True
-    texts: tuple[Text | Annotated[tuple[int, ...], Field(min_length=1)], ...] = Field(
+    texts: tuple[Text | Annotated[tuple[TokenId, ...], Field(min_length=1)], ...] = Field(
         min_length=1, max_length=MAX_TEXTS
     )
     prompt: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
@@ -51,7 +56,7 @@ class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
     def _texts_or_ids(cls, value: object) -> object:
         """One error tells of either, not one for each that it could have been."""
         for place, one in enumerate(value) if isinstance(value, list | tuple) else ():
-            ids = isinstance(one, list | tuple) and all(isinstance(token, int) for token in one)
+            ids = isinstance(one, list | tuple) and all(type(token) is int for token in one)
             if not one or not (ids or isinstance(one, str)):
                 raise ValueError(f"input {place} must be a text or token ids, and not empty")
         return value
@@ -92,6 +97,10 @@ class Embedding(Reading[EmbeddingAsk, EmbeddingResult]):
                     f"dimensions {ask.dimensions:,} is more than the {vectors.shape[1]:,} the model has.",
                     model_name=about.model_name, hint="Ask for less, or leave it unset.",
                 )  # fmt: skip
+            if ask.dimensions < vectors.shape[1] and not spec.shortens:
+                about = replace(
+                    about, metadata={**about.metadata, "warnings": [*about.metadata.get("warnings", ()), _SHORTENED]}
+                )
             vectors = vectors[:, : ask.dimensions]
         if spec.normalize if ask.normalize is None else ask.normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -81,6 +81,8 @@ class Spec:
     prompts: Mapping[str, str] = field(default_factory=dict)
     """By name: texts to put before a text."""
     default_prompt: str | None = None
+    shortens: bool = False
+    """The model's files say that its vectors may be shortened (Matryoshka)."""
     activation: str = "softmax"
     """How scores are made of logits: softmax, sigmoid or identity."""
 
