@@ -29,7 +29,7 @@ def build_router(
     """
     from fastapi import APIRouter, Depends
 
-    from lfx_local_runtimes.routes import downloads, generation, inference, models, socket, trust
+    from lfx_local_runtimes.routes import downloads, generation, inference, manual, models, socket, trust
     from lfx_local_runtimes.routes.access import provider
     from lfx_local_runtimes.routes.faults import RESPONSES
     from lfx_local_runtimes.routes.tasks.native import make_router
@@ -37,6 +37,7 @@ def build_router(
     give_manager = Depends(provider(manager_getter))
     guards = [Depends(http_auth), give_manager]
     router = APIRouter(prefix=PREFIX, tags=[TAG])
+    router.include_router(manual.router)
     router.include_router(generation.router, dependencies=guards, responses=RESPONSES)
     router.include_router(inference.router, dependencies=guards, responses=RESPONSES)
     router.include_router(make_router(), dependencies=guards, responses=RESPONSES)

@@ -223,6 +223,7 @@ class ModelRuntime(ABC):
     def submit(self, request: Request[Any]) -> None:
         """Queue a request; its events arrive on its channel."""
         fault: RuntimeFault | None = None
+        before = 0
         name, limit = self.config.model_name, self.config.max_queued
         with self._lock:
             if self._thread is None:
@@ -236,12 +237,21 @@ class ModelRuntime(ABC):
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
                 request.timeline.loaded = time.monotonic()
+                before = self._before(request)
                 self._requests.add(request)
+                if before:
+                    request.emit(Progress("queue", 0, before))
                 self._inbox.put(request)
         if fault is not None:
             request.emit(Failed(fault))
         else:
             request.on_end(lambda: self._forget(request))
+
+    def _before(self, request: Request[Any]) -> int:
+        """How many requests have to end before this one can begin. Models that read compute all requests together."""
+        if request.task != "llm" or self._plan is None:
+            return 0
+        return max(0, len(self._requests) - self._plan.sequences + 1)
 
     def _forget(self, request: Request[Any]) -> None:
         with self._lock:

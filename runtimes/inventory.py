@@ -12,6 +12,7 @@ from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeTyp
 from lfx_local_runtimes.runtimes.devices import DeviceProbe
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import memory_of
 from lfx_local_runtimes.runtimes.formats.detect import MAX_ENTRIES
+from lfx_local_runtimes.runtimes.formats.inspect import is_instruct
 from lfx_local_runtimes.runtimes.formats.tasks import UNKNOWN, UNSUPPORTED
 from lfx_local_runtimes.runtimes.memory.ledger import MODELS
 from lfx_local_runtimes.runtimes.memory.residency import Residency
@@ -173,7 +174,7 @@ def _row(
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([size or 0]),
         on_disk=info is not None or source == "package" or row.format is not None, tool_calling=Support.of(template or "").tools,
-        parameters=info.parameters if info else None, instruct=_follows_instructions(task, info),
+        parameters=info.parameters if info else None, instruct=_follows_instructions(task, row, info),
         state=slot.state.value, device=plan.device.key if plan and runtime else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),
@@ -192,9 +193,16 @@ def _row(
     )  # fmt: skip
 
 
-def _follows_instructions(task: str, info: Inspection | None) -> bool | None:
-    """Whether a text model's files say so: by a chat template, or by their names. None if that is not known."""
-    return None if info is None or task != "llm" else bool(info.chat_template) or info.instruct
+def _follows_instructions(task: str, row: Resolved, info: Inspection | None) -> bool | None:
+    """Whether a text model's files say so: by a chat template, or by their names. None if that is not known.
+
+    A model in a package has no files yet. It goes by its name.
+    """
+    if task != "llm":
+        return None
+    if info is None:
+        return is_instruct(row.config.model_name, row.config.model_id) if row.source == "package" else None
+    return bool(info.chat_template) or info.instruct
 
 
 def _mib(sizes: Iterable[int]) -> float | None:

@@ -27,7 +27,8 @@ class ModelStatus(BaseModel):
     parameters: int | None = None
     instruct: bool | None = Field(
         default=None,
-        description="For text models: tuned to follow instructions, and not a base model, which continues a text.",
+        description="Whether a text model was made to follow instructions or to chat, as its files say. false: a base model, "
+        "which continues texts.",
     )
     state: Literal["registered", "loading", "ready", "unloading", "failed"] = Field(
         description="registered: not in memory. See `on_disk` and `error` too."

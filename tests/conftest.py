@@ -45,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @functools.cache
 def _uses_langflow(file: Path) -> bool:
-    return "langflow_server:" in file.read_text()
+    return file.parent.name == "browser" or "langflow_server:" in file.read_text()
 
 
 @pytest.fixture(scope="session")

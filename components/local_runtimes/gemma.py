@@ -7,6 +7,7 @@ from lfx_local_runtimes.nodes import (
     history_input,
     loading_inputs,
     model_input,
+    other_model_input,
     preset_input,
     sampling_inputs,
     tool_inputs,
@@ -20,18 +21,21 @@ class GemmaComponent(GemmaBaseComponent):
     description = "Generate text with a Gemma that runs on this machine, with its turn format, presets and sizes."
     icon = "Gem"
     name = "Gemma"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["llm", "google", "llama.cpp", "gguf", "transformers", "huggingface", "offline"]}
 
     inputs = [
         model_input(
             value="gemma-3-270m",
             display_name="Size",
-            info="A Gemma on this machine, or one from Hugging Face, which is downloaded on first use. "
+            info="A Gemma. One that is not on this machine is downloaded on first use. "
             "Models up to 2B run well on a CPU; larger models need an accelerator or int4.",
         ),
+        other_model_input(),
         preset_input(),
         *chat_inputs(),
         history_input(),
         *tool_inputs(),
-        *loading_inputs(engines=("auto", "gemma_local", "gemma_streaming")),
+        *loading_inputs(),
         *sampling_inputs(GEMMA_PRESETS["Recommended"]),
     ]

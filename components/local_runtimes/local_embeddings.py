@@ -8,6 +8,7 @@ from lfx_local_runtimes.nodes import (
     choice_input,
     loading_inputs,
     model_input,
+    other_model_input,
     overflow_input,
     text_input,
 )
@@ -20,12 +21,15 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
     description = "Turn texts into vectors with a model that runs on this machine."
     icon = "Binary"
     name = "LocalEmbeddings"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["vector", "embeddings", "llama.cpp", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(
             value="",
-            info="An embedding model on this machine, or any Hugging Face id, which is downloaded on first use.",
+            info="An embedding model. One that is not on this machine is downloaded on first use.",
         ),
+        other_model_input(),
         text_input("The text for the Vector output. The Embedding Model output needs no text.", required=False),
         BoolInput(
             name="is_query",

@@ -6,6 +6,7 @@ from lfx_local_runtimes.nodes import (
     history_input,
     loading_inputs,
     model_input,
+    other_model_input,
     sampling_inputs,
     tool_inputs,
 )
@@ -20,13 +21,19 @@ class LocalModelComponent(LocalModelBaseComponent):
     )
     icon = "Cpu"
     name = "LocalModel"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {
+        "keywords": ["llm", "chat", "llama.cpp", "gguf", "transformers", "safetensors", "huggingface", "offline"]
+    }
 
     inputs = [
         model_input(
             value="auto",
-            info="A model on this machine, or any Hugging Face id, which is downloaded on first use. auto: the largest "
-            "instruct model on this machine that fits into its memory; if there is none, the largest base model.",
+            info="The model that answers. An instruct model follows instructions; a base model continues texts. A model that is "
+            "not on this machine is downloaded on first use. auto: the largest instruct model on this machine that fits into "
+            "its memory; if there is none, the largest base model.",
         ),
+        other_model_input(),
         *chat_inputs(),
         history_input(),
         *tool_inputs(),

@@ -7,6 +7,7 @@ from lfx_local_runtimes.nodes import (
     LocalRerankBaseComponent,
     loading_inputs,
     model_input,
+    other_model_input,
     overflow_input,
 )
 
@@ -18,12 +19,15 @@ class LocalRerankComponent(LocalRerankBaseComponent):
     description = "Sort search results by how well they answer a query, with a model that runs on this machine."
     icon = "ArrowDownWideNarrow"
     name = "LocalRerank"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["reranker", "cross-encoder", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(
             value="",
-            info="A reranker (cross-encoder) on this machine, or any Hugging Face id, which is downloaded on first use.",
+            info="A reranker (cross-encoder). One that is not on this machine is downloaded on first use.",
         ),
+        other_model_input(),
         MessageTextInput(
             name="input_value", display_name="Query", info="What is searched for.", required=True, tool_mode=True
         ),

@@ -15,6 +15,7 @@ from lfx_local_runtimes.nodes import (
     manage_model,
     model_choices,
     model_input,
+    other_model_input,
     parallel_input,
     show_fields_of,
 )
@@ -27,6 +28,10 @@ class ModelManagerComponent(Component):
     description = "Register, unregister, load, unload or pin a local model from a flow, and see its state."
     icon = "Server"
     name = "ModelManager"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {
+        "keywords": ["load", "unload", "register", "llama.cpp", "transformers", "onnx", "huggingface", "offline"]
+    }
 
     inputs = [
         DropdownInput(
@@ -38,7 +43,10 @@ class ModelManagerComponent(Component):
             info="Load and Unload wait until they are done. Unregister forgets a registered model; its files stay. Pin keeps "
             "a loaded model in memory. State changes nothing.",
         ),
-        model_input(value="gemma-3-270m", info="The model to use. For Register: its new name."),
+        model_input(value="gemma-3-270m", info="The model to use."),
+        other_model_input(
+            "A model that is not in the list. For Register: its new name. If this is filled in, the list is not used."
+        ),
         StrInput(
             name="model_id",
             display_name="Source",
@@ -80,12 +88,10 @@ class ModelManagerComponent(Component):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: str, field_name: str | None = None
     ) -> dict[str, Any]:
-        """Show the fields of the chosen action, or list the models again."""
+        """List the models, whatever field has changed, and show the fields of the chosen action."""
         if field_name == "action":
-            return show_fields_of(field_value, build_config)
-        if field_name == "model_name":
-            return list_models_in(build_config, *await model_choices())
-        return build_config
+            build_config = show_fields_of(field_value, build_config)
+        return list_models_in(build_config, *await model_choices())
 
     async def manage(self) -> Data:
         """Do the action and return the model's state."""

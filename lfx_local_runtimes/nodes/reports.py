@@ -4,31 +4,51 @@ from typing import Any
 
 from lfx.custom.custom_component.component import Component
 
+from lfx_local_runtimes.nodes.waiting import Pace, PlaygroundNote
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
 
 
 class Reporter:
-    """Writes to a node's log: each tenth of a download or load, and what a result took."""
+    """Tells a node's user about a request: in the node's log, and in the Playground while there is nothing else to read."""
 
-    def __init__(self, node: Component) -> None:
+    def __init__(self, node: Component, model_name: str = "the model") -> None:
         self._node = node
+        self._model_name = model_name
+        self._pace = Pace()
+        self._note = PlaygroundNote(node)
         self._last: object = None
 
     def __call__(self, event: Progress | GenerationResult | TaskResult) -> None:
-        """Log an event, unless it says the same as the last one."""
+        """Log a result, and each tenth of a download or load. Show progress in the Playground."""
         if isinstance(event, GenerationResult):
+            self.clear()
             self._node.log(answer_report(event), name="answer")
             return
         if isinstance(event, TaskResult):
+            self.clear()
             self._node.log(task_report(event), name="result")
             return
-        percent = 100 * event.done // event.total if event.total else None
-        step = (event.phase, None if percent is None else percent // 10)
+        text = self._pace.describe(event, self._model_name)
+        if event.total and event.done >= event.total:
+            self.clear()
+        else:
+            self._note.show(text)
+        step = (event.phase, 10 * event.done // event.total if event.total else None)
         if step != self._last:
             self._last = step
-            self._node.log({"phase": event.phase, "percent": percent}, name="progress")
+            self._node.log(text, name="progress")
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """There is something else to read: remove what the Playground shows about progress."""
+        self._note.clear()
 
 
 def answer_report(result: GenerationResult) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,22 +28,11 @@ from lfx_local_runtimes.nodes.inputs import (
     stop_texts,
     value_of,
 )
-from lfx_local_runtimes.nodes.models import PROVIDER_ID, list_models_in, model_choices
+from lfx_local_runtimes.nodes.models import PROVIDER_ID, list_models_in, model_choices, named_model
 from lfx_local_runtimes.nodes.reports import Reporter
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.nodes.tools import NodeModel
-
-GEMMA_SIZES: Mapping[str, Mapping[str, str]] = {
-    "gemma-3-270m": {"parameters": "270M", "in Q4": "0.3 GB"},
-    "google/gemma-3-270m-it": {"parameters": "270M", "in bf16": "0.6 GB"},
-    "google/gemma-3-1b-it": {"parameters": "1B", "in bf16": "2 GB"},
-    "google/gemma-2-2b-it": {"parameters": "2B", "in bf16": "5 GB"},
-    "google/gemma-3-4b-it": {"parameters": "4B", "in bf16": "9 GB"},
-    "google/gemma-7b-it": {"parameters": "7B", "in bf16": "17 GB"},
-    "google/gemma-2-9b-it": {"parameters": "9B", "in bf16": "18 GB"},
-}
-"""What the model list shows beside each size. The first one comes with the extra `demo`; the others are downloaded."""
 
 
 class LocalModelBaseComponent(LCModelComponent):
@@ -57,6 +46,8 @@ class LocalModelBaseComponent(LCModelComponent):
         Output(display_name="Structured", name="structured_output", method="structured_response", types=["Data"]),
     ]
 
+    _reporter: Reporter
+
     def build_model(self) -> LanguageModel:
         """The chat model with this node's options. Loads no model."""
         return self._model()
@@ -64,19 +55,21 @@ class LocalModelBaseComponent(LCModelComponent):
     def _model(self) -> "NodeModel":
         from lfx_local_runtimes.nodes.tools import NodeModel
 
+        name = named_model(self) or default_text_model()
+        self._reporter = Reporter(self, name)
         try:
             return NodeModel(
-                model=str(value_of(self.model_name) or default_text_model()),
+                model=name,
                 stop=stop_texts(self.stop_sequences) or None,
                 raw=bool(self.raw),
                 streaming=bool(self.stream),
-                observer=Reporter(self),
+                observer=self._reporter,
                 tool_choice=value_of(self.tool_choice) or AUTO,
                 **loading_options(self),
                 **sampling_options(self),
             )
         except ValidationError as error:
-            raise InvalidInput(first_problem(error), model_name=self.model_name) from error
+            raise InvalidInput(first_problem(error), model_name=name) from error
 
     async def text_response(self) -> Message:
         """The model's answer, after running the tools it calls."""
@@ -95,9 +88,10 @@ class LocalModelBaseComponent(LCModelComponent):
         # A node of an earlier version has no such input.
         if history := await earlier_messages(self, value_of(getattr(self, "n_messages", None)) or 0):
             runnable = with_history(runnable, history)
-        self.status = await self.get_chat_result(
-            runnable=runnable, stream=self.stream, input_value=self.input_value, system_message=self.system_message
-        )
+        with self._reporter:
+            self.status = await self.get_chat_result(
+                runnable=runnable, stream=self.stream, input_value=self.input_value, system_message=self.system_message
+            )
         return self.status
 
     async def structured_response(self) -> Data:
@@ -110,10 +104,11 @@ class LocalModelBaseComponent(LCModelComponent):
             )
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         model = await asyncio.to_thread(self._model)
-        message = await self.get_chat_result(
-            runnable=model.bind(response_format=form), stream=False, input_value=self.input_value,
-            system_message="\n\n".join(filter(None, [value_of(self.system_message), describe_schema(schema)])),
-        )  # fmt: skip
+        with self._reporter:
+            message = await self.get_chat_result(
+                runnable=model.bind(response_format=form), stream=False, input_value=self.input_value,
+                system_message="\n\n".join(filter(None, [value_of(self.system_message), describe_schema(schema)])),
+            )  # fmt: skip
         try:
             return Data(data=json.loads(message.text))
         except ValueError as error:
@@ -125,8 +120,11 @@ class LocalModelBaseComponent(LCModelComponent):
     async def update_build_config(
         self, build_config: dict[str, Any], field_value: Any, field_name: str | None = None
     ) -> dict[str, Any]:
-        """List the models again when their field is opened or refreshed."""
-        return list_models_in(build_config, *await self.choices()) if field_name == "model_name" else build_config
+        """List the models, whatever field has changed.
+
+        For a new node Langflow asks about each of several fields at once, and keeps only the last answer.
+        """
+        return list_models_in(build_config, *await self.choices())
 
     async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
         """The models to offer. The first one is `auto`, with the model that it takes now."""
@@ -139,16 +137,20 @@ class LocalModelBaseComponent(LCModelComponent):
 
     async def _handle_stream(self, runnable: Any, inputs: Any) -> Any:
         """Like Langflow's, but the stream is closed at the end, also after Stop. That ends the computation."""
-        held = _HeldStream(runnable)
+        held = _HeldStream(runnable, self._reporter.clear)
         async with aclosing(held):
             return await super()._handle_stream(held, inputs)
 
 
 class _HeldStream:
-    """Passes a runnable's stream on, and can close it. Langflow iterates streams and does not close them."""
+    """Passes a runnable's stream on, and can close it. Langflow iterates streams and does not close them.
 
-    def __init__(self, runnable: Any) -> None:
+    Calls `begun` before each piece of the answer.
+    """
+
+    def __init__(self, runnable: Any, begun: Callable[[], None]) -> None:
         self._runnable = runnable
+        self._begun = begun
         self._stream: AsyncGenerator[Any, None] | None = None
 
     def astream(self, inputs: Any) -> AsyncGenerator[Any, None]:
@@ -159,6 +161,7 @@ class _HeldStream:
         yield AIMessageChunk(content="")  # Langflow's UI shows the first piece twice: let it be an empty one
         async with aclosing(self._runnable.astream(inputs)) as pieces:
             async for piece in pieces:
+                self._begun()
                 yield piece
 
     async def ainvoke(self, inputs: Any) -> Any:
@@ -173,12 +176,9 @@ class GemmaBaseComponent(LocalModelBaseComponent):
     """Local Model with Gemma's sizes and sampling presets."""
 
     async def choices(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """The Gemmas on this machine, then the sizes that can be downloaded from the hub."""
-        names, details = await model_choices()
+        """The Gemmas on this machine, then those that can be downloaded from the hub."""
+        names, details = await model_choices(gated=True)
         offered = {name: detail for name, detail in zip(names, details, strict=True) if "gemma" in name.lower()}
-        for name, size in GEMMA_SIZES.items():
-            if name in offered or "/" in name:
-                offered[name] = dict(size)
         return list(offered), list(offered.values())
 
     async def update_build_config(

@@ -86,7 +86,7 @@ def _broken(path: Path, problem: str) -> ModelInfo:
 def _inspect(path: Path, found: Detected, *, thorough: bool) -> ModelInfo:
     size = sum(file.stat().st_size for file in found.files)
     info = ModelInfo(path, found.format, found.files, size, name=_name(path), task=UNKNOWN, problems=found.problems)
-    info = replace(info, instruct=_is_instruct(info.name))
+    info = replace(info, instruct=is_instruct(info.name))
     if found.format is ModelFormat.GGUF and (not found.problems or len(found.files) == 1):
         return _gguf(info, thorough=thorough)
     if found.format in (ModelFormat.SAFETENSORS, ModelFormat.PICKLE):
@@ -116,7 +116,8 @@ def _attempt(read: Callable[[Path], _Header], file: Path, problems: list[str]) -
         return None
 
 
-def _is_instruct(*names: object) -> bool:
+def is_instruct(*names: object) -> bool:
+    """Whether one of these names of a model says that it was tuned to follow instructions."""
     return any(not _INSTRUCT.isdisjoint(re.split(r"[^a-z0-9]+", str(name).lower())) for name in names if name)
 
 
@@ -153,7 +154,7 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         context_length=_positive(header.of_model("context_length")),
         quantization=_gguf_type(headers),
         chat_template=header.text("tokenizer.chat_template") or None,
-        instruct=_is_instruct(info.name, header.text("general.finetune"), header.text("general.name")),
+        instruct=is_instruct(info.name, header.text("general.finetune"), header.text("general.name")),
         embedding_length=_positive(header.of_model("embedding_length")),
         vocabulary=tokens.length if tokens else _positive(header.of_model("vocab_size")),
         layers=() if encodes else _gguf_layers(header),
@@ -262,7 +263,7 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         context_length=number(text, "max_position_embeddings"),
         quantization=_stored_type(config, text, tensors),
         chat_template=template,
-        instruct=_is_instruct(info.name, config.get("_name_or_path")),
+        instruct=is_instruct(info.name, config.get("_name_or_path")),
         embedding_length=number(text, "hidden_size"),
         vocabulary=number(text, "vocab_size"),
         layers=attention_layers(text),

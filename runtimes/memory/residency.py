@@ -364,6 +364,7 @@ class Residency:
                         raise self._refusal(slot, plan, needs, busy)
                     if not behind:
                         self._ask_to_leave(busy, slot.key)
+                    context.report(Progress("memory"))
                     self._changed.wait(deadline - self._clock())
             self.ledger.reserve(slot.key, needs)
 

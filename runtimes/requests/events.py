@@ -9,7 +9,11 @@ from lfx_local_runtimes.runtimes.tasks.base import Delta
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Long work before the first result: `done` of `total` bytes (0 if unknown) of a phase such as download or load."""
+    """Why there is no result yet.
+
+    For a phase such as download or load: `done` of `total` bytes (0 if unknown). In the phase `queue`, the model is busy and
+    `total` is the number of requests before this one. In the phase `memory`, a load waits for other models to leave.
+    """
 
     phase: str
     done: int = 0

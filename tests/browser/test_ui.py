@@ -3,124 +3,38 @@
 Screenshots go to `artefacts/`; look at them after a change.
 """
 
-import contextlib
-import json
 import os
-import shutil
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from tests.langflow_server import LangflowServer
+from tests.canvas import (
+    BROWSER,
+    FLOWS,
+    PATIENCE_MS,
+    answered,
+    ask,
+    connect,
+    drag,
+    example,
+    open_flow,
+    playwright,
+    saved,
+    shot,
+)
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from playwright.sync_api import Page
 
-    from playwright.sync_api import Locator, Page
-
-playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="the browser test needs Chromium; on Debian: apt-get install chromium"),
-    pytest.mark.timeout(600),
-]
+pytestmark = BROWSER
 
 GEMMA = "gemma-3-270m"
 MINILM = "all-minilm-l6-v2"
-ARTEFACTS = Path(__file__).parents[2] / "artefacts"
-FLOWS = Path(__file__).parents[2] / "flows"
-PATIENCE_MS = 60_000
 COUNTING = {"model_name": GEMMA, "raw": True, "max_tokens": 4000, "system_message": "", "n_messages": 0}
 """Settings with which the Gemma counts on and on."""
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator["Page"]:
-    ARTEFACTS.mkdir(exist_ok=True)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(PATIENCE_MS)
-        playwright.expect.set_options(timeout=PATIENCE_MS)
-        yield page
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def api(langflow_server: LangflowServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=langflow_server.base_url, headers=langflow_server.headers, timeout=60) as client:
-        yield client
-
-
-def open_flow(page: "Page", api: httpx.Client, name: str, data: object = None) -> None:
-    """Make a flow, empty by default, and open it."""
-    made = api.post("/api/v1/flows/", json={"name": name, "data": data or {"nodes": [], "edges": []}})
-    page.goto(f"{api.base_url}/flow/{made.raise_for_status().json()['id']}")
-    page.get_by_test_id("canvas_controls_dropdown").wait_for()
-
-
-def example(name: str, **values: object) -> Any:
-    """The canvas of an example flow, with fields of its Local Model set."""
-    data = json.loads((FLOWS / f"{name}.json").read_text(encoding="utf-8"))["data"]
-    for node in data["nodes"]:
-        if node["id"].startswith("LocalModel-"):
-            for field, value in values.items():
-                node["data"]["node"]["template"][field]["value"] = value
-    return data
-
-
-def shot(page: "Page", name: str) -> None:
-    with contextlib.suppress(playwright.TimeoutError):  # a picture for people: on a busy machine it may be missing
-        page.screenshot(path=ARTEFACTS / f"{name}.png", timeout=10_000)
-
-
-def drag(page: "Page", item: str, x: int, y: int) -> None:
-    """Drop a node of the palette on the canvas.
-
-    Langflow shows a flow before it knows what the user may do with it. Until then the flow is read-only: its palette is
-    not draggable and a drop is lost.
-    """
-    nodes = page.locator(".react-flow__node")
-    before = nodes.count()
-    draggable = page.locator(f"[data-testid='{item}'][draggable=true]")
-    draggable.drag_to(page.get_by_test_id("rf__wrapper"), target_position={"x": x, "y": y})
-    playwright.expect(nodes).to_have_count(before + 1)
-
-
-def connect(page: "Page", source: str, target: str) -> None:
-    edges = page.locator(".react-flow__edge")
-    before = edges.count()
-    page.get_by_test_id(source).click()
-    page.get_by_test_id(target).click()
-    playwright.expect(edges).to_have_count(before + 1)
-
-
-def answered(page: "Page", method: str, path: str) -> "AbstractContextManager[object]":
-    """Wait until Langflow's server has answered what the UI sends upon the action inside."""
-    return page.expect_request_finished(lambda request: request.method == method and path in request.url)
-
-
-def saved(page: "Page") -> "AbstractContextManager[object]":
-    """Wait until Langflow has saved the change inside.
-
-    It drops a run that is started while it saves: it takes its own save for that of another user.
-    """
-    return answered(page, "PATCH", "/api/v1/flows/")
-
-
-def ask(page: "Page", text: str) -> "Locator":
-    """Open the Playground and send a message; returns the answer in the making."""
-    page.get_by_test_id("playground-btn-flow-io").click()
-    page.get_by_test_id("input-chat-playground").last.fill(text)
-    page.get_by_test_id("button-send").last.click()
-    return page.locator("[data-testid^='chat-message-AI']").last
 
 
 def runtime(api: httpx.Client) -> tuple[int, int]:

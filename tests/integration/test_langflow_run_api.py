@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from lfx_local_runtimes.flows.build import FOLDER
-from lfx_local_runtimes.nodes.provider import PROVIDER
+from lfx_local_runtimes.nodes.provider import INSTRUCT_ONLY, LISTED, PROVIDER
 from lfx_local_runtimes.runtimes.sources.packages import SMOLLM
 from tests.langflow_server import LangflowServer
 
@@ -101,9 +101,18 @@ def test_model_status_runs(client: httpx.Client, flows: dict[str, str]) -> None:
     assert GEMMA in text_of(answer.raise_for_status().json())
 
 
-def test_the_provider_lists_the_gemma(client: httpx.Client) -> None:
-    providers = {row["provider"]: row for row in client.get("/api/v1/models").raise_for_status().json()}
-    assert GEMMA in [model["model_name"] for model in providers[PROVIDER]["models"]]
+def test_the_provider_lists_the_gemma_when_it_is_switched_on(client: httpx.Client) -> None:
+    def listed() -> list[str]:
+        providers = {row["provider"]: row for row in client.get("/api/v1/models").raise_for_status().json()}
+        return [model["model_name"] for model in providers[PROVIDER]["models"]]
+
+    assert listed() == []
+    variable = {"name": LISTED, "value": "All models", "type": "Generic", "default_fields": []}
+    made = client.post("/api/v1/variables/", json=variable).raise_for_status().json()
+    assert GEMMA in listed()
+    client.patch(f"/api/v1/variables/{made['id']}", json={"id": made["id"], "value": INSTRUCT_ONLY}).raise_for_status()
+    assert GEMMA not in listed()
+    client.delete(f"/api/v1/variables/{made['id']}").raise_for_status()
 
 
 def test_the_palette_has_every_node(client: httpx.Client) -> None:

@@ -134,7 +134,8 @@ def test_a_packages_model_shows_format_and_size_in_a_fresh_home(
     (tmp_path / "some_package").mkdir()
     (tmp_path / "some_package" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(packages, "GEMMA", AssembledModel("packaged", "some_package", "p.gguf", 253_113_024))
+    packaged = AssembledModel("packaged", "some_package", "p.gguf", 253_113_024, "demo")
+    monkeypatch.setattr(packages, "KNOWN", (packaged,))
     with cli._manager(None) as manager:
         manager.register_model(ModelConfig(model_id="packaged", model_name="mine"))
         manager.register_model(ModelConfig(model_id="org/absent", model_name="absent"))

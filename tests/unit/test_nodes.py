@@ -2,6 +2,8 @@
 
 import ast
 import asyncio
+import json
+import re
 import subprocess
 import sys
 import threading
@@ -39,10 +41,8 @@ from lfx_local_runtimes.nodes.inputs import (
     schema_of,
     stop_texts,
 )
-from lfx_local_runtimes.nodes.provider import live_models
-from lfx_local_runtimes.nodes.reports import Reporter
+from lfx_local_runtimes.nodes.provider import BASE_ICON, ICON, INSTRUCT_ONLY, LISTED, live_models, validate
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig
-from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.testing import Step
 from tests.routes_app import write_model
 from tests.scripted_manager import PATIENCE_S, Theatre, theatre
@@ -77,6 +77,8 @@ def test_a_node_explains_itself(node: type[Component]) -> None:
     assert node.display_name
     assert node.description.endswith(".")
     assert node.icon
+    assert node.documentation.startswith("/api/v1/runtime/manual#")
+    assert "offline" in node.metadata["keywords"]  # Langflow's search looks there
     for field in node.inputs:
         assert field.display_name, field.name
         assert field.info, field.name
@@ -87,7 +89,7 @@ def test_a_model_node_is_small_until_it_is_opened(node: type[Component]) -> None
     shown = [field.name for field in node.inputs if not field.advanced]
     assert shown == [
         name
-        for name in ("model_name", "preset", "input_value", "system_message", "n_messages", "tools")
+        for name in ("model_name", "other_model", "preset", "input_value", "system_message", "n_messages", "tools")
         if name in shown
     ]
 
@@ -202,7 +204,7 @@ async def test_the_model_list_is_the_managers(stage: Theatre) -> None:
     fields = await node.update_build_config(fields_of(node), "parrot", "model_name")
     assert {"owl", "parrot"} <= set(fields["model_name"]["options"])
     details = dict(zip(fields["model_name"]["options"], fields["model_name"]["options_metadata"], strict=True))
-    assert details["parrot"] == {"engine": "scripted"}
+    assert details["parrot"] == {"icon": "HardDrive", "base text": "", "on this machine": "✓"}
 
 
 @pytest.mark.parametrize("kind", [LocalModelComponent, ModelManagerComponent])
@@ -212,16 +214,6 @@ async def test_a_chosen_model_stays_in_the_list(stage: Theatre, kind: type[Compo
     fields = await node.update_build_config(fields_of(node), "org/elsewhere", "model_name")
     assert fields["model_name"]["options"].count("org/elsewhere") == 1
     assert len(fields["model_name"]["options"]) == len(fields["model_name"]["options_metadata"])
-
-
-async def test_the_gemma_list_is_gemmas(stage: Theatre) -> None:
-    write_model(stage.models / "my-gemma")
-    node = GemmaComponent()
-    fields = await node.update_build_config(fields_of(node), "", "model_name")
-    offered = fields["model_name"]["options"]
-    assert "my-gemma" in offered
-    assert "google/gemma-3-1b-it" in offered
-    assert "parrot" not in offered
 
 
 async def test_a_preset_fills_in_its_values(stage: Theatre) -> None:
@@ -317,7 +309,7 @@ async def test_tokens_reach_the_playground_and_the_log_tells_the_rest(stage: The
     assert await run(chat(), events) == "Hello"
     assert events.tokens == ["", "Hel", "lo", ""]  # the empty one first: see _HeldStream
     logs = {log["name"]: log["message"] for log in events.logs}
-    assert logs["progress"]["phase"] == "load"
+    assert logs["progress"].startswith("Loading parrot")
     assert (logs["answer"]["engine"], logs["answer"]["tokens"], logs["answer"]["model_name"]) == (
         "scripted",
         2,
@@ -571,19 +563,6 @@ async def test_structured_output_without_a_schema(stage: Theatre) -> None:
     assert len(stage.requests) == 1  # the text
 
 
-def test_progress_is_logged_in_tenths() -> None:
-    said: list[Any] = []
-
-    class Node:
-        def log(self, message: Any, name: str) -> None:
-            said.append((name, message["percent"]))
-
-    report = Reporter(Node())
-    for done in range(0, 1001, 5):
-        report(Progress("load", done, 1000))
-    assert said == [("progress", percent) for percent in range(0, 101, 10)]
-
-
 # -- Model Manager -------------------------------------------------------------------------------------------------------
 
 
@@ -687,11 +666,11 @@ async def test_only_the_fields_of_the_action_show(stage: Theatre) -> None:
     def shown() -> set[str]:
         return {name for name, field in fields.items() if isinstance(field, dict) and field.get("show")} - {"code"}
 
-    assert shown() == {"action", "model_name", "after"}
+    assert shown() == {"action", "model_name", "other_model", "after"}
     fields = await node.update_build_config(fields, "Register", "action")
     assert {"model_id", "runtime_type", "pinned", "replace", "force"} <= shown()
     fields = await node.update_build_config(fields, "Unload", "action")
-    assert shown() == {"action", "model_name", "after", "force"}
+    assert shown() == {"action", "model_name", "other_model", "after", "force"}
 
 
 # -- Runtime Status and the provider -------------------------------------------------------------------------------------
@@ -707,6 +686,7 @@ async def test_the_status_tables(stage: Theatre) -> None:
         for row in (await RuntimeStatusComponent(loaded_only=True).models()).to_dict(orient="records")
     }
     assert set(rows) == {"parrot"}
+    assert "problem" not in rows["parrot"]  # nothing is wrong: no empty column
     assert (rows["parrot"]["state"], rows["parrot"]["memory_used_mb"]) == ("ready", 1.0)
     memory = (await node.memory()).to_dict(orient="records")
     assert [(row["device"], row["models"]) for row in memory] == [("cpu", "parrot")]
@@ -719,6 +699,47 @@ def test_the_provider_lists_models_of_a_kind(stage: Theatre) -> None:
     assert (rows["owl"]["provider"], rows["owl"]["model_type"]) == ("Local Runtimes", "llm")
     assert not {"owl", "parrot"} & {row["name"] for row in live_models(None, "embeddings")}
     assert stage.runtimes == {}
+
+
+def test_the_provider_puts_instruct_models_first_and_can_leave_base_models_out(
+    stage: Theatre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(stage.models / "zebra-it")
+    rows = [row for row in live_models(None, "llm") if row["name"] in ("owl", "zebra-it")]
+    assert [(row["name"], row["icon"]) for row in rows] == [("zebra-it", ICON), ("owl", BASE_ICON)]
+    chosen = {LISTED: INSTRUCT_ONLY}
+    monkeypatch.setattr(
+        "lfx_local_runtimes.nodes.provider.get_provider_variable_value", lambda user_id, name: chosen[name]
+    )
+    names = [row["name"] for row in live_models("a user", "llm")]
+    assert "zebra-it" in names
+    assert "owl" not in names
+
+
+def test_the_manifest_names_what_the_providers_page_saves() -> None:
+    """Langflow's page needs a variable that is required: without one it has no heading, and cannot be switched off."""
+    (provider,) = json.loads((COMPONENTS / "extension.json").read_text(encoding="utf-8"))["providers"]
+    (variable,) = provider["metadata"]["variables"]
+    assert variable["required"]
+    assert variable["variable_key"] == LISTED
+    assert INSTRUCT_ONLY in variable["options"]
+
+
+def test_the_providers_page_says_where_models_belong(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate("Local Runtimes", {})
+    monkeypatch.setattr(stage.manager, "list_models", list)
+    with pytest.raises(ValueError, match=re.escape(str(stage.models))):
+        validate("Local Runtimes", {})
+
+
+def broken() -> list[Any]:
+    raise InvalidInput("The rules are wrong.")
+
+
+def test_the_providers_page_shows_a_fault(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.manager, "list_models", broken)
+    with pytest.raises(ValueError, match="The rules are wrong"):
+        validate("Local Runtimes", {})
 
 
 def test_the_provider_says_which_models_call_tools(stage: Theatre) -> None:
@@ -756,7 +777,7 @@ async def test_the_state_of_a_model_in_words(stage: Theatre) -> None:
     assert {name: rows[name]["state"] for name in ("parrot", "absent", "broken")} == {
         "parrot": "on disk", "absent": "to fetch", "broken": "cannot be loaded",
     }  # fmt: skip
-    assert "broken.gguf" in rows["broken"]["error"]
+    assert "broken.gguf" in rows["broken"]["problem"]
     node = ModelManagerComponent(action="State", model_name="parrot")
     assert (await node.manage()).data["state"] == "registered", "programs rely on this value"
     assert node.status == "parrot: on disk"

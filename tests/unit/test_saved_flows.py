@@ -22,9 +22,9 @@ REPOSITORY = Path(__file__).parents[2]
 SAVED = sorted((REPOSITORY / "tests" / "saved_flows").rglob("*.json"))
 
 INPUTS = {
-    "ENCODER_ENGINES", "ENGINES", "GEMMA_PRESETS", "after_input", "chat_inputs", "choice_input", "loading_inputs",
-    "model_input", "overflow_input", "parallel_input", "preset_input", "sampling_inputs", "score_input", "text_input",
-    "tool_inputs",
+    "ENCODER_ENGINES", "ENGINES", "GEMMA_PRESETS", "after_input", "chat_inputs", "choice_input", "history_input",
+    "loading_inputs", "model_input", "other_model_input", "overflow_input", "parallel_input", "preset_input",
+    "sampling_inputs", "score_input", "text_input", "tool_inputs",
 }  # fmt: skip
 MANAGING = {
     "ACTIONS", "list_models_in", "manage_model", "memory_rows", "model_choices", "model_rows", "show_fields_of",
@@ -35,8 +35,8 @@ READING = {
     "TextClassifierBaseComponent", "ZeroShotBaseComponent", "label_outputs",
 }  # fmt: skip
 SURFACE = {
-    "lfx_local_runtimes.nodes": INPUTS | {"history_input"} | MANAGING | WRITING | READING,
-    "lfx_local_runtimes.node_inputs": INPUTS
+    "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING,
+    "lfx_local_runtimes.node_inputs": INPUTS - {"history_input", "other_model_input"}
     | {"given", "told_of", "labels_of", "loading_options", "sampling_options", "schema_of", "stop_texts"},
     "lfx_local_runtimes.task_nodes": READING,
 }
