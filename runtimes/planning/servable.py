@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from lfx_local_runtimes.errors import DoesNotFit, InvalidInput, MissingExtra
+from lfx_local_runtimes.errors import DoesNotFit, MissingExtra
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, DeviceProbe
 from lfx_local_runtimes.runtimes.engines.registry import engine_row
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 from lfx_local_runtimes.runtimes.memory.ledger import device_budget
-from lfx_local_runtimes.runtimes.planning.plans import LoadPlan, plan_loads, task_of_model
+from lfx_local_runtimes.runtimes.planning.plans import LoadPlan, plan_loads
 from lfx_local_runtimes.runtimes.planning.rules import Rules
 from lfx_local_runtimes.settings import Settings
 
@@ -31,22 +31,12 @@ def check_servable(
     """The first load that this machine has the engine and the memory for when no other model is loaded.
 
     Raises:
-        InvalidInput: nothing here serves the model's task.
         MissingExtra: the engine for these files is not installed.
         DoesNotFit: it takes more memory than all models together may take.
         RuntimeFault: as `plan_loads`.
     """
     plans = plan_loads(config, info, settings=settings, rules=rules, probe=probe)
-    if task_of_model(config, info) == "other":
-        named = info.metadata.get("architectures")
-        kind = (
-            ", ".join(map(str, named)) if isinstance(named, list) and named else info.architecture or info.format.value
-        )
-        raise InvalidInput(
-            f"Nothing here serves the task of {info.name} ({kind[:200]}).", model_name=config.model_name,
-            hint="Choose a model for text, embeddings, rerank, classification or entities.",
-        )  # fmt: skip
-    fits = [_fit(plan, settings, probe) for plan in _installed(plans)]
+    fits = [_fit(one, settings, probe) for plan in _installed(plans) for one in (plan, *plan.smaller)]
     for fit in fits:
         if fit.memory <= fit.budget:
             return fit

@@ -26,6 +26,7 @@ from lfx_local_runtimes.runtimes.sources.hub import onnx_dtype
 from lfx_local_runtimes.runtimes.sources.repository import RemoteFile
 
 _DESCRIBING = frozenset({
+    "README.md",
     "config.json", "tokenizer_config.json", "chat_template.json", "chat_template.jinja", "modules.json", "model_index.json",
 })  # fmt: skip
 _INDEX = ".index.json"

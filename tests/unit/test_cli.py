@@ -476,7 +476,7 @@ def test_where_and_on_what_serve_runs(
 ) -> None:  # fmt: skip
     seen: list[tuple[str, int, str | None]] = []
 
-    def make(manager: RuntimeManager, host: str, port: int, key: str | None) -> None:
+    def make(manager: RuntimeManager, host: str, port: int, key: str | None, **options: object) -> None:
         seen.append((host, port, manager.settings.force_device))
         raise Stopped
 
@@ -508,7 +508,7 @@ def test_other_commands_ask_the_server_that_serve_starts(
     monkeypatch.setattr(httpx, "request", request)
     monkeypatch.setenv("UNIVERSAL_RUNTIME_HOST", host)
     monkeypatch.setenv("UNIVERSAL_RUNTIME_PORT", "9000")
-    assert isinstance(invoke("ps").exception, cli.NoServer)
+    assert isinstance(invoke("stop", "polly").exception, cli.NoServer)
     assert asked[0].startswith(url)
 
 

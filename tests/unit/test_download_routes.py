@@ -113,6 +113,7 @@ def test_what_is_refused_is_refused_before_the_first_byte(
     assert not [where for where in hub.downloads("model.safetensors") if str(where).endswith("-")]
 
 
+@pytest.mark.parametrize("settings", [{"enable_large_models": True}])
 def test_a_disk_that_is_too_small(client: TestClient, hub: FakeHub) -> None:
     put_tensors(hub, LLAMA, billions=10_000_000)
     response = client.post("/downloads", json={"model_name": REPO})

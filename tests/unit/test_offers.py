@@ -107,7 +107,7 @@ def test_llama_cpp_keeps_room_for_states_of_text_models_only() -> None:
     ("model", "device", "reason"),
     [
         (info(), CPU, "does not quantize a GGUF file to int8"),
-        (info(ModelFormat.SAFETENSORS, metadata={"quantization_config": {"quant_method": "awq"}}), CPU, "quantized already"),
+        (info(ModelFormat.SAFETENSORS, metadata={"quantization_config": {"quant_method": "torchao"}}), CPU, "quantized already"),
         (info(ModelFormat.SAFETENSORS), MAC, "int8 does not run on mps"),
     ],
 )  # fmt: skip

@@ -245,7 +245,7 @@ async def test_what_is_waiting_goes_out_in_one_piece(manager: RuntimeManager, st
     await stream.start()
     pieces = await stream.pieces()
     assert "".join(pieces).count('{"content":"t') == 50
-    assert len(pieces) <= 3  # what was there when it began, the rest, and perhaps the end by itself
+    assert len(pieces) <= 4  # perhaps the load, what was there when it began, the rest, and perhaps the end by itself
 
 
 @every_path

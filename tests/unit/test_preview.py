@@ -18,6 +18,7 @@ from lfx_local_runtimes.errors import (
     PickleRefused,
     RemoteCodeRefused,
     RuntimeFault,
+    WrongTask,
 )
 from lfx_local_runtimes.runtimes.engines.transformers import known
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
@@ -31,7 +32,7 @@ GGUF = "tiny-Q8_0.gguf"
 
 @pytest.fixture
 def hub_and_manager(tmp_path: Path) -> Iterator[tuple[FakeHub, RuntimeManager]]:
-    with hub_manager(tmp_path, {REPO: {}}, memory_budget_gb=8) as pair:
+    with hub_manager(tmp_path, {REPO: {}}, memory_budget_gb=8, enable_large_models=True) as pair:
         yield pair
 
 
@@ -77,7 +78,7 @@ def done(manager: RuntimeManager, name: str = REPO) -> DownloadStatus:
         ),
         (
             {"model_type": "vit", "architectures": ["ViTForImageClassification"]},
-            InvalidInput, "Nothing here serves the task of tiny-it .ViTForImageClassification",
+            WrongTask, "nothing here serves ViTForImageClassification",
         ),
         ({"quantization_config": {"group_size": 64, "bits": 4}}, InvalidInput, "by an unnamed method, which Transformers does"),
         ({"quantization_config": {"quant_method": "mystery"}}, InvalidInput, "by mystery, which Transformers does not read"),
@@ -125,7 +126,7 @@ def test_too_large_for_the_memory_is_told_with_numbers(hub: FakeHub, manager: Ru
         ({"config.json": b"{}", "pytorch_model.bin": b"x"}, PickleRefused, "only pickle"),
         (
             {"model_index.json": b'{"unet": ["diffusers", "U"]}', "unet/config.json": b"{}", "unet/m.safetensors": b"x"},
-            InvalidInput, "No engine loads diffusers files",
+            WrongTask, "nothing here serves diffusers pipelines",
         ),
         ({GGUF: b"GGUF" + struct.pack("<I", 9) + bytes(3_000_000)}, InvalidModelFile, "version 9 is not supported"),
         ({GGUF: gguf(), "README.md": b"hi"}, None, ""),
@@ -178,7 +179,7 @@ def test_an_onnx_model_goes_by_its_configuration_and_size(hub: FakeHub, manager:
     status = manager.download_model(REPO)
     assert status.engine == "onnx"
     hub.repos["acme/writer"] = {"config.json": json.dumps(LLAMA).encode(), "onnx/model.onnx": bytes(5000)}
-    with pytest.raises(InvalidInput, match="encoders only"):
+    with pytest.raises(WrongTask, match="ONNX files of models that write text"):
         manager.download_model("acme/writer")
 
 

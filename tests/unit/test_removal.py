@@ -12,7 +12,7 @@ from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeMa
 from lfx_local_runtimes.runtimes.config import LoadOptions, ModelKey
 from lfx_local_runtimes.runtimes.sources import packages, removal
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
-from lfx_local_runtimes.runtimes.sources.packages import FolderInPackage
+from lfx_local_runtimes.runtimes.sources.packages import ModelInPackage
 from lfx_local_runtimes.settings import Settings
 from tests.builders import write_gguf, write_split_gguf
 from tests.routes_app import write_model
@@ -209,7 +209,7 @@ def test_a_packages_model_stays(
     write_model(tmp_path / "site" / "some_package" / "model")
     (tmp_path / "site" / "some_package" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(packages, "GEMMA", FolderInPackage("packaged", "some_package", "model", 16, "llm"))
+    monkeypatch.setattr(packages, "KNOWN", (ModelInPackage("packaged", "some_package", "model", 16, "demo", "llm"),))
     with pytest.raises(NotAllowed, match="pip uninstall some-package"):
         remove(manager, "packaged")
     with pytest.raises(ModelNotFound, match="not registered"):

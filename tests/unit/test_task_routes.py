@@ -509,6 +509,7 @@ def test_inference_serves_every_task(
     path = {"embedding": "/embed", "rerank": "/rerank", "ner": "/ner"}.get(row, "/classify")
     own = client.post(path, json={"model_name": MODEL, **options}).json()
     about = own.pop("metadata")
+    about["timeline_ms"] = answer.json()["meta"]["timeline_ms"]
     assert answer.json()["meta"] == {"model": own.pop("model_name"), "task": row, "request_id": "mine", **about}
     assert answer.json()["result"] == own
 
