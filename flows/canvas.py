@@ -15,7 +15,7 @@ from lfx.custom.utils import create_component_template
 LANGFLOW = "1.13.0"
 """The version whose file format this is."""
 
-_COLUMN, _ROW = 420, 560
+_COLUMN, _ROW = 420, 600
 _NOTE_LINE, _NOTE_GAP, _NOTE_FRAME, _NOTE_HEADING, _NOTE_LETTER = 24, 16, 72, 52, 8.4
 """Pixels of a note: a line, the space between paragraphs, the frame on both sides, what a heading takes more, a letter."""
 _OURS = "lfx_local_runtimes.components.local_runtimes."

@@ -37,12 +37,14 @@ def open_flow(page: "Page", api: httpx.Client, name: str, data: object = None) -
 
 
 def example(name: str, **values: object) -> Any:
-    """The canvas of an example flow, with fields of its Local Model set."""
+    """The canvas of an example flow, with fields of its Local Model set. The canvas drops a model that is not in its list."""
     data = json.loads((FLOWS / f"{name}.json").read_text(encoding="utf-8"))["data"]
     for node in data["nodes"]:
         if node["id"].startswith("LocalModel-"):
             for field, value in values.items():
                 node["data"]["node"]["template"][field]["value"] = value
+                if field == "model_name":
+                    node["data"]["node"]["template"][field]["options"] = [value]
     return data
 
 

@@ -130,10 +130,10 @@ class LocalModelBaseComponent(LCModelComponent):
         """The models to offer. The first one is `auto`, with the model that it takes now."""
         names, details = await model_choices()
         try:
-            now = await asyncio.to_thread(default_text_model)
+            fact = f"now {await asyncio.to_thread(default_text_model)}"
         except ModelNotFound as fault:
-            now = f"none: {fault.hint}"
-        return [AUTO, *names], [{"takes": now}, *details]
+            fact = f"none: {fault.hint}"
+        return [AUTO, *names], [{"icon": "Sparkles", fact: ""}, *details]
 
     async def _handle_stream(self, runnable: Any, inputs: Any) -> Any:
         """Like Langflow's, but the stream is closed at the end, also after Stop. That ends the computation."""

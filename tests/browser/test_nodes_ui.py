@@ -54,10 +54,11 @@ def test_a_node_without_models_says_so_and_takes_a_name(page: "Page", api: httpx
     shot(page, "list-empty")
 
 
-def test_the_default_model_is_marked_as_base(page: "Page", api: httpx.Client) -> None:
+def test_the_default_says_what_it_takes_and_a_base_model_is_marked(page: "Page", api: httpx.Client) -> None:
     fresh(page, api, "Local Model")
-    playwright.expect(page.get_by_test_id(f"value-dropdown-{MODEL}")).to_have_text(GEMMA)
+    playwright.expect(page.get_by_test_id(f"value-dropdown-{MODEL}")).to_have_text("auto")
     page.get_by_test_id(MODEL).click()
+    playwright.expect(option(page, "auto")).to_contain_text("now ")
     playwright.expect(option(page, GEMMA)).to_contain_text("base text")
     shot(page, "list-base")
 
@@ -83,7 +84,7 @@ def test_a_node_has_a_manual(page: "Page", api: httpx.Client) -> None:
 
 def test_a_load_is_told_in_the_playground(page: "Page", api: httpx.Client) -> None:
     api.post("/api/v1/runtime/models/unload", params={"model_name": GEMMA}).raise_for_status()
-    open_flow(page, api, "Waiting", example("local_chat", max_tokens=8))
+    open_flow(page, api, "Waiting", example("local_chat", model_name=GEMMA, max_tokens=8))
     page.evaluate("""() => {
         window.waiting = new Set()
         new MutationObserver(() => {

@@ -175,7 +175,7 @@ async def test_the_list_says_which_model_a_fresh_node_takes(instructed: str) -> 
     node = LocalModelComponent()
     fields = await node.update_build_config(fields_of(node), "auto", "model_name")
     assert (fields["model_name"]["options"][0], fields["model_name"]["options_metadata"][0]) == (
-        "auto", {"takes": instructed},
+        "auto", {"icon": "Sparkles", f"now {instructed}": ""},
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ async def test_a_machine_without_models_says_how_to_get_one(stage: Theatre, monk
     assert "pip install 'lfx-local-runtimes[demo]'" in str(caught.value)
     node = LocalModelComponent()
     fields = await node.update_build_config(fields_of(node), "auto", "model_name")
-    assert "pip install 'lfx-local-runtimes[demo]'" in fields["model_name"]["options_metadata"][0]["takes"]
+    assert "pip install 'lfx-local-runtimes[demo]'" in str(fields["model_name"]["options_metadata"][0])
 
 
 def test_a_value_that_is_no_number_names_its_field() -> None:
