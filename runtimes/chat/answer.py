@@ -59,7 +59,8 @@ class Answer:
         """Control tokens whose text has to be pushed, though engines otherwise leave such tokens out."""
         self._parser = self._make_parser(config, template)
         self._splitter, text = self._write_prompt(config, template, bos, eos)
-        self.prompt, self.had_bos = strip_bos(text, bos)
+        sound = text.encode("utf-8", "replace").decode()  # no tokenizer reads half of a character
+        self.prompt, self.had_bos = strip_bos(sound, bos)
         continues = config.messages is not None and config.messages[-1].role == "assistant"
         self._trim = not config.raw and template.name == "dialogue" and not continues and self.grammar is None
         self._stop = StopFilter(config.stop)

@@ -140,10 +140,13 @@ def ask(runtime: ModelRuntime, what: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """The same result, bit for bit; a request's id and the name of its process aside."""
+    """The same result, bit for bit; a request's id and its times aside."""
     if one.__class__ is not other.__class__:
         return False
-    about = [{name: value for name, value in each.metadata.items() if name != "request_id"} for each in (one, other)]
+    about = [
+        {name: value for name, value in each.metadata.items() if name not in ("request_id", "timeline_ms")}
+        for each in (one, other)
+    ]
     fields = [name for name in one.__dataclass_fields__ if name != "metadata"]
     return about[0] == about[1] and all(_equal(getattr(one, name), getattr(other, name)) for name in fields)
 

@@ -66,7 +66,7 @@ async def test_token_ids_are_the_prompt(runtime: LlamaCppRuntime) -> None:
     found = await runtime.generate(greedy(prompt=None, prompt_ids=ids, raw=True, max_tokens=4, return_prompt=True))
     assert (found.text, found.prompt_tokens) == (spelled.text, len(ids))
     assert found.metadata["prompt"] == tuple(ids)
-    with pytest.raises(InvalidInput, match="Token id 99999999 is not in the model's vocabulary"):
+    with pytest.raises(InvalidInput, match="token id 99999999 is not in the model's vocabulary"):
         await runtime.generate(greedy(prompt=None, prompt_ids=[2, 99999999], raw=True))
 
 

@@ -9,8 +9,9 @@ from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.settings import Settings
 
-MOST = 0.15
-"""By so much an estimate may be wrong."""
+SHORT, OVER = 0.15, 0.25
+"""By so much an estimate may fall short, or be too high. Pages of libraries are counted in shares: beside other processes that
+have loaded them, as those of other tests, a model takes less."""
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,6 @@ async def test_the_list_says_what_a_model_takes(
         manager.close()
     assert before.memory_estimate_mb is not None
     assert after.memory_used_mb is not None
-    assert abs(before.memory_estimate_mb / after.memory_used_mb - 1) < MOST, (before, after)
+    assert -SHORT < before.memory_estimate_mb / after.memory_used_mb - 1 < OVER, (before, after)
     facts = {"engine", "quantization", "context_length", "memory_estimate_mb"}
     assert before.model_dump(include=facts) == after.model_dump(include=facts)

@@ -94,7 +94,7 @@ def test_token_ids_are_the_prompt(tiny: TransformersRuntime) -> None:
     ids = byte_tokenizer()("abc").input_ids
     found = noise(tiny, prompt=None, prompt_ids=ids, temperature=0)
     assert (found.text, found.prompt_tokens) == (noise(tiny, prompt="abc", temperature=0).text, len(ids))
-    with pytest.raises(InvalidInput, match="Token id 9999 is not in the model's vocabulary"):
+    with pytest.raises(InvalidInput, match="token id 9999 is not in the model's vocabulary"):
         noise(tiny, prompt=None, prompt_ids=[9999])
 
 
