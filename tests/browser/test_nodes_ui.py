@@ -106,11 +106,11 @@ def test_the_status_table_is_as_wide_as_a_chat(page: "Page", api: httpx.Client) 
     table = page.locator("[data-testid='div-chat-message'] table")
     playwright.expect(table).to_contain_text(GEMMA)
     assert "nan" not in re.split(r"\s+", table.inner_text())
-    shown, room = table.evaluate(
-        "table => [table.scrollWidth, table.closest('[data-testid=div-chat-message]').clientWidth]"
-    )
     shot(page, "status-table")
-    assert shown <= room
+    page.wait_for_function("""() => {
+        const message = document.querySelector("[data-testid='div-chat-message']:has(table)");
+        return message && message.querySelector("table").scrollWidth <= message.clientWidth;
+    }""")  # looked up anew each time: the Playground replaces the message while it ends
 
 
 def test_the_provider_is_switched_on_and_off(page: "Page", api: httpx.Client) -> None:
