@@ -129,6 +129,17 @@ def test_a_query_waits_for_one_batch_of_a_large_job_at_most(stage: SimpleNamespa
     assert large.wait().values == (50.0,) * 40
 
 
+def test_a_query_that_was_computed_in_part_does_not_wait_for_the_rest_of_a_large_job(stage: SimpleNamespace) -> None:
+    """All came before the first batch, which had room for one of the query's texts."""
+    large = stage.ask(30, *[10] * 40)
+    query = stage.ask(30, 3)
+    stage.scheduler.step()
+    assert stage.batches == [[30, 30, 10]]
+    stage.scheduler.step()
+    assert query.request.state is RequestState.FINISHED
+    assert large.request.state is RequestState.RUNNING
+
+
 def test_the_next_slice_is_asked_for_when_one_has_come(stage: SimpleNamespace) -> None:
     run = stage.ask(*[10] * 9, slices=3)
     assert len(stage.wanted) == 2, "none after the last"

@@ -1,7 +1,8 @@
 """Dynamic batching: rows of whoever waits are computed together, as many as a token budget holds.
 
-Nobody waits for company: a step takes what is there. Jobs that have got nothing yet go first, so that a query does not
-stand behind the rest of a large job; rows of like length go together, which saves padding.
+Nobody waits for company: a step takes what is there. The job that has got least so far goes first (least attained
+service), so that a query does not stand behind the rest of a large job. Rows of like length go together, which saves
+padding.
 """
 
 import logging
@@ -30,9 +31,8 @@ class Job:
     started: bool = False
     arrived: int = 0
     """Pieces whose rows have come."""
-    computed: int = 0
-    """Rows so far."""
     tokens: int = 0
+    """Computed so far."""
     truncated: dict[int, int] = field(default_factory=dict)
     """Tokens cut, by piece."""
     parts: dict[int, list[tuple[Any, int]]] = field(default_factory=dict)
@@ -112,13 +112,16 @@ class EncoderScheduler:
             self._run(batch)
 
     def _take(self) -> list[tuple[Job, Row]]:
-        """The next batch: the first of those that have got nothing yet, and who is like it in length, up to the budget."""
+        """The next batch: the job that has got least so far, then the others in that order, up to the budget.
+
+        Of those that have got the same, the first to come is always among them, with rows that are like its own in length.
+        """
         waiting = [(job, row) for job, rows in self._rows.items() for row in rows]
         if not waiting:
             return []
-        first = min((job for job, _ in waiting), key=lambda job: job.computed > 0)
+        first = min((job for job, _ in waiting), key=lambda job: job.tokens)
         length = max(len(row.tokens.ids) for row in self._rows[first])
-        waiting.sort(key=lambda pair: (pair[0].computed > 0, abs(len(pair[1].tokens.ids) - length)))
+        waiting.sort(key=lambda pair: (pair[0].tokens, abs(len(pair[1].tokens.ids) - length)))
         batch: list[tuple[Job, Row]] = []
         longest = 0
         for job, row in waiting:
@@ -164,7 +167,6 @@ class EncoderScheduler:
 
     @staticmethod
     def _keep(job: Job, row: Row, value: Any) -> None:
-        job.computed += 1
         job.tokens += len(row.tokens.ids)
         if row.tokens.cut:
             job.truncated[row.piece] = row.tokens.cut
