@@ -35,7 +35,7 @@ ui: $(INSTALLED)-ui  ## start Langflow with the nodes
 
 test: $(INSTALLED)-dev  ## set up and run all tests: the unit tests on every core, those with real models two files at a time
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/unit
-	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile tests --ignore tests/unit
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder tests --ignore tests/unit
 
 lint: $(INSTALLED)-dev typing  ## ruff, mypy strict, import layers
 	$(BIN)/ruff check .

@@ -156,26 +156,19 @@ def test_an_unknown_model_is_explained(page: "Page", api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FLOWS.glob("*.json")))
-def test_an_example_keeps_its_wires(name: str, page: "Page", api: httpx.Client) -> None:
-    """The canvas drops those that it does not understand."""
+def test_an_example_keeps_its_wires_and_shows_its_whole_note(name: str, page: "Page", api: httpx.Client) -> None:
+    """The canvas drops wires that it does not understand, and cuts a note that is longer than its box."""
     data = example(name)
-    open_flow(page, api, f"Wires of {name}", data)
+    open_flow(page, api, f"Example {name}", data)
     playwright.expect(page.locator(".react-flow__node")).to_have_count(len(data["nodes"]))
     playwright.expect(page.locator(".react-flow__edge")).to_have_count(len(data["edges"]))
-    shot(page, f"flow-{name}")
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in FLOWS.glob("*.json")))
-def test_the_note_of_an_example_is_not_clipped(name: str, page: "Page", api: httpx.Client) -> None:
-    notes = [node for node in example(name)["nodes"] if node["type"] == "noteNode"]
-    open_flow(page, api, f"Note of {name}", {"nodes": notes, "edges": []})
-    note = page.locator(".react-flow__node").first
+    note = page.locator(".react-flow__node-noteNode").first
     playwright.expect(note).to_contain_text("Headless")
     hidden = note.evaluate(
         "node => Math.max(0, ...[...node.querySelectorAll('*')].map(part => part.scrollHeight - part.clientHeight)"
         ".filter((_, at, all) => getComputedStyle([...node.querySelectorAll('*')][at]).overflowY !== 'visible'))"
     )
-    shot(page, f"note-{name}")
+    shot(page, f"flow-{name}")
     assert hidden <= 2, f"{hidden} pixels of the note are cut off"
 
 

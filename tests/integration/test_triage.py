@@ -7,10 +7,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from lfx.graph.graph.base import Graph
 
 from lfx_local_runtimes.flows.build import FOLDER
-from lfx_local_runtimes.runtimes import get_runtime_manager
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
 from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
 from tests.encoder_models import answer, load_encoder, unload
@@ -97,18 +95,6 @@ def test_labels_are_read_once_however_many_texts_there_are(embedder: Transformer
 
 
 # -- the flow ------------------------------------------------------------------------------------------------------------
-
-
-async def test_only_the_branch_of_the_topic_runs() -> None:
-    flow = json.loads((FOLDER / "triage.json").read_text(encoding="utf-8"))
-    manager = get_runtime_manager()
-    for count, (branch, (text, _)) in enumerate(BRANCHES.items(), 1):
-        graph = Graph.from_payload(flow["data"])
-        graph.session_id = "a session"
-        await graph.arun([{"input_value": text}], types=["chat"], outputs=[], fallback_to_env_vars=False)
-        ran = {vertex.id for vertex in graph.vertices if vertex.result is not None}
-        assert ran == {"ChatInput-message", "ZeroShotClassifier-topic", f"LocalModel-{branch}", f"ChatOutput-{branch}"}
-        assert manager.stats()["counters"]["requests_finished"] == 2 * count, "one to each model"
 
 
 def test_lfx_run_takes_one_branch() -> None:
