@@ -71,7 +71,9 @@ def local_rag() -> Flow:
     embeddings = flow.add(LocalEmbeddingsComponent, "embed", 0.9, 1, model_name="all-minilm-l6-v2")
     store = flow.add(InMemoryFaissComponent, "search", 1.8, 0.3, number_of_results=CANDIDATES)
     rerank = flow.add(LocalRerankComponent, "rerank", 2.7, 0.5, model_name="ms-marco-minilm-l12", top_n=PASSAGES)
-    sources = flow.add(ParserComponent, "sources", 3.6, 0.3, title="Sources", pattern="[{rank}] {text}")
+    sources = flow.add(
+        ParserComponent, "sources", 3.6, 0.3, title="Sources", pattern="[{rank}] {text}", sep="\n\n"
+    )  # Markdown shows each in a paragraph of its own
     best = flow.add(
         LocalRerankComponent, "best", 3.6, 1.4, title="Best Passage", model_name="ms-marco-minilm-l12", top_n=1
     )

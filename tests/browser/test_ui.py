@@ -187,7 +187,7 @@ def test_a_handbook_answers_with_its_sources(page: "Page", api: httpx.Client) ->
     open_flow(page, api, "Handbook", example("local_rag"))
     answer = ask(page, "How often are the filters replaced?")
     playwright.expect(answer).to_contain_text("hundred and fifty hours")
-    playwright.expect(answer).to_contain_text("[1] Engine checks")
+    playwright.expect(answer.locator("p", has_text="[1] Engine checks")).not_to_contain_text("[2]")
     shot(page, "sources")
 
 
