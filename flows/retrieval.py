@@ -43,6 +43,7 @@ ASKED = """The handbook says: "{quote}" {question}"""
 ANSWER = """{answer}
 
 Sources:
+
 {passages}"""
 
 

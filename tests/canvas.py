@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 ARTEFACTS = Path(__file__).parents[1] / "artefacts"
 FLOWS = Path(__file__).parents[1] / "flows"
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 
 BROWSER = [
     pytest.mark.browser,
