@@ -68,10 +68,12 @@ async def unload_model(model_name: QueryName, manager: Manager, force: Force = F
 async def replace_model(
     model_name: PathName, config: ModelConfig, response: Response, manager: Manager, force: Force = False
 ) -> ModelStatus:
-    """Register a model, whatever its name stood for before. The body is that of `models/register`.
+    """Register a model, whatever its name stood for before. The body is that of `models/register`; it needs no name.
 
     The model leaves memory first. 409 while it is in use, unless `force` is set.
     """
+    if config.model_name == config.model_id:  # it was not set
+        config = config.model_copy(update={"model_name": model_name})
     if config.model_name != model_name:
         raise InvalidInput(
             f"model_name: is {config.model_name} in the body and {model_name} in the path.", model_name=model_name,

@@ -83,6 +83,9 @@ def test_a_registration_is_replaced(client: TestClient, models: Path) -> None:
     assert (replaced.status_code, replaced.json()["context_length"]) == (200, 64)
     new = client.put("/models/org/new", json=body_of(models, "org/new"))
     assert (new.status_code, new.json()["model_name"]) == (201, "org/new")
+    nameless = {"model_id": str(models / "tiny"), "context_length": 32}
+    assert client.put("/models/tiny", json=nameless).json()["context_length"] == 32
+    client.put("/models/tiny", json={**nameless, "context_length": 64})
 
     other_name = client.put("/models/tiny", json=body_of(models, "org/new"))
     assert "org/new in the body" in error_of(other_name, 422, "invalid_input")["message"]
