@@ -25,7 +25,7 @@ from lfx_local_runtimes.errors import DiskFull, DownloadFailed, ModelNotFound, R
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.size_limit import check_size
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, choose, repo_folder, safe_name
-from lfx_local_runtimes.runtimes.sources.locks import held_lock
+from lfx_local_runtimes.runtimes.sources.locks import held_lock, lock_folder
 from lfx_local_runtimes.runtimes.sources.repository import BACKOFF_S, Broken, RemoteFile, Repository
 
 _PIECE = 1 << 20
@@ -142,14 +142,15 @@ class Transfer:
     def _places(self, file: RemoteFile) -> tuple[Path, Path, Path]:
         """Blob, link and lock. The hub's client uses the same ones."""
         blob = self._folder / "blobs" / file.digest
-        return blob, self._snapshot / file.name, self.cache / ".locks" / self._folder.name / f"{file.digest}.lock"
+        return blob, self._snapshot / file.name, lock_folder(self._folder) / f"{file.digest}.lock"
 
     def _get(self, client: httpx.Client, file: RemoteFile) -> None:
         """Download one file and link it into its snapshot. Only one process at a time downloads a file."""
         blob, pointer, lock = self._places(file)
-        for folder in (blob.parent, pointer.parent, lock.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         with held_lock(lock, self.remote.cancelled):
+            for folder in (blob.parent, pointer.parent):  # under the lock: who deletes the repository holds it too
+                folder.mkdir(parents=True, exist_ok=True)
             fresh = not _has(pointer, file.size) and not _has(blob, file.size)
             if fresh:
                 part = _part_of(blob)
