@@ -23,6 +23,11 @@ class ModelStatus(BaseModel):
     architecture: str | None = None
     size_mb: float | None = None
     on_disk: bool = Field(default=False, description="Its files are on this machine.")
+    valid: bool = Field(
+        default=True,
+        description="Nothing in its files, its registration and the installed libraries keeps it from being loaded. If false, "
+        "`error` says what does.",
+    )
     tool_calling: bool = Field(default=False, description="Its chat template says how to call tools.")
     parameters: int | None = None
     instruct: bool | None = Field(

@@ -64,8 +64,9 @@ def _about(kind: str, request_id: str, model: str) -> About:
 
 @router.get("/models")
 def list_models(manager: Manager) -> Response:
-    """Every model that this machine knows, in OpenAI's form."""
-    return JSONResponse({"object": "list", "data": [_model(model) for model in manager.list_models()]})
+    """The models that this machine knows and can load, in OpenAI's form. `GET models` of the native API has the others too."""
+    models = [_model(model) for model in manager.list_models() if model.valid]
+    return JSONResponse({"object": "list", "data": models})
 
 
 @router.get("/models/{model_name:path}")

@@ -21,7 +21,7 @@ from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Finished
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, ToolCall
-from tests.routes_app import KEY, LOGPROBS, MODEL, Exchange, Stage, a_result, make_app
+from tests.routes_app import KEY, LOGPROBS, MODEL, Exchange, Stage, a_result, make_app, write_model
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -336,6 +336,23 @@ def test_models(client: TestClient) -> None:
     assert rows[MODEL].owned_by == "local"
     assert client.get(f"/models/{MODEL}").json() == rows[MODEL].model_dump()
     assert error_of(client.get("/models/nobody"), 404)["code"] == "model_not_found"
+
+
+def test_models_that_cannot_be_loaded_are_not_listed(client: TestClient, manager: RuntimeManager) -> None:
+    """A client may take the first one of the list."""
+    models = manager.settings.model_roots[0]
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    write_model(models / "painter")
+    (models / "painter" / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+
+    def listed() -> set[str]:
+        return {row["id"] for row in client.get("/models").json()["data"]}
+
+    assert MODEL in listed()
+    assert not {"broken", "painter"} & listed()
+    assert complete(client, model="broken", prompt="Hi").status_code >= 400
+    assert "broken" not in listed(), "nor after somebody has tried"
+    assert {"broken", "painter"} <= {row.model_name for row in manager.list_models()}
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------
