@@ -233,10 +233,10 @@ class Downloads:
                 job.discard = True
             del self._jobs[job.id]
             status, thread = self._status(job), job.thread
-        if thread is not None and thread.is_alive():
-            thread.join(_STOP_S)  # it discards at its end
-        elif status.state == "cancelled":
-            _discard(job)
+        if thread is not None:
+            thread.join(_STOP_S)
+        if status.state == "cancelled":
+            _discard(job)  # its thread does so too if it ends later
         return status
 
     def close(self, timeout: float = 2.0) -> None:

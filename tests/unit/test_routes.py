@@ -297,6 +297,15 @@ def test_health_stats_and_status(client: TestClient, registered: str) -> None:
     assert (row["engine"], row["format"], row["state"]) == ("puppet", "safetensors", "ready")
 
 
+def test_health_leaves_out_a_model_that_goes_while_it_is_asked(
+    client: TestClient, manager: RuntimeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "loaded_models", lambda: ["org/gone", "/etc/passwd"])
+    for path in ("/health", "/status"):
+        assert client.get(path).status_code == 200
+    assert client.get("/health").json()["models"] == {}
+
+
 # -- generating ----------------------------------------------------------------------------------------------------------
 
 
