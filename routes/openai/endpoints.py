@@ -76,13 +76,13 @@ def retrieve_model(model_name: PathName, manager: Manager) -> Response:
 
 
 def _model(status: ModelStatus) -> dict[str, object]:
+    """OpenAI's fields, and vLLM's `max_model_len`: the tokens that the model takes, if that is known."""
     from openai.types import Model
 
     owner, slash, _ = status.model_id.partition("/")
     local = not (slash and owner) or status.source in ("folder", "package")
-    return Model(
-        id=status.model_name, object="model", created=_STARTED, owned_by="local" if local else owner
-    ).model_dump()
+    row = Model(id=status.model_name, object="model", created=_STARTED, owned_by="local" if local else owner)
+    return {**row.model_dump(), **({"max_model_len": status.context_length} if status.context_length else {})}
 
 
 @router.post("/chat/completions", responses=_EVENTS)

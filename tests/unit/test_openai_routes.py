@@ -329,12 +329,13 @@ def test_a_response_that_ran_out_of_tokens_is_incomplete(client: TestClient) -> 
     assert body["output"][0]["content"][0]["text"] == "t0 t1 "
 
 
-def test_models(client: TestClient) -> None:
+def test_models(client: TestClient, manager: RuntimeManager) -> None:
     body = client.get("/models").json()
     assert body["object"] == "list"
     rows = {row["id"]: Model.model_validate(row, strict=True) for row in body["data"]}
     assert rows[MODEL].owned_by == "local"
     assert client.get(f"/models/{MODEL}").json() == rows[MODEL].model_dump()
+    assert rows[MODEL].model_dump()["max_model_len"] == manager.model_status(MODEL).context_length
     assert error_of(client.get("/models/nobody"), 404)["code"] == "model_not_found"
 
 
