@@ -235,8 +235,8 @@ class Downloads:
             status, thread = self._status(job), job.thread
         if thread is not None:
             thread.join(_STOP_S)
-        if status.state == "cancelled":
-            _discard(job)  # its thread does so too if it ends later
+        if status.state == "cancelled" and (thread is None or not thread.is_alive()):  # else it discards at its end
+            _discard(job)
         return status
 
     def close(self, timeout: float = 2.0) -> None:

@@ -51,7 +51,6 @@ CHAT_REFUSALS: Refusals = {
 }
 COMPLETION_REFUSALS: Refusals = {
     "echo": ((False,), "The prompt is not repeated in the answer."),
-    "suffix": (("",), "Models continue a text; they do not fill one in."),
     "best_of": ((1,), "Ask for n answers and choose."),
 }
 
@@ -238,6 +237,10 @@ class CompletionBody(_Completions):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
         description="The text to continue, or the model's token ids; or several of either."
     )
+    suffix: str | None = Field(
+        default=None,
+        description="The text after a gap that the answer fills. Only for GGUF models that were trained for it.",
+    )
     max_tokens: MaxTokens | None = Field(default=None, description="Default 16. -1: no limit.")
     logprobs: int | None = Field(
         default=None, ge=0, le=20,
@@ -264,6 +267,7 @@ class CompletionBody(_Completions):
             )  # fmt: skip
         options = self.options() | {
             "raw": True,
+            "suffix": self.suffix or None,
             "max_tokens": self.max_tokens,
             "logprobs": self.logprobs is not None,
             "top_logprobs": self.logprobs or 0,

@@ -117,6 +117,11 @@ class GenerationConfig(Ask["GenerationResult"]):
         default=None, min_length=1, max_length=10_000, description="The conversation to answer, instead of a prompt."
     )
     raw: bool = Field(default=False, description="Continue the prompt as it is, without a chat template.")
+    suffix: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = Field(
+        default=None,
+        description="The text after a gap: the answer fills the gap between the prompt and this. Needs raw and a prompt, "
+        "llama.cpp, and a model that was trained for it.",
+    )
     max_tokens: int = Field(default=512, ge=1, le=16_777_216, description="The answer has at most this many tokens.")
     temperature: float = Field(
         default=0.7, ge=0, le=5, allow_inf_nan=False,
@@ -210,6 +215,10 @@ class GenerationConfig(Ask["GenerationResult"]):
             raise ValueError("raw needs a prompt, not messages")
         if self.prompt_ids is not None and not self.raw:
             raise ValueError("prompt_ids needs raw")
+        if self.suffix is not None and not (self.raw and self.prompt is not None):
+            raise ValueError("suffix needs raw and a prompt")
+        if self.suffix is not None and self.truncate:
+            raise ValueError("suffix and truncate exclude each other")
         if self.raw and self.tools:
             raise ValueError("tools need messages, or a prompt that is not raw")
         if self.top_logprobs and not self.logprobs:

@@ -213,6 +213,15 @@ def test_completions_take_token_ids(
     assert all(request.ask.prompt is None and request.ask.raw for request in stage.requests)
 
 
+def test_a_suffix_reaches_models_that_fill_a_gap(client: TestClient, stage: Stage) -> None:
+    assert complete(client, prompt="one", suffix="", max_tokens=2).status_code == 200
+    refused = error_of(complete(client, prompt="one", suffix=" two", max_tokens=2), 400)
+    assert "cannot fill a gap" in refused["message"]
+    assert [request.ask.suffix for request in stage.requests] == [None, " two"]
+    for wrong in ({"prompt": [1, 2]}, {"prompt": "one", "truncate": True}):
+        assert "suffix" in error_of(complete(client, suffix=" two", **wrong), 400)["message"]
+
+
 def test_response_items_become_turns(client: TestClient, stage: Stage) -> None:
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
@@ -368,7 +377,6 @@ def test_models_that_cannot_be_loaded_are_not_listed(client: TestClient, manager
         ("chat", {"functions": [{"name": "f"}]}, "functions"),
         ("chat", {"store": True}, "store"),
         ("complete", {"echo": True}, "echo"),
-        ("complete", {"suffix": "end"}, "suffix"),
         ("complete", {"best_of": 3}, "best_of"),
         ("respond", {"previous_response_id": "resp_1"}, "previous_response_id"),
         ("respond", {"conversation": "conv_1"}, "conversation"),
