@@ -95,7 +95,7 @@ class Transfer:
         self.files = tuple(files[name] for name in choice.files)
         """All files of the model, also those that are there already."""
         self._snapshot = self._folder / "snapshots" / self.commit
-        self._missing = [file for file in self.files if not _has(self._snapshot / file.name, file.size)]
+        self._missing = self._not_here()
         self._made: set[Path] = set()
         self.total = sum(file.size for file in self.files)
         """Bytes of the whole model."""
@@ -111,6 +111,8 @@ class Transfer:
 
     def run(self) -> Path:
         """Fetch what is missing. Return the model's file or folder in the cache."""
+        self._missing = self._not_here()  # again: somebody may have deleted files while the model was looked at
+        self._complete = self.total - sum(file.size for file in self._missing)
         self._report_progress(force=True)
         with self.remote.client() as client:
             for file in self._missing:
@@ -119,6 +121,9 @@ class Transfer:
         if self._revision != self.commit:
             _write_text(self._folder.joinpath("refs", *self._revision.split("/")), self.commit)
         return self._snapshot / self.entry
+
+    def _not_here(self) -> list[RemoteFile]:
+        return [file for file in self.files if not _has(self._snapshot / file.name, file.size)]
 
     def discard(self) -> None:
         """Delete what this transfer fetched, and the parts of its files. What another program is fetching stays."""
