@@ -64,9 +64,11 @@ def _about(kind: str, request_id: str, model: str) -> About:
 
 @router.get("/models")
 def list_models(manager: Manager) -> Response:
-    """The models that this machine knows and can load, in OpenAI's form. `GET models` of the native API has the others too."""
-    models = [_model(model) for model in manager.list_models() if model.valid]
-    return JSONResponse({"object": "list", "data": models})
+    """The models that this machine knows and can load, in OpenAI's form: those that write text first, as some clients take the
+    first one. `GET models` of the native API has the others too.
+    """
+    models = sorted((one for one in manager.list_models() if one.valid), key=lambda one: one.model_type != "llm")
+    return JSONResponse({"object": "list", "data": [_model(one) for one in models]})
 
 
 @router.get("/models/{model_name:path}")

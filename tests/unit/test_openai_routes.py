@@ -365,6 +365,15 @@ def test_models_that_cannot_be_loaded_are_not_listed(client: TestClient, manager
     assert {"broken", "painter"} <= {row.model_name for row in manager.list_models()}
 
 
+def test_models_that_write_text_are_first(client: TestClient, manager: RuntimeManager) -> None:
+    """A client may take the first one of the list for a chat."""
+    known = manager.catalog.registered()[MODEL]
+    for name, task in (("reader", "embedding"), ("writer", "llm")):
+        manager.register_model(known.model_copy(update={"model_name": name, "model_type": task}))
+    names = [row["id"] for row in client.get("/models").json()["data"]]
+    assert names.index(MODEL) < names.index("writer") < names.index("reader")
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------------
 
 
