@@ -12,15 +12,15 @@ from urllib.parse import quote
 import typer
 
 from lfx_local_runtimes import trusting
+from lfx_local_runtimes.client import NoServer, ask_server
 from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
+from lfx_local_runtimes.runtimes.requests import GenerationStream
 from lfx_local_runtimes.runtimes.status import state_in_words
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, TextDelta
-from lfx_local_runtimes.settings import Settings, load_settings
+from lfx_local_runtimes.settings import load_settings
+from lfx_local_runtimes.terminal import duration, print_table, progress_bars, size
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lfx_local_runtimes.runtimes.manager import RuntimeManager
     from lfx_local_runtimes.runtimes.status import DownloadStatus
 
@@ -44,18 +44,6 @@ ModelDirs = Annotated[
     list[Path] | None,
     typer.Option("--model-dir", help="A model folder; may be repeated. By default LOCAL_RUNTIMES_MODEL_DIRS."),
 ]
-
-
-class ServerFault(RuntimeFault):
-    """A server does not answer, or refuses."""
-
-    code = "server_fault"
-
-
-class NoServer(ServerFault):
-    """No server answers at this address."""
-
-    code = "no_server"
 
 
 def main() -> None:
@@ -122,9 +110,9 @@ def models(url: Url = None, api_key: Key = None, model_dir: ModelDirs = None) ->
     if rows is None:
         with _manager(model_dir) as manager:
             rows = [status.model_dump() for status in manager.list_models()]
-    _table(
+    print_table(
         ("NAME", "FORMAT", "SIZE", "STATE"),
-        [(row["model_name"], row["format"] or "-", _size(row["size_mb"]), _state(row)) for row in rows],
+        [(row["model_name"], row["format"] or "-", size(row["size_mb"]), _state(row)) for row in rows],
     )
     _explain(rows)
 
@@ -140,7 +128,7 @@ def pull(name: Name, model_dir: ModelDirs = None) -> None:
 
         def download() -> Path:
             _tell_sizes(manager.downloads.start(config))
-            with _progress() as report:
+            with progress_bars() as report:
                 return manager.downloads.fetch(config, report, lambda: False)
 
         path = _in_thread(download, manager.downloads.close)
@@ -164,7 +152,7 @@ def convert(
     from lfx_local_runtimes.runtimes.engines.convert import convert as write
 
     typer.echo(f"Converting {source}. A large vocabulary takes about a minute.", err=True)
-    with _manager(model_dir) as manager, _progress() as report:
+    with _manager(model_dir) as manager, progress_bars() as report:
         typer.echo(f"Wrote {write(source, target, dtype, manager.catalog, report)}")
 
 
@@ -183,13 +171,13 @@ def rm(
     """
     try:
         path = f"models/{quote(name)}{'/files' if files else ''}"
-        freed = _ask("DELETE", url, api_key, path, force=force)["freed_mb"]
+        freed = ask_server("DELETE", url, api_key, path, force=force)["freed_mb"]
     except NoServer:
         if url is not None:
             raise
         with _manager(None) as manager:
             freed = asyncio.run(manager.remove_model(name, files=files)).freed_bytes / 2**20
-    typer.echo(f"{name} is removed. {f'{_size(freed)} are free again.' if files else 'Its files stay.'}")
+    typer.echo(f"{name} is removed. {f'{size(freed)} are free again.' if files else 'Its files stay.'}")
 
 
 def _tell_sizes(download: "DownloadStatus") -> None:
@@ -198,7 +186,7 @@ def _tell_sizes(download: "DownloadStatus") -> None:
         left, free = download.total_bytes - download.done_bytes, download.disk_free_bytes
         typer.echo(f"To download: {left / 1e9:,.2f} GB. Free on the disk: {free / 1e9:,.2f} GB.", err=True)
     if download.memory_bytes is not None and download.memory_budget_bytes is not None:
-        needed, budget = _size(download.memory_bytes / 2**20), _size(download.memory_budget_bytes / 2**20)
+        needed, budget = size(download.memory_bytes / 2**20), size(download.memory_budget_bytes / 2**20)
         typer.echo(f"In memory: about {needed} of {budget} on {download.device}, in {download.engine}.", err=True)
 
 
@@ -279,7 +267,7 @@ class Chat:
         stream: GenerationStream | None = None
         try:
             with contextlib.ExitStack() as bars:
-                stream = self._manager.stream(self._model, config, progress=bars.enter_context(_progress()))
+                stream = self._manager.stream(self._model, config, progress=bars.enter_context(progress_bars()))
                 for delta in stream.deltas():
                     bars.close()
                     pieces.append(delta.text)
@@ -327,7 +315,7 @@ def _converse(chat: Chat) -> None:
 def ps(url: Url = None, api_key: Key = None) -> None:
     """List the models in a running server's memory, and failed ones, with their processes."""
     try:
-        rows = _ask("GET", url, api_key, "status")["models"]
+        rows = ask_server("GET", url, api_key, "status")["models"]
     except NoServer as fault:
         if url is not None:
             raise
@@ -336,12 +324,12 @@ def ps(url: Url = None, api_key: Key = None) -> None:
             "For the models of a Langflow give its address and a key: ps --url http://localhost:7860 --api-key …"
         )
         return
-    _table(
+    print_table(
         ("NAME", "ENGINE", "DEVICE", "MEMORY", "STATE", "USE", "PID", "UPTIME", "RESTARTS", "CONFINED"),
         [
             (
-                row["model_name"], row["engine"] or "-", row["device"] or "-", _size(row["memory_used_mb"]), row["state"],
-                _use(row), _process(row), _span(row["uptime_s"]), str(row["restarts"]), row["confined"] or "-",
+                row["model_name"], row["engine"] or "-", row["device"] or "-", size(row["memory_used_mb"]), row["state"],
+                _use(row), _process(row), duration(row["uptime_s"]), str(row["restarts"]), row["confined"] or "-",
             )
             for row in rows
         ],
@@ -366,21 +354,11 @@ def _use(row: dict[str, Any]) -> str:
     """The number of a model's requests, or how long it has had none."""
     if row["leases"] or row["idle_s"] is None:
         return str(row["leases"])
-    return f"idle {_span(row['idle_s'])}"
+    return f"idle {duration(row['idle_s'])}"
 
 
 def _process(row: dict[str, Any]) -> str:
     return "-" if row["pid"] is None else "inline" if row["isolation"] == "inline" else str(row["pid"])
-
-
-def _span(seconds: float | None) -> str:
-    """A time in its largest whole unit."""
-    if seconds is None:
-        return "-"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
 
 
 @app.command()
@@ -395,10 +373,10 @@ def stop(
     if (name is None) != every:
         raise typer.BadParameter("Give a model's name, or --all.")
     if name is not None:
-        _ask("POST", url, api_key, "models/unload", model_name=name, force=force)
+        ask_server("POST", url, api_key, "models/unload", model_name=name, force=force)
         typer.echo(f"{name} is out of memory.")
         return
-    answer = _ask("POST", url, api_key, "unload-all", force=force)
+    answer = ask_server("POST", url, api_key, "unload-all", force=force)
     typer.echo(f"Unloading: {', '.join(answer['unloading']) or 'nothing is loaded'}")
     if answer["in_use"]:
         typer.echo(f"In use, left alone (--force cancels their requests): {', '.join(answer['in_use'])}", err=True)
@@ -408,51 +386,12 @@ def stop(
 def _server_models(url: str | None, api_key: str | None) -> list[dict[str, Any]] | None:
     """The server's list; None if no server answers at the default address."""
     try:
-        rows: list[dict[str, Any]] = _ask("GET", url, api_key, "models")["models"]
+        rows: list[dict[str, Any]] = ask_server("GET", url, api_key, "models")["models"]
     except NoServer:
         if url is None:
             return None
         raise
     return rows
-
-
-def _own_server(settings: Settings) -> str:
-    """The address of a server that `serve` starts on this machine with these settings."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-
-
-def _ask(method: str, url: str | None, api_key: str | None, path: str, **params: Any) -> Any:
-    """A server's answer, as JSON.
-
-    Raises:
-        ServerFault: no server answers, or it refuses. The message has its reason.
-    """
-    import httpx
-
-    settings = load_settings()
-    if api_key is None and settings.api_key is not None:
-        api_key = settings.api_key.get_secret_value()
-    url = url or _own_server(settings)
-    address = f"{url.rstrip('/')}/api/v1/runtime/{path}"
-    headers = {"x-api-key": api_key} if api_key else {}
-    try:
-        response = httpx.request(method, address, params=params, headers=headers, timeout=httpx.Timeout(60, connect=2))
-    except (httpx.TransportError, httpx.InvalidURL, ValueError) as error:
-        raise NoServer(
-            f"No server answers at {url} ({error}).", hint="Start one with: lfx-local-runtimes serve"
-        ) from error
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    if response.is_success and isinstance(body, dict):
-        return body
-    detail = body if isinstance(body, dict) else {}
-    problem = detail.get("error")
-    if isinstance(problem, dict):
-        raise ServerFault(str(problem.get("message")), hint=str(problem.get("hint", "")))
-    raise ServerFault(f"{address} answered {response.status_code}: {detail.get('detail', 'not from this package')}")
 
 
 # -- what all of them use ------------------------------------------------------------------------------------------------
@@ -468,52 +407,6 @@ def _manager(model_dirs: Sequence[Path] | None) -> "Iterator[RuntimeManager]":
         yield manager
     finally:
         manager.close()
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on standard error for each phase. It disappears at the end. Without a terminal there is none."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda event: None
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Bars(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(event: Progress) -> None:
-            if event.phase not in tasks:
-                tasks[event.phase] = bars.add_task(event.phase, total=event.total or None)
-            bars.update(tasks[event.phase], completed=event.done, total=event.total or None)
-
-        yield report
-
-
-def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    _console().print(table)
-
-
-def _console() -> "Console":
-    """Standard output. If it is not a terminal, lines are not wrapped or cut."""
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=10_000)
-
-
-def _size(mib: float | None) -> str:
-    return "-" if mib is None else f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`lfx-local-runtimes trust`: show the code that comes with a model, and ask whether it may run."""
 
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,12 +7,10 @@ import typer
 
 from lfx_local_runtimes.runtimes.trust.report import REMOTE_CODE, CodeReport
 from lfx_local_runtimes.settings import Settings, load_settings
+from lfx_local_runtimes.terminal import print_table
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.runtimes.trust.review import Review, Reviewer
-
-Table = Callable[[Iterable[str], Iterable[Sequence[str]]], None]
-"""Prints a header and rows."""
 
 _NOTHING = "It names nothing of the network, programs, native or dynamic code, files or the process."
 _NOTE = (
@@ -34,14 +31,13 @@ def trust(
     ] = None,
 ) -> None:
     """Look at the code that comes with a model, and approve it. It never runs without."""
-    from lfx_local_runtimes.cli import _table
     from lfx_local_runtimes.runtimes.sources.catalog import Catalog
     from lfx_local_runtimes.runtimes.trust.review import Reviewer
 
     if (name is None) != every or yes + revoke + every > 1:
         raise typer.BadParameter("Give a model's name, alone or with one of --yes and --revoke, or --list.")
     settings = load_settings(model_dirs=tuple(model_dir) if model_dir else None)
-    command = TrustCommand(settings, Reviewer(Catalog(settings)), _table)
+    command = TrustCommand(settings, Reviewer(Catalog(settings)))
     if name is None:
         command.list()
     elif revoke:
@@ -53,10 +49,9 @@ def trust(
 class TrustCommand:
     """Works on the data folder directly; a server need not run."""
 
-    def __init__(self, settings: Settings, reviewer: "Reviewer", table: Table) -> None:
+    def __init__(self, settings: Settings, reviewer: "Reviewer") -> None:
         self._settings = settings
         self._reviewer = reviewer
-        self._table = table
 
     def list(self) -> None:
         """Print all approvals."""
@@ -64,7 +59,7 @@ class TrustCommand:
             (one.model_name, one.kind, one.source, one.sha256[:12], f"{one.when:%Y-%m-%d %H:%M}", one.who)
             for one in self._reviewer.approvals()
         ]
-        self._table(("NAME", "KIND", "COPY", "SHA-256", "WHEN (UTC)", "WHO"), rows)
+        print_table(("NAME", "KIND", "COPY", "SHA-256", "WHEN (UTC)", "WHO"), rows)
 
     def revoke(self, name: str) -> None:
         """Take a model's approvals back."""
@@ -118,7 +113,7 @@ class TrustCommand:
         if report.findings:
             typer.echo()
             rows = [(one.group, one.what, one.file, ", ".join(map(str, one.lines)) or "-") for one in report.findings]
-            self._table(("ABOUT", "WHAT", "FILE", "LINES"), rows)
+            print_table(("ABOUT", "WHAT", "FILE", "LINES"), rows)
             typer.echo()
         elif not report.problems:
             typer.echo(_NOTHING)

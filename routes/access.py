@@ -20,7 +20,9 @@ ModelRef = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$"),
 ]
-"""How a request names a model: its name, a path inside an allowed root, or a hub id."""
+"""How a request names a model."""
+
+MODEL_REF = "The model: its name, a path inside a model folder, or a Hugging Face id."
 
 
 def provider(manager_getter: Callable[[], RuntimeManager]) -> Callable[[HTTPConnection], None]:

@@ -1,7 +1,9 @@
-"""Downloads over REST, as jobs. Plain `def` endpoints run in a thread, so they may wait for the hub."""
+"""Downloads over REST, as jobs. Plain `def` endpoints run in a thread."""
 
+from functools import partial
 from typing import Annotated
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -10,6 +12,10 @@ from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.runtimes.status import DownloadStatus
 
 router = APIRouter(route_class=FaultRoute)
+
+_HUB_THREADS = CapacityLimiter(8)
+"""Who waits for the hub does so in these threads: a hub that does not answer would otherwise take all threads from the other
+routes."""
 
 DownloadId = Annotated[
     str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9]+$"), Path(description="The `id` of the download.")
@@ -41,14 +47,15 @@ class DownloadList(BaseModel):
     status_code=202,
     responses={200: {"model": DownloadStatus, "description": "The model is on this machine already"}},
 )
-def start_download(body: DownloadBody, response: Response, manager: Manager) -> DownloadStatus:
+async def start_download(body: DownloadBody, response: Response, manager: Manager) -> DownloadStatus:
     """Download a model in the background. Whoever asks for the same model meanwhile joins the same download.
 
     The repository is looked at first: the list of files, the configuration and the headers of the weights. A model that
     this machine cannot serve, or has no disk or memory for, is refused with the reason before anything is fetched. So is
     one that is larger than LOCAL_RUNTIMES_MAX_DOWNLOAD_GB. The answer has the sizes. A download that was paused goes on.
     """
-    status = manager.download_model(body.model_name, body.revision, limited=True)
+    start = partial(manager.download_model, body.model_name, body.revision, limited=True)
+    status = await to_thread.run_sync(start, limiter=_HUB_THREADS)
     response.status_code = 200 if status.state == "done" else 202
     return status
 
@@ -72,9 +79,9 @@ def pause_download(download_id: DownloadId, manager: Manager) -> DownloadStatus:
 
 
 @router.post("/downloads/{download_id}/resume")
-def resume_download(download_id: DownloadId, manager: Manager) -> DownloadStatus:
+async def resume_download(download_id: DownloadId, manager: Manager) -> DownloadStatus:
     """Go on with a download that was paused, or that failed."""
-    return manager.downloads.resume(download_id)
+    return await to_thread.run_sync(manager.downloads.resume, download_id, limiter=_HUB_THREADS)
 
 
 @router.delete("/downloads/{download_id}")

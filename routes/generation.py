@@ -1,6 +1,8 @@
 """Text over REST: in one answer, as server-sent events; and cancelling."""
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
 
 from lfx_local_runtimes.routes.access import Manager
 from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnected, wait_for_all
@@ -54,6 +56,9 @@ async def generate_stream(body: GenerateBody, request: Request, manager: Manager
 
 
 @router.post("/requests/{request_id}/cancel")
-async def cancel_request(request_id: str, manager: Manager) -> Cancelled:
+async def cancel_request(
+    request_id: Annotated[str, Path(description="The request's id: the client's own, or that in its events.")],
+    manager: Manager,
+) -> Cancelled:
     """End a running or waiting request. The answer says in which state it was."""
     return Cancelled(request_id=request_id, state=manager.cancel(request_id).value)

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from lfx_local_runtimes.routes.access import Manager, ModelRef
+from lfx_local_runtimes.routes.access import MODEL_REF, Manager, ModelRef
 from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.faults import FaultRoute, Unsupported, validation_fault
 from lfx_local_runtimes.routes.schemas import RequestId
@@ -32,7 +32,7 @@ class InferenceBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: ModelRef = Field(examples=["gemma-3-270m"])
+    model: ModelRef = Field(description=MODEL_REF, examples=["gemma-3-270m"])
     task: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         default=None,
         description="llm, embedding, rerank, classification, zero_shot, ner or a plugin's; the path of the task's route, or its "

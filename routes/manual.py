@@ -4,9 +4,13 @@ import itertools
 import re
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, metadata
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 DISTRIBUTION = "lfx-local-runtimes"
 _STYLE = (
@@ -38,5 +42,20 @@ def page() -> str:
     for heading, inline in itertools.pairwise(tokens):
         if heading.type == "heading_open":
             heading.attrSet("id", re.sub(r"[^a-z0-9]+", "-", inline.content.lower()).strip("-"))
+    for token in tokens:
+        if token.type == "inline":
+            token.children = _without_links_to_files(token.children or [])
     body = markdown.renderer.render(tokens, markdown.options, {})
     return f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{DISTRIBUTION}</title><style>{_STYLE}</style>{body}</html>"
+
+
+def _without_links_to_files(tokens: "list[Token]") -> "list[Token]":
+    """What a line consists of, with the text of a link in place of a link to a file of the repository: it is not installed."""
+    kept: list[Token] = []
+    inside = False
+    for token in tokens:
+        if token.type == "link_open":
+            inside = not str(token.attrGet("href")).startswith(("#", "http://", "https://"))
+        if not inside or token.type not in ("link_open", "link_close"):
+            kept.append(token)
+    return kept

@@ -1,19 +1,17 @@
 """Models over REST: register, load, unload, inspect. Plain `def` endpoints run in a thread, so they may read the disk."""
 
 import asyncio
-import contextlib
 import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed
+from lfx_local_runtimes.errors import InvalidInput, ModelConflict, NotAllowed
 from lfx_local_runtimes.routes.access import KnownCaller, Manager, PathName, QueryName
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Health, ModelList, ModelReport, Removal, Stats, Unloading
 from lfx_local_runtimes.runtimes.config import ModelConfig
-from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.status import ModelStatus
 
 logger = logging.getLogger(__name__)
@@ -96,6 +94,11 @@ async def delete_files(model_name: PathName, manager: Manager, caller: KnownCall
         raise NotAllowed(
             f"You may not delete the files of {model_name}.", model_name=model_name, hint=caller.may_not_delete
         )
+    if await run_in_threadpool(manager.catalog.is_registered, f"{model_name}/files"):
+        raise ModelConflict(
+            f"This may mean the files of {model_name}, or the registration called {model_name}/files.",
+            model_name=model_name, hint="Use the Model Manager node or, if no server runs, lfx-local-runtimes rm.",
+        )  # fmt: skip
     removed = await manager.remove_model(model_name, files=True, force=force)
     logger.info("%s deleted the files of %s", caller.name, removed.model_name)
     return Removal.of(removed)
@@ -144,7 +147,7 @@ def model_status(model_name: PathName, manager: Manager) -> ModelStatus:
 def status(manager: Manager) -> ModelList:
     """The models that are in memory, loading, unloading or failed, with engine, memory and process."""
     failed = [model for model in manager.list_models() if model.state == "failed"]
-    return ModelList(models=[*_in_memory(manager), *failed])
+    return ModelList(models=[*manager.models_in_memory(), *failed])
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "Unhealthy, and `ready` is set"}})
@@ -165,17 +168,9 @@ def stats(manager: Manager) -> Stats:
 @router.post("/unload-all", status_code=202)
 async def unload_all(manager: Manager, force: Force = False) -> Unloading:
     """Take every model out of memory, in the background. Models in use stay, unless `force` is set."""
-    models = await run_in_threadpool(_in_memory, manager)
+    models = await run_in_threadpool(manager.models_in_memory)
     in_use = [] if force else [model.model_name for model in models if model.leases]
     task = asyncio.create_task(manager.unload_all(force=force))
     _unloads.add(task)  # the loop keeps only a weak reference
     task.add_done_callback(_unloads.discard)
     return Unloading(unloading=[m.model_name for m in models if m.model_name not in in_use], in_use=in_use)
-
-
-def _in_memory(manager: RuntimeManager) -> list[ModelStatus]:
-    rows: list[ModelStatus] = []
-    for name in manager.loaded_models():
-        with contextlib.suppress(ModelNotFound):  # it has left meanwhile
-            rows.append(manager.model_status(name))
-    return rows

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from lfx_local_runtimes.routes.access import ModelRef
+from lfx_local_runtimes.routes.access import MODEL_REF, ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import ask_of
 from lfx_local_runtimes.runtimes.health import HealthState
 from lfx_local_runtimes.runtimes.planning import Inspection
@@ -26,14 +26,14 @@ class Addressed(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    model_name: ModelRef = Field(examples=["gemma-3-270m"])
+    model_name: ModelRef = Field(description=MODEL_REF, examples=["gemma-3-270m"])
     request_id: RequestId = None
 
 
 class GenerateBody(Addressed, GenerationConfig):
     """A request for text: the model, a prompt or messages, and sampling options."""
 
-    stream: bool = Field(default=False, description="Answer `generate` as `generate/stream` does.")
+    stream: bool = Field(default=False, description="Stream the answer, as `generate/stream` does.")
 
     @property
     def generation(self) -> GenerationConfig:
@@ -54,24 +54,24 @@ class ModelList(_Answer):
 class ModelReport(_Answer):
     """Facts from a model's files; nothing is loaded. Sizes are in MiB, lengths in tokens."""
 
-    model_name: str
-    valid: bool
+    model_name: str = Field(description="The model.")
+    valid: bool = Field(description="Its files have no problems.")
     message: str = Field(description="Whether the model can be loaded, in a sentence.")
-    problems: list[str]
+    problems: list[str] = Field(description="What is wrong with its files.")
     task: str = Field(description="What the model does, as its files say; unsupported if nothing here serves it.")
     unsupported: str | None = Field(description="Why nothing here serves it.")
-    format: str
+    format: str = Field(description="gguf, safetensors, onnx …")
     engine: str | None = Field(description="The engine that will serve the model.")
-    path: str
-    files: list[str]
-    size_mb: float
-    architecture: str | None
-    parameters: int | None
-    quantization: str | None
-    context_length: int | None
-    instruct: bool
-    has_chat_template: bool
-    memory_estimate_mb: float | None
+    path: str = Field(description="Its file or folder.")
+    files: list[str] = Field(description="The files that are loaded.")
+    size_mb: float = Field(description="Of these files.")
+    architecture: str | None = Field(description="As its files name it.")
+    parameters: int | None = Field(description="How many numbers its weights have.")
+    quantization: str | None = Field(description="The type of its weights on the disk.")
+    context_length: int | None = Field(description="What it was trained for.")
+    instruct: bool = Field(description="Its files say that it follows instructions.")
+    has_chat_template: bool = Field(description="Its files have a chat template.")
+    memory_estimate_mb: float | None = Field(description="For the weights as they are stored.")
 
     @classmethod
     def of(cls, model_name: str, info: Inspection) -> "ModelReport":
@@ -79,6 +79,8 @@ class ModelReport(_Answer):
         message = f"{model_name} can be loaded: {info.format.value}, by {info.engine}."
         if not info.valid:
             message = f"{model_name} cannot be loaded: {'; '.join(info.problems)}."
+        elif info.unsupported:
+            message = f"{model_name} cannot be loaded: {info.unsupported}."
         elif info.engine is None:
             message = f"{model_name} cannot be loaded: no engine loads {info.format.value} files."
         return cls(

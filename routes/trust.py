@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from lfx_local_runtimes.errors import NotAllowed
 from lfx_local_runtimes.routes.access import Caller, KnownCaller, Manager, PathName
@@ -67,7 +67,9 @@ class ModelCode(BaseModel):
 class TrustBody(BaseModel):
     """Which code is approved: the SHA-256 that `GET models/{name}/code` reports now."""
 
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="As `GET models/{name}/code` reports it now."
+    )
 
 
 class Revoked(BaseModel):

@@ -212,24 +212,26 @@ class Prompts(Strict):
 class Defaults(Strict):
     """What requests get that leave these fields unset. Those that the request's task does not have are left out."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=16_777_216)] | None = Field(default=None, description="For text.")
+    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = Field(
+        default=None, description="For text."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="For text.")
+    top_k: Annotated[int, Field(ge=0)] | None = Field(default=None, description="For text.")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, description="For text.")
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(default=None, description="For text.")
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(default=None, description="For text.")
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(default=None, description="For text.")
     stop: (
         Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1000)], ...], Field(max_length=64)]
         | None
-    ) = None
-    seed: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = None
-    reasoning_budget: Annotated[int, Field(ge=0)] | None = None
-    truncate: bool | None = None
-    overflow: Literal["truncate", "error"] | None = None
-    normalize: bool | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    ) = Field(default=None, description="For text.")
+    seed: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = Field(default=None, description="For text.")
+    reasoning_budget: Annotated[int, Field(ge=0)] | None = Field(default=None, description="For text.")
+    truncate: bool | None = Field(default=None, description="For text.")
+    overflow: Literal["truncate", "error"] | None = Field(default=None, description="For models that read.")
+    normalize: bool | None = Field(default=None, description="For embeddings.")
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(default=None, description="For embeddings.")
 
 
 class ModelConfig(Strict):
@@ -240,7 +242,7 @@ class ModelConfig(Strict):
 
     model_id: Annotated[
         str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")
-    ]
+    ] = Field(description="Where it comes from: a Hugging Face id, a folder or a file, or the name of a found model.")
     model_name: Name = Field(default="", description="What requests call it. Unset: the model_id.")
     model_type: Annotated[
         str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(task_named)
@@ -250,7 +252,9 @@ class ModelConfig(Strict):
         "such as chat or text-generation. Auto: as the model's files say.",
     )
     runtime_type: RuntimeType = Field(default=RuntimeType.AUTO, description="The engine; auto chooses by the files.")
-    device_type: DeviceType = DeviceType.AUTO
+    device_type: DeviceType = Field(
+        default=DeviceType.AUTO, description="Where it runs. auto: the best device there is."
+    )
     quantization: Quantization = Field(
         default=None,
         description="fp32, fp16, bf16, int8 or int4 (Transformers, ONNX), or the GGUF file to take from a hub repository (Q4_K_M …).",

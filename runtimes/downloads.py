@@ -233,9 +233,9 @@ class Downloads:
                 job.discard = True
             del self._jobs[job.id]
             status, thread = self._status(job), job.thread
-        if thread is not None and thread.is_alive():
-            thread.join(_STOP_S)  # it discards at its end
-        elif status.state == "cancelled":
+        if thread is not None:
+            thread.join(_STOP_S)
+        if status.state == "cancelled" and (thread is None or not thread.is_alive()):  # else it discards at its end
             _discard(job)
         return status
 

@@ -11,6 +11,7 @@ from lfx_local_runtimes.runtimes.chat.tool_history import Support
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey, RuntimeType
 from lfx_local_runtimes.runtimes.devices import DeviceProbe
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import memory_of
+from lfx_local_runtimes.runtimes.engines.registry import engine_row
 from lfx_local_runtimes.runtimes.formats.detect import MAX_ENTRIES
 from lfx_local_runtimes.runtimes.formats.inspect import is_instruct
 from lfx_local_runtimes.runtimes.formats.tasks import UNKNOWN, UNSUPPORTED
@@ -106,24 +107,34 @@ class Inventory:
         except (RuntimeFault, OSError) as error:  # a list goes on, and says what is wrong with this one
             return None, str(error)
 
-    def _planned(self, config: ModelConfig, info: Inspection | None) -> LoadPlan | None:
-        """How it would be loaded now; None if it cannot be."""
-        if info is None or not info.files:
-            return None
+    def _planned(self, config: ModelConfig, info: Inspection | None) -> tuple[LoadPlan | None, str]:
+        """How a model would be loaded now, or why it cannot be. Neither is known of a model that is not here."""
+        problem = _problem(config, info)
+        if problem or info is None:
+            return None, problem
         try:
-            return plan_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)[0]
-        except RuntimeFault:
-            return None  # the load says why
+            plans = plan_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)
+            for plan in plans:
+                if engine_row(plan.engine).installed:
+                    return plan, ""
+            engine_row(plans[0].engine).check_installed()  # raises
+        except RuntimeFault as fault:
+            return None, str(fault)
+        return plans[0], ""
 
     def _status(self, row: Resolved) -> ModelStatus:
-        info, error = self._info(row)
-        planned = self._planned(row.config, info)
+        info, problem = self._info(row)
+        unreadable = bool(problem)
+        planned = None
+        if not unreadable:
+            planned, problem = self._planned(row.config, info)
         with self._residency.slots():
             slot = self._residency.find(row.config.model_name)
             slot = slot or Slot(ModelKey(row.config.model_name), row.config, row.source)
             plan = slot.plan or planned
             memory = memory_of(plan, self._settings) if plan else None
-            return _row(row, info, error, slot, self._residency, plan=plan, memory=memory)
+            task = UNKNOWN if unreadable else task_of_model(row.config, info)
+            return _row(row, info, problem, slot, self._residency, task=task, plan=plan, memory=memory)
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
@@ -152,8 +163,8 @@ def _problem(config: ModelConfig, info: Inspection | None) -> str:
 
 
 def _row(
-    row: Resolved, info: Inspection | None, error: str, slot: Slot, residency: Residency, *,
-    plan: LoadPlan | None, memory: Mapping[str, int] | None,
+    row: Resolved, info: Inspection | None, problem: str, slot: Slot, residency: Residency, *,
+    task: str, plan: LoadPlan | None, memory: Mapping[str, int] | None,
 ) -> ModelStatus:  # fmt: skip
     """`plan` is that of the load, or of the one that would be tried first; `memory` is what it reserves."""
     config, source = row.config, row.source
@@ -165,7 +176,6 @@ def _row(
     kind = info.format if info else row.format
     size = info.size_bytes if info else row.size_bytes
     template = config.chat_template or (info.chat_template if info else None)
-    task = UNKNOWN if error else task_of_model(config, info)
     runtime = slot.runtime
     confinement = runtime.confinement if runtime else None
     return ModelStatus(
@@ -184,7 +194,7 @@ def _row(
         load_time_s=round(slot.load_time, 3) if slot.load_time is not None else None,
         progress={"phase": progress.phase, "done": progress.done, "total": progress.total} if progress else None,
         warnings=tuple(runtime.warnings) if runtime else (),
-        error=str(slot.error) if slot.error else error or _problem(config, info) or None,
+        valid=runtime is not None or not problem, error=str(slot.error) if slot.error else problem or None,
         isolation=runtime.isolation if runtime else None, pid=(runtime.pid or None) if runtime else None,
         uptime_s=None if slot.ready_since is None else round(time.monotonic() - slot.ready_since, 1),
         restarts=slot.restarts, last_exit=slot.last_exit,

@@ -21,6 +21,7 @@ from lfx_local_runtimes.errors import (
     PickleRefused,
     RemoteCodeRefused,
     RequestNotFound,
+    RuntimeFault,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig, ModelKey
@@ -419,6 +420,14 @@ class RuntimeManager:
         """Every known model: registered, discovered, and whatever else is in memory."""
         return self._inventory.list()
 
+    def models_in_memory(self) -> list[ModelStatus]:
+        """The models in memory, or on their way there or out."""
+        found: list[ModelStatus] = []
+        for name in self.loaded_models():
+            with contextlib.suppress(RuntimeFault):  # it has left meanwhile; or its load is about to say what is wrong
+                found.append(self.model_status(name))
+        return found
+
     def model_status(self, model_name: str) -> ModelStatus:
         """One model.
 
@@ -455,7 +464,7 @@ class RuntimeManager:
         """
         capabilities = device_capabilities(self._probe)
         there = {device.key for device in self._probe.accelerators()}
-        models = [self.model_status(name) for name in self.loaded_models()]
+        models = self.models_in_memory()
         home = self.settings.home
         status, reasons = assess(
             Facts(

@@ -95,7 +95,7 @@ class Registrar:
 
         Raises:
             ModelNotFound: it is not registered; with `files`, it is not on this machine.
-            ModelBusy: it is in use, and `force` is not set.
+            ModelBusy: it is in use, and `force` is not set; or its repository is being downloaded.
             ModelConflict: other models need the same files, or the model is in the models file.
             NotAllowed: the files belong to a package, or lie outside the data folder and the hub's cache.
             RuntimeFault: a file cannot be deleted or written.
@@ -111,8 +111,8 @@ class Registrar:
         removal, names = await asyncio.to_thread(self._files_of, name)
         await self._take_out(names, force=force)
         freed = await asyncio.to_thread(removal.run)
-        if registered:
-            await asyncio.to_thread(self.unregister, name)
+        if registered:  # also if a request has loaded it again meanwhile: its files are gone in any case
+            await asyncio.to_thread(self._catalog.remove, name)
         self._forget(names)
         return Removed(name, registered, freed)
 

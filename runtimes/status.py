@@ -10,21 +10,30 @@ class ModelStatus(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    model_name: str
-    model_id: str
+    model_name: str = Field(description="What requests call it.")
+    model_id: str = Field(
+        description="Where it comes from: a Hugging Face id, a path, or the name of a packaged model."
+    )
     model_type: str = Field(
         description="The task: llm, embedding, rerank, classification, zero_shot, ner; unsupported, with the reason in "
         "`error`; unknown, if the files cannot be read."
     )
-    source: str
-    """registered, models file, folder, hub cache, package, variant or request."""
-    format: str | None = None
-    engine: str | None = None
-    architecture: str | None = None
-    size_mb: float | None = None
+    source: str = Field(
+        description="How its name is known: registered, models file, folder, hub cache, package; variant, a copy with other "
+        "load options; or request."
+    )
+    format: str | None = Field(default=None, description="gguf, safetensors, onnx …")
+    engine: str | None = Field(default=None, description="What runs it, or would run it.")
+    architecture: str | None = Field(default=None, description="As its files name it.")
+    size_mb: float | None = Field(default=None, description="MiB of its weights on the disk.")
     on_disk: bool = Field(default=False, description="Its files are on this machine.")
+    valid: bool = Field(
+        default=True,
+        description="Nothing in its files, its registration and the installed libraries keeps it from being loaded. If false, "
+        "`error` says what does.",
+    )
     tool_calling: bool = Field(default=False, description="Its chat template says how to call tools.")
-    parameters: int | None = None
+    parameters: int | None = Field(default=None, description="How many numbers its weights have.")
     instruct: bool | None = Field(
         default=None,
         description="Whether a text model was made to follow instructions or to chat, as its files say. false: a base model, "
@@ -33,18 +42,22 @@ class ModelStatus(BaseModel):
     state: Literal["registered", "loading", "ready", "unloading", "failed"] = Field(
         description="registered: not in memory. See `on_disk` and `error` too."
     )
-    device: str | None = None
-    quantization: str | None = None
-    context_length: int | None = None
-    memory_estimate_mb: float | None = None
-    memory_used_mb: float | None = None
-    idle_s: float | None = None
-    leases: int = 0
-    pinned: bool = False
-    keep_alive_s: float
-    load_time_s: float | None = None
-    progress: dict[str, Any] | None = None
-    warnings: tuple[str, ...] = ()
+    device: str | None = Field(default=None, description="Where the loaded model runs.")
+    quantization: str | None = Field(
+        default=None, description="The type of its weights in memory, or before a load on the disk."
+    )
+    context_length: int | None = Field(default=None, description="The most tokens of a prompt and its answer together.")
+    memory_estimate_mb: float | None = Field(default=None, description="MiB that a load reserves.")
+    memory_used_mb: float | None = Field(default=None, description="MiB that the loaded model takes.")
+    idle_s: float | None = Field(default=None, description="Seconds since the last request, if nobody uses it now.")
+    leases: int = Field(default=0, description="How many requests use it now.")
+    pinned: bool = Field(default=False, description="It stays in memory until somebody unloads it.")
+    keep_alive_s: float = Field(description="Idle seconds after which it leaves memory; -1 is never.")
+    load_time_s: float | None = Field(default=None, description="Seconds that its load took.")
+    progress: dict[str, Any] | None = Field(
+        default=None, description="While it loads: the phase, and how much of it is done."
+    )
+    warnings: tuple[str, ...] = Field(default=(), description="What to know about how it was loaded.")
     error: str | None = Field(default=None, description="Why it cannot be loaded, or why the last load failed.")
 
     isolation: Literal["process", "inline"] | None = Field(
@@ -82,21 +95,21 @@ class DownloadStatus(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    id: str
-    model_name: str
-    model_id: str
-    revision: str | None = None
+    id: str = Field(description="For the other routes of downloads.")
+    model_name: str = Field(description="What requests call the model.")
+    model_id: str = Field(description="Its repository on the hub.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit, if one was asked for.")
     state: DownloadState = Field(
         description="checking: its files are looked at. paused: what came is kept, and `resume` goes on. cancelled: somebody "
         "cancelled it, or nobody waits for it any more."
     )
-    done_bytes: int = 0
+    done_bytes: int = Field(default=0, description="How much of the model is here.")
     total_bytes: int | None = Field(default=None, description="The whole model, also what was there before.")
     bytes_per_second: float | None = Field(default=None, description="Over the last ten seconds.")
-    seconds_left: float | None = None
+    seconds_left: float | None = Field(default=None, description="At the speed of the last ten seconds.")
     disk_free_bytes: int | None = Field(default=None, description="Of the disk, before the download began.")
     engine: str | None = Field(default=None, description="The engine that will load it.")
-    device: str | None = None
+    device: str | None = Field(default=None, description="Where it will run.")
     memory_bytes: int | None = Field(default=None, description="What it is expected to take on the device.")
     memory_budget_bytes: int | None = Field(default=None, description="What all models together may take there.")
     path: str | None = Field(default=None, description="Where it is, once it is complete.")

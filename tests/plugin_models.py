@@ -1,6 +1,7 @@
 """Models to test with: the packaged Gemma in both formats, and tiny seeded ones."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,8 @@ def byte_tokenizer() -> Any:
     )
 
 
-def save_gguf(source: Path, target: Path) -> Path:
-    """Write what `save_llama` wrote as a GGUF file, weights unchanged."""
+def save_gguf(source: Path, target: Path, *, fim: Sequence[int] = ()) -> Path:
+    """Write what `save_llama` wrote as a GGUF file, weights unchanged. `fim`: its tokens for prefix, suffix and middle."""
     import gguf
     from safetensors.numpy import load_file
     from transformers import AutoTokenizer
@@ -131,6 +132,8 @@ def save_gguf(source: Path, target: Path) -> Path:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_add_bos_token(True)
+    for name, token in zip(("pre", "suf", "mid"), fim, strict=bool(fim)):
+        writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", token)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(source / "model.safetensors").items():
         if "q_proj" in name or "k_proj" in name:  # llama.cpp rotates neighbours, Transformers halves

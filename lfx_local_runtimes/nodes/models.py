@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound
 from lfx_local_runtimes.langchain.messages import first_problem
+from lfx_local_runtimes.nodes.choosing import largest_budget
 from lfx_local_runtimes.nodes.inputs import LOADING_FIELDS, loading_options, value_of
 from lfx_local_runtimes.nodes.reports import Reporter
 from lfx_local_runtimes.nodes.suggestions import suggested
@@ -55,8 +56,7 @@ async def model_choices(
     )
     choices = {one.model_name: _facts(one) for one in models}
     if manager.settings.downloads != "off":
-        budgets = [int(device["budget_bytes"]) for device in manager.stats()["memory"].values()]
-        for one in suggested(wanted, max(budgets)):
+        for one in suggested(wanted, await asyncio.to_thread(largest_budget, manager)):
             if gated or not one.gated:
                 kind = "instruct text" if one.model_type == "llm" else TASKS[one.model_type]
                 marks = (TO_FETCH, "gated") if one.gated else (TO_FETCH,)

@@ -8,6 +8,7 @@ from lfx.base.models.model_metadata import create_model_metadata
 from lfx.base.models.model_utils import get_provider_variable_value
 
 from lfx_local_runtimes.errors import RuntimeFault
+from lfx_local_runtimes.nodes.choosing import TEMPORARY
 from lfx_local_runtimes.runtimes import get_runtime_manager
 
 logger = logging.getLogger(__name__)
@@ -15,10 +16,6 @@ logger = logging.getLogger(__name__)
 PROVIDER = "Local Runtimes"
 ICON = "Cpu"
 BASE_ICON = "PenLine"
-
-_TEMPORARY = ("variant", "request")
-"""Sources of models that exist only because of a node's options, or of a name in a request."""
-
 
 LISTED = "LOCAL_RUNTIMES_LISTED_MODELS"
 """The variable that a person saves on the provider's page. Langflow lists no models of the provider without it."""
@@ -28,8 +25,8 @@ INSTRUCT_ONLY = "Instruct models only"
 def live_models(user_id: Any = None, model_type: str = "llm") -> list[dict[str, Any]]:
     """The catalogue rows of every local model of a kind, called by Langflow whenever it lists models.
 
-    It reads names, and headers and configurations that have changed. It reads no weights.
-    Instruct models come first. A base model has an icon of its own, because Langflow's lists show no other mark.
+    It reads names, and headers and configurations that have changed. It reads no weights. Models that cannot be loaded are
+    left out: the lists have no mark for them. Instruct models come first. A base model has an icon of its own, because Langflow's lists show no other mark.
     `tool_calling` is what the model's chat template says. If the models cannot be listed, the list has one row that says why:
     Langflow would show an exception as an empty list.
     """
@@ -39,7 +36,7 @@ def live_models(user_id: Any = None, model_type: str = "llm") -> list[dict[str, 
     except Exception as fault:  # noqa: BLE001 - whatever it is, the person who looks for a model should read it
         logger.warning("local models cannot be listed: %s", fault)
         return [_row(f"Local models cannot be listed: {fault}", model_type, tool_calling=True)]
-    rows = [model for model in models if model.model_type == wanted and model.source not in _TEMPORARY]
+    rows = [model for model in models if model.model_type == wanted and model.valid and model.source not in TEMPORARY]
     if get_provider_variable_value(user_id, LISTED) == INSTRUCT_ONLY:
         rows = [model for model in rows if model.instruct is not False]
     rows.sort(key=lambda model: (model.instruct is False, model.model_name))

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
-from lfx_local_runtimes.routes.access import ModelRef
+from lfx_local_runtimes.routes.access import MODEL_REF, ModelRef
 from lfx_local_runtimes.routes.faults import InvalidField, validation_fault
 from lfx_local_runtimes.routes.openai.conversation import (
     FunctionTool,
@@ -51,7 +51,6 @@ CHAT_REFUSALS: Refusals = {
 }
 COMPLETION_REFUSALS: Refusals = {
     "echo": ((False,), "The prompt is not repeated in the answer."),
-    "suffix": (("",), "Models continue a text; they do not fill one in."),
     "best_of": ((1,), "Ask for n answers and choose."),
 }
 
@@ -59,21 +58,28 @@ COMPLETION_REFUSALS: Refusals = {
 class Sampling(Forms):
     """The fields that all three kinds of request share. The defaults are OpenAI's."""
 
-    model: ModelRef = Field(examples=["gemma-3-270m"])
+    model: ModelRef = Field(description=MODEL_REF, examples=["gemma-3-270m"])
     temperature: float | None = Field(default=None, ge=0, le=2, description="Default 1.")
     top_p: float | None = Field(default=None, ge=0, le=1, description="Default 1.")
-    stream: bool | None = None
+    stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
     user: str | None = Field(default=None, description="Accepted, not used.")
 
     top_k: int | None = Field(default=None, ge=-1, description="Not OpenAI's. 0, the default, or -1 turns it off.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Not OpenAI's. Default 0.")
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Not OpenAI's. Default 1.")
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(
+        default=None,
+        ge=-2,
+        le=2,
+        description="Above 0 makes a token less likely with each time that the answer has it.",
+    )
+    presence_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="Above 0 makes tokens that the answer already has less likely."
+    )
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         default=None, max_length=1024, description="For token ids: a number that is added to the token's logit."
     )
-    stop: str | list[str] | None = None
+    stop: str | list[str] | None = Field(default=None, description="The answer ends before any of these texts.")
     seed: int | None = Field(default=None, description="The same seed gives the same answer.")
     min_tokens: int | None = Field(
         default=None, ge=0, description="Not OpenAI's. The answer has at least this many tokens."
@@ -147,14 +153,14 @@ MaxTokens = Annotated[int, Field(ge=-1, le=UNLIMITED), AfterValidator(_some), Wi
 class StreamOptions(Lenient):
     """How to stream."""
 
-    include_usage: bool | None = None
+    include_usage: bool | None = Field(default=None, description="The last chunk has the numbers of tokens.")
 
 
 class _Completions(Sampling):
     """The fields that chat/completions and completions share."""
 
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="How many answers each prompt gets.")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(default=None, description="How to stream.")
 
     @property
     def wants_usage(self) -> bool:
@@ -172,17 +178,21 @@ class _Completions(Sampling):
 class ChatBody(_Completions):
     """The body of chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    messages: list[Message] = Field(min_length=1, max_length=10_000, description="The conversation to answer.")
     max_completion_tokens: MaxTokens | None = Field(default=None, description="-1, or none: no limit.")
     max_tokens: MaxTokens | None = Field(default=None, description="The older name of max_completion_tokens.")
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
+    logprobs: bool | None = Field(default=None, description="Return the log-probability of each token of the answer.")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="Also return this many of the most likely tokens at each place."
+    )
+    response_format: ResponseFormat | None = Field(default=None, description="The form that the answer must have.")
+    tools: list[FunctionTool] | None = Field(
+        default=None, max_length=128, description="The functions that the model may call."
+    )
     tool_choice: str | dict[str, Any] | None = Field(
         default=None, description="none, auto, required, or an object that names a function."
     )
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: bool | None = Field(default=None, description="Allow more than one call. Default true.")
     reasoning_effort: str | None = Field(
         default=None, description="`none` means a reasoning_budget of 0. Other values are not used."
     )
@@ -224,9 +234,18 @@ class ChatBody(_Completions):
 class CompletionBody(_Completions):
     """The body of completions: a text to continue without a chat template, or token ids."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
+        description="The text to continue, or the model's token ids; or several of either."
+    )
+    suffix: str | None = Field(
+        default=None,
+        description="The text after a gap that the answer fills. Only for GGUF models that were trained for it.",
+    )
     max_tokens: MaxTokens | None = Field(default=None, description="Default 16. -1: no limit.")
-    logprobs: int | None = Field(default=None, ge=0, le=20)
+    logprobs: int | None = Field(
+        default=None, ge=0, le=20,
+        description="Return the log-probability of each token of the answer, and this many of the most likely ones.",
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -248,6 +267,7 @@ class CompletionBody(_Completions):
             )  # fmt: skip
         options = self.options() | {
             "raw": True,
+            "suffix": self.suffix or None,
             "max_tokens": self.max_tokens,
             "logprobs": self.logprobs is not None,
             "top_logprobs": self.logprobs or 0,

@@ -54,26 +54,32 @@ Content = Annotated[str | None, BeforeValidator(_text), WithJsonSchema(_CONTENT_
 class CalledFunction(Lenient):
     """The function of a call."""
 
-    name: str
+    name: str = Field(description="The function's name.")
     arguments: str = Field(description="JSON text.")
 
 
 class MessageToolCall(Lenient):
     """A call that the assistant made."""
 
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    id: str = Field(description="The call's id.")
+    type: Literal["function"] = Field(default="function", description="Only functions are supported.")
+    function: CalledFunction = Field(description="The function that was called.")
 
 
 class Message(Lenient):
     """One message of a chat. `reasoning_content` is accepted and not shown to the model."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content = None
-    name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="Who says it. developer means system. tool: the result of a call."
+    )
+    content: Content = Field(default=None, description="A text, or parts with text.")
+    name: str | None = Field(default=None, description="For a tool message: the name of its function.")
+    tool_calls: list[MessageToolCall] | None = Field(
+        default=None, description="For an assistant message: the calls that the model made."
+    )
+    tool_call_id: str | None = Field(
+        default=None, description="For a tool message: the id of the call that it answers."
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "Message":
@@ -101,8 +107,8 @@ class Message(Lenient):
 class Function(Lenient):
     """A function that the model may call. `strict` is accepted: a forced call always follows the schema."""
 
-    name: str
-    description: str | None = None
+    name: str = Field(description="The function's name.")
+    description: str | None = Field(default=None, description="What it does. The model reads this.")
     parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of an object.")
 
     def tool(self) -> dict[str, Any]:
@@ -113,8 +119,8 @@ class Function(Lenient):
 class FunctionTool(Lenient):
     """A function in the form of chat/completions."""
 
-    type: Literal["function"]
-    function: Function
+    type: Literal["function"] = Field(description="Only functions are supported.")
+    function: Function = Field(description="The function.")
 
 
 def read_choice(value: object, tools: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
@@ -156,15 +162,17 @@ def _name(value: dict[str, Any]) -> str | None:
 class SchemaFormat(Lenient):
     """A schema with its name."""
 
-    name: str | None = None
-    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    name: str | None = Field(default=None, description="Accepted, not used.")
+    json_schema: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="A JSON schema that the answer must follow."
+    )
 
 
 class ResponseFormat(Lenient):
     """The format of the answer."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: SchemaFormat | None = None
+    type: Literal["text", "json_object", "json_schema"] = Field(description="The kind of format.")
+    json_schema: SchemaFormat | None = Field(default=None, description="The schema, for the type json_schema.")
     own: dict[str, Any] | None = Field(default=None, alias="schema", description="llama.cpp's place for the schema.")
 
     def grammar(self) -> dict[str, Any] | None:

@@ -64,8 +64,11 @@ def _about(kind: str, request_id: str, model: str) -> About:
 
 @router.get("/models")
 def list_models(manager: Manager) -> Response:
-    """Every model that this machine knows, in OpenAI's form."""
-    return JSONResponse({"object": "list", "data": [_model(model) for model in manager.list_models()]})
+    """The models that this machine knows and can load, in OpenAI's form: those that write text first, as some clients take the
+    first one. `GET models` of the native API has the others too.
+    """
+    models = sorted((one for one in manager.list_models() if one.valid), key=lambda one: one.model_type != "llm")
+    return JSONResponse({"object": "list", "data": [_model(one) for one in models]})
 
 
 @router.get("/models/{model_name:path}")
@@ -75,13 +78,13 @@ def retrieve_model(model_name: PathName, manager: Manager) -> Response:
 
 
 def _model(status: ModelStatus) -> dict[str, object]:
+    """OpenAI's fields, and vLLM's `max_model_len`: the tokens that the model takes, if that is known."""
     from openai.types import Model
 
     owner, slash, _ = status.model_id.partition("/")
     local = not (slash and owner) or status.source in ("folder", "package")
-    return Model(
-        id=status.model_name, object="model", created=_STARTED, owned_by="local" if local else owner
-    ).model_dump()
+    row = Model(id=status.model_name, object="model", created=_STARTED, owned_by="local" if local else owner)
+    return {**row.model_dump(), **({"max_model_len": status.context_length} if status.context_length else {})}
 
 
 @router.post("/chat/completions", responses=_EVENTS)

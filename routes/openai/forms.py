@@ -55,11 +55,11 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    schema_: Schema | None = Field(default=None, alias="json")
-    regex: Source | None = None
-    choice: Choices | None = None
-    grammar: Source | None = Field(default=None, description="In GBNF.")
-    json_object: bool | None = None
+    schema_: Schema | None = Field(default=None, alias="json", description="A JSON schema that the answer must follow.")
+    regex: Source | None = Field(default=None, description="A regular expression that the answer must match.")
+    choice: Choices | None = Field(default=None, description="The answer is one of these texts.")
+    grammar: Source | None = Field(default=None, description="A grammar in GBNF that the answer must follow.")
+    json_object: bool | None = Field(default=None, description="The answer is any JSON object.")
 
     @model_validator(mode="before")
     @classmethod

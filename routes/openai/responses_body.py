@@ -67,20 +67,20 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
 class ResponseTool(Function):
     """A function in the form of responses."""
 
-    type: Literal["function"]
-    strict: bool | None = None
+    type: Literal["function"] = Field(description="Only functions are supported.")
+    strict: bool | None = Field(default=None, description="Accepted. A forced call always follows the schema.")
 
 
 class TextFormat(SchemaFormat):
     """The format of the answer."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema"] = Field(description="The kind of format.")
 
 
 class TextOptions(Lenient):
     """Options of the text."""
 
-    format: TextFormat | None = None
+    format: TextFormat | None = Field(default=None, description="The format of the answer. Default text.")
 
 
 class Reasoning(Lenient):
@@ -94,20 +94,29 @@ class Reasoning(Lenient):
 class ResponsesBody(Sampling):
     """The body of responses. `input` is a text, or a list of messages, function calls and their outputs."""
 
-    input: str | list[dict[str, Any]]
-    instructions: str | None = None
+    input: str | list[dict[str, Any]] = Field(
+        description="A text, or the conversation: messages, function calls and their outputs."
+    )
+    instructions: str | None = Field(default=None, description="The system message.")
     max_output_tokens: MaxTokens | None = Field(default=None, description="-1, or none: no limit.")
-    tools: list[ResponseTool] | None = Field(default=None, max_length=128)
+    tools: list[ResponseTool] | None = Field(
+        default=None, max_length=128, description="The functions that the model may call."
+    )
     tool_choice: str | dict[str, Any] | None = Field(
         default=None, description="none, auto, required, or an object that names a function."
     )
-    parallel_tool_calls: bool | None = None
-    text: TextOptions | None = None
-    reasoning: Reasoning | None = None
+    parallel_tool_calls: bool | None = Field(default=None, description="Allow more than one call. Default true.")
+    text: TextOptions | None = Field(default=None, description="Options of the answer's text.")
+    reasoning: Reasoning | None = Field(default=None, description="Options of the reasoning.")
     include: list[str] | None = Field(default=None, description=f"`{LOGPROBS}`, or nothing.")
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    truncation: Literal["auto", "disabled"] | None = None
-    metadata: dict[str, str] | None = None
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="Also return this many of the most likely tokens at each place."
+    )
+    truncation: Literal["auto", "disabled"] | None = Field(
+        default=None,
+        description="auto: if the conversation is too long, remove its oldest tokens. disabled: fail. Default disabled.",
+    )
+    metadata: dict[str, str] | None = Field(default=None, description="Returned as it is.")
 
     @model_validator(mode="before")
     @classmethod

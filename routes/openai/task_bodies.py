@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lfx_local_runtimes.routes.access import ModelRef
+from lfx_local_runtimes.routes.access import MODEL_REF, ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import Limited
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
@@ -27,7 +27,7 @@ class Named(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    model: ModelRef = Field(examples=["all-MiniLM-L6-v2"])
+    model: ModelRef = Field(description=MODEL_REF, examples=["all-MiniLM-L6-v2"])
 
 
 class EmbeddingsBody(Named, Limited, Refusing, EmbeddingAsk):

@@ -44,10 +44,21 @@ class Answer:
         template: how the model writes conversations down.
         bos: the text of the begin-of-sequence token, empty where there is none.
         eos: likewise of the end.
+        fills_in: the engine and the model can fill a gap in a text.
+
+    Raises:
+        InvalidInput: there is a gap to fill, and they cannot.
     """
 
-    def __init__(self, request: Request[GenerationConfig], template: Template, *, bos: str = "", eos: str = "") -> None:
+    def __init__(
+        self, request: Request[GenerationConfig], template: Template, *, bos: str = "", eos: str = "", fills_in: bool = False
+    ) -> None:  # fmt: skip
         self._request = request
+        if request.ask.suffix is not None and not fills_in:
+            raise InvalidInput(
+                f"suffix: {request.model_name} cannot fill a gap in a text.", model_name=request.model_name,
+                hint="Leave suffix out, or use a GGUF model that was trained for it, such as a Qwen2.5-Coder.",
+            )  # fmt: skip
         self._started = time.perf_counter()
         self._first: float | None = None
         config = request.ask
@@ -149,14 +160,15 @@ class Answer:
         Raises:
             ContextOverflow: the prompt has more tokens than the context.
         """
-        if self._request.ask.truncate or len(self.prompt) <= _PIECE:
+        text = self.prompt + (self._request.ask.suffix or "")
+        if self._request.ask.truncate or len(text) <= _PIECE:
             return
         tokens = 0
-        for start in range(0, len(self.prompt), _PIECE):
-            tokens += count(self.prompt[start : start + _PIECE]) - _CUT
+        for start in range(0, len(text), _PIECE):
+            tokens += count(text[start : start + _PIECE]) - _CUT
             if tokens > context_length:
                 raise ContextOverflow(
-                    f"The prompt has {len(self.prompt):,} characters, more than {tokens:,} tokens; the context holds "
+                    f"The prompt has {len(text):,} characters, more than {tokens:,} tokens; the context holds "
                     f"{context_length:,} tokens.",
                     model_name=self._request.model_name, hint="Shorten it, or set truncate.",
                 )  # fmt: skip

@@ -113,6 +113,16 @@ def chat_template(folder: Path) -> str | None:
     return None
 
 
+def tokenizer_limit(folder: Path) -> int | None:
+    """The most tokens of an input, as tokenizer_config.json says; None if it does not.
+
+    Raises:
+        InvalidModelFile, OSError: as `chat_template`.
+    """
+    path = folder / "tokenizer_config.json"
+    return number(read_json(path), "model_max_length") if path.is_file() else None
+
+
 def has_remote_code(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether the model or its tokenizer names Python code of its own to run (`auto_map`).
 

@@ -21,6 +21,7 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
     number,
     read_config,
     text_config,
+    tokenizer_limit,
 )
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, choose, read_onnx
@@ -306,6 +307,8 @@ def _onnx(info: ModelInfo) -> ModelInfo:
     if header is None:
         return replace(info, problems=(*info.problems, *found))
     described = _transformers(info, thorough=False) if (info.folder / "config.json").is_file() else info
+    broken: list[str] = []
+    context = described.context_length or _attempt(tokenizer_limit, info.folder, broken)
     task, unsupported = described.task, described.unsupported
     if not described.metadata.get("architectures"):
         task, unsupported = _task_of_outputs(header)
@@ -317,9 +320,11 @@ def _onnx(info: ModelInfo) -> ModelInfo:
         size_bytes=sum(file.stat().st_size for file in header.files),
         parameters=header.parameters,
         weight_bytes=header.weight_bytes,
+        context_length=context,
         quantization=header.dtype,
         task=task,
         unsupported=unsupported,
+        problems=(*described.problems, *broken),
         metadata=described.metadata or {"num_labels": _width(header)},
         onnx=headers,
     )

@@ -341,7 +341,7 @@ class Catalog:
         return Resolved(config, source, "", carrier.format, carrier.size_bytes)
 
     def _carrier(self, config: ModelConfig) -> Carrier | None:
-        return next((carrier for carrier in carriers() if carrier.name == config.model_id), None)
+        return next(iter(carriers(config.model_id)), None)
 
     def _local(self, text: str) -> Path | None:
         raw = _expanded(text)

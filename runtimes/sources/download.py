@@ -25,7 +25,7 @@ from lfx_local_runtimes.errors import DiskFull, DownloadFailed, ModelNotFound, R
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.size_limit import check_size
 from lfx_local_runtimes.runtimes.sources.hub import HubRef, Wish, choose, repo_folder, safe_name
-from lfx_local_runtimes.runtimes.sources.locks import held_lock
+from lfx_local_runtimes.runtimes.sources.locks import held_lock, lock_folder
 from lfx_local_runtimes.runtimes.sources.repository import BACKOFF_S, Broken, RemoteFile, Repository
 
 _PIECE = 1 << 20
@@ -95,7 +95,7 @@ class Transfer:
         self.files = tuple(files[name] for name in choice.files)
         """All files of the model, also those that are there already."""
         self._snapshot = self._folder / "snapshots" / self.commit
-        self._missing = [file for file in self.files if not _has(self._snapshot / file.name, file.size)]
+        self._missing = self._not_here()
         self._made: set[Path] = set()
         self.total = sum(file.size for file in self.files)
         """Bytes of the whole model."""
@@ -111,6 +111,8 @@ class Transfer:
 
     def run(self) -> Path:
         """Fetch what is missing. Return the model's file or folder in the cache."""
+        self._missing = self._not_here()  # again: somebody may have deleted files while the model was looked at
+        self._complete = self.total - sum(file.size for file in self._missing)
         self._report_progress(force=True)
         with self.remote.client() as client:
             for file in self._missing:
@@ -119,6 +121,9 @@ class Transfer:
         if self._revision != self.commit:
             _write_text(self._folder.joinpath("refs", *self._revision.split("/")), self.commit)
         return self._snapshot / self.entry
+
+    def _not_here(self) -> list[RemoteFile]:
+        return [file for file in self.files if not _has(self._snapshot / file.name, file.size)]
 
     def discard(self) -> None:
         """Delete what this transfer fetched, and the parts of its files. What another program is fetching stays."""
@@ -142,14 +147,15 @@ class Transfer:
     def _places(self, file: RemoteFile) -> tuple[Path, Path, Path]:
         """Blob, link and lock. The hub's client uses the same ones."""
         blob = self._folder / "blobs" / file.digest
-        return blob, self._snapshot / file.name, self.cache / ".locks" / self._folder.name / f"{file.digest}.lock"
+        return blob, self._snapshot / file.name, lock_folder(self._folder) / f"{file.digest}.lock"
 
     def _get(self, client: httpx.Client, file: RemoteFile) -> None:
         """Download one file and link it into its snapshot. Only one process at a time downloads a file."""
         blob, pointer, lock = self._places(file)
-        for folder in (blob.parent, pointer.parent, lock.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         with held_lock(lock, self.remote.cancelled):
+            for folder in (blob.parent, pointer.parent):  # under the lock: who deletes the repository holds it too
+                folder.mkdir(parents=True, exist_ok=True)
             fresh = not _has(pointer, file.size) and not _has(blob, file.size)
             if fresh:
                 part = _part_of(blob)

@@ -1,7 +1,7 @@
 """Locks between processes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import filelock
@@ -9,6 +9,25 @@ import filelock
 from lfx_local_runtimes.errors import DownloadFailed
 
 _POLL_S = 0.2
+
+
+def lock_folder(repo: Path) -> Path:
+    """The locks of a repository in the hub's cache: `<digest>.lock` for each file. The hub's client uses the same ones."""
+    return repo.parent / ".locks" / repo.name
+
+
+@contextmanager
+def locks_without_waiting(paths: Iterable[Path]) -> Iterator[None]:
+    """Hold several lock files.
+
+    Raises:
+        filelock.Timeout: somebody else holds one of them.
+    """
+    with ExitStack() as held:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(filelock.FileLock(path).acquire(timeout=0))
+        yield
 
 
 @contextmanager

@@ -209,9 +209,14 @@ BGE_SMALL = ModelInPackage(
 KNOWN = (GEMMA, SMOLLM, MINILM, RERANKER, BGE_SMALL)
 
 
-def carriers() -> Sequence[Carrier]:
-    """The installed packages that contain a model. Entry points are read once per process."""
-    return (*(known for known in KNOWN if known.installed), *_from_entry_points())
+def carriers(name: str | None = None) -> Sequence[Carrier]:
+    """The installed packages that contain a model. Entry points are read once per process.
+
+    Args:
+        name: only those whose model is called so. It takes time to look for a package, and each model of a list asks.
+    """
+    known = (one for one in KNOWN if name in (None, one.name) and one.installed)
+    return (*known, *(one for one in _from_entry_points() if name in (None, one.name)))
 
 
 def extra_with(name: str) -> str | None:

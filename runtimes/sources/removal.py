@@ -4,17 +4,22 @@ Only two places are ever deleted from: the data folder, and the hub's cache, whi
 elsewhere, packages and whatever a link leads to stay.
 """
 
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lfx_local_runtimes.errors import NotAllowed, RuntimeFault
+import filelock
+
+from lfx_local_runtimes.errors import ModelBusy, NotAllowed, RuntimeFault
 from lfx_local_runtimes.runtimes.sources.hub import describe, gguf_models
+from lfx_local_runtimes.runtimes.sources.locks import lock_folder, locks_without_waiting
 from lfx_local_runtimes.settings import Settings
 
-_SPLIT_END = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
+_SPLIT_END = re.compile(r"-\d{5}(-of-\d{5}\.gguf)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +35,25 @@ class Removal:
         """Delete the files. Returns the bytes that are free again.
 
         Raises:
+            ModelBusy: a file of its repository is being downloaded. Nothing was deleted.
             RuntimeFault: a file cannot be deleted. Those that were deleted before it are gone.
         """
-        place = self.repo or self.path.parent
-        before = _used(place)
         try:
             if self.repo is not None:
-                _delete_from_cache(self.repo, self.path)
-            elif self.path.is_dir():
+                return _delete_from_cache(self.repo, self.path)
+            files = list(_files(self.path)) if self.path.is_dir() else _parts(self.path)
+            freed = _used(files)
+            if self.path.is_dir():
                 shutil.rmtree(self.path)
             else:
-                for part in _parts(self.path):
+                for part in files:
                     part.unlink(missing_ok=True)
         except OSError as error:
             raise RuntimeFault(
                 f"{error.filename or self.path} could not be deleted: {error.strerror or error}.",
                 hint="Check that you may write to the folder. Then delete the model again.",
             ) from error
-        return before - _used(place)
+        return freed
 
 
 def plan_removal(path: Path, settings: Settings, cache: Path) -> Removal:
@@ -86,15 +92,35 @@ def _inside(path: Path, root: Path) -> Path | None:
 
 def _parts(path: Path) -> list[Path]:
     """A file, or all parts of a GGUF that is split."""
-    whole = _SPLIT_END.sub("", path.name)
+    whole = _SPLIT_END.sub(r"\1", path.name)
     if whole == path.name:
         return [path]
-    return [file for file in path.parent.iterdir() if _SPLIT_END.sub("", file.name) == whole]
+    return [file for file in path.parent.iterdir() if _SPLIT_END.sub(r"\1", file.name) == whole]
 
 
-def _delete_from_cache(repo: Path, path: Path) -> None:
-    """Delete a model's files of one snapshot, the blobs that no other snapshot needs, and what is empty then."""
+def _delete_from_cache(repo: Path, path: Path) -> int:
+    """Delete a model's files of one snapshot, the blobs that no other snapshot needs, and what is empty then.
+
+    Meanwhile nobody downloads what is there: a download that finds a blob would link to it while it is deleted.
+    """
+    there = list(_files(repo))
+    folder = lock_folder(repo)
+    digests = {file.name.partition(".")[0] for file in there if file.parent == repo / "blobs"}
+    locks = {folder / f"{digest}.lock" for digest in digests} | set(_files(folder))
+    try:
+        with locks_without_waiting(sorted(locks)):
+            return _delete(repo, path, there)
+    except filelock.Timeout as error:
+        raise ModelBusy(
+            f"Files of {'/'.join(repo.name.split('--')[1:])} are being downloaded.",
+            hint="Wait for the download or cancel it. Then delete the model again.",
+        ) from error
+
+
+def _delete(repo: Path, path: Path, there: list[Path]) -> int:
+    """As `_delete_from_cache`, which holds the locks of the files that are `there`. Returns the bytes that are free again."""
     snapshot = repo / "snapshots" / path.relative_to(repo / "snapshots").parts[0]
+    before = _used(there)
     files = set(_files(snapshot))
     gone = files.intersection(_parts(path)) if path != snapshot else files
     left = [file.relative_to(snapshot).as_posix() for file in files - gone]
@@ -108,12 +134,16 @@ def _delete_from_cache(repo: Path, path: Path) -> None:
         if blob.parent == repo / "blobs":
             blob.unlink(missing_ok=True)
     if gone == files:
-        shutil.rmtree(snapshot)
         for ref in _files(repo / "refs"):
             if ref.read_text(encoding="utf-8", errors="replace").strip() == snapshot.name:
                 ref.unlink()
-    if not any((repo / "snapshots").iterdir()):
-        shutil.rmtree(repo)
+    if not needed:
+        for file in there:
+            file.unlink(missing_ok=True)
+    for folder, _, _ in os.walk(repo, topdown=False):
+        with suppress(OSError):  # it is not empty
+            Path(folder).rmdir()
+    return before - _used(file for file in there if os.path.lexists(file))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -125,6 +155,6 @@ def _files(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _used(folder: Path) -> int:
-    """The bytes of the files under a folder. Links take none."""
-    return sum(file.lstat().st_size for file in _files(folder) if not file.is_symlink())
+def _used(files: Iterable[Path]) -> int:
+    """The bytes of files. Links take none."""
+    return sum(file.lstat().st_size for file in files if not file.is_symlink())

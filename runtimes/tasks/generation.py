@@ -37,18 +37,26 @@ JsonSchema = Annotated[dict[str, Any], AfterValidator(_plain)]
 class ToolCall(Strict):
     """A call that the model made: the function's name, and its arguments as JSON text."""
 
-    id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    arguments: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
+    id: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        description="The call's id. The message with its result names it in tool_call_id."
+    )
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(description="The function.")
+    arguments: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = Field(
+        description="A JSON object, as text."
+    )
 
 
 class ChatMessage(Strict):
     """One turn of a conversation. An assistant's turn may contain tool calls. A tool's turn names the call that it answers."""
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: Annotated[str, StringConstraints(max_length=200)] | None = None
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Who says it. tool: the result of a call.")
+    content: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = Field(description="The text.")
+    tool_calls: tuple[ToolCall, ...] = Field(
+        default=(), description="For an assistant message: the calls that the model made."
+    )
+    tool_call_id: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        default=None, description="For a tool message: the id of the call that it answers."
+    )
     name: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         default=None, description="For a tool message: the name of its function."
     )
@@ -57,8 +65,10 @@ class ChatMessage(Strict):
 class Tool(Strict):
     """A function that the model may call."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-    description: Annotated[str, StringConstraints(max_length=100_000)] = ""
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] = Field(description="The function.")
+    description: Annotated[str, StringConstraints(max_length=100_000)] = Field(
+        default="", description="What it does. The model reads this."
+    )
     parameters: JsonSchema = Field(
         default_factory=lambda: {"type": "object", "properties": {}}, description="A JSON schema of an object."
     )
@@ -70,9 +80,11 @@ class Grammar(Strict):
     `json_schema` needs a schema; `regex`, `gbnf` and `lark` need their text; `json_object` needs nothing.
     """
 
-    kind: Literal["json_object", "json_schema", "regex", "gbnf", "lark"]
-    json_schema: JsonSchema | bool | None = None
-    text: Annotated[str, StringConstraints(max_length=MAX_GRAMMAR_CHARS)] | None = None
+    kind: Literal["json_object", "json_schema", "regex", "gbnf", "lark"] = Field(description="The kind of form.")
+    json_schema: JsonSchema | bool | None = Field(default=None, description="The schema, for the kind json_schema.")
+    text: Annotated[str, StringConstraints(max_length=MAX_GRAMMAR_CHARS)] | None = Field(
+        default=None, description="The regular expression or the grammar, for the kinds regex, gbnf and lark."
+    )
 
     @model_validator(mode="after")
     def _has_its_source(self) -> "Grammar":
@@ -92,23 +104,52 @@ class GenerationConfig(Ask["GenerationResult"]):
     """
 
     task: ClassVar[str] = "llm"
-    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = Field(default=None, kw_only=False)
+    prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = Field(
+        default=None, kw_only=False, description="The text to answer: one user turn, or with raw a text to continue."
+    )
     prompt_ids: tuple[TokenId, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_PROMPT_CHARS,
         description="Token ids of the model instead of a prompt. Nothing is added to them. Needs raw.",
     )
-    messages: tuple[ChatMessage, ...] | None = Field(default=None, min_length=1, max_length=10_000)
+    messages: tuple[ChatMessage, ...] | None = Field(
+        default=None, min_length=1, max_length=10_000, description="The conversation to answer, instead of a prompt."
+    )
     raw: bool = Field(default=False, description="Continue the prompt as it is, without a chat template.")
-    max_tokens: int = Field(default=512, ge=1, le=16_777_216)
-    temperature: float = Field(default=0.7, ge=0, le=5, allow_inf_nan=False)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=40, ge=0, description="0 turns it off.")
-    min_p: float = Field(default=0.05, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
-    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    suffix: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = Field(
+        default=None,
+        description="The text after a gap: the answer fills the gap between the prompt and this. Needs raw and a prompt, "
+        "llama.cpp, and a model that was trained for it.",
+    )
+    max_tokens: int = Field(default=512, ge=1, le=16_777_216, description="The answer has at most this many tokens.")
+    temperature: float = Field(
+        default=0.7, ge=0, le=5, allow_inf_nan=False,
+        description="0 always takes the most likely token. A higher number makes answers more varied.",
+    )  # fmt: skip
+    top_p: float = Field(
+        default=0.95, gt=0, le=1,
+        description="Choose among the most likely tokens whose probabilities add up to this. 1 turns it off.",
+    )  # fmt: skip
+    top_k: int = Field(
+        default=40, ge=0, description="Choose among this many of the most likely tokens. 0 turns it off."
+    )
+    min_p: float = Field(
+        default=0.05, ge=0, le=1,
+        description="Leave out tokens that are less likely than this share of the most likely one. 0 turns it off.",
+    )  # fmt: skip
+    repetition_penalty: float = Field(
+        default=1.0,
+        gt=0,
+        le=10,
+        description="Above 1 makes tokens of the prompt and the answer less likely. 1 turns it off.",
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Above 0 makes a token less likely with each time that the answer has it."
+    )
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Above 0 makes tokens that the answer already has less likely."
+    )
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = Field(
         default_factory=dict,
         max_length=1024,
@@ -132,11 +173,13 @@ class GenerationConfig(Ask["GenerationResult"]):
         default=False, description="The model cannot end the answer. It ends at max_tokens or the end of the context."
     )
     stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1000)], ...] = Field(
-        default=(), max_length=64
+        default=(), max_length=64, description="The answer ends before any of these texts."
     )
-    seed: int | None = Field(default=None, ge=0, lt=2**32 - 1)
-    grammar: Grammar | None = None
-    tools: tuple[Tool, ...] = Field(default=(), max_length=128)
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**32 - 1, description="The same seed gives the same answer. Unset: a new one each time."
+    )
+    grammar: Grammar | None = Field(default=None, description="The form that the answer must have.")
+    tools: tuple[Tool, ...] = Field(default=(), max_length=128, description="The functions that the model may call.")
     tool_choice: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
         default="auto", description="none, auto, required, or the name of the function to call."
     )
@@ -172,6 +215,10 @@ class GenerationConfig(Ask["GenerationResult"]):
             raise ValueError("raw needs a prompt, not messages")
         if self.prompt_ids is not None and not self.raw:
             raise ValueError("prompt_ids needs raw")
+        if self.suffix is not None and not (self.raw and self.prompt is not None):
+            raise ValueError("suffix needs raw and a prompt")
+        if self.suffix is not None and self.truncate:
+            raise ValueError("suffix and truncate exclude each other")
         if self.raw and self.tools:
             raise ValueError("tools need messages, or a prompt that is not raw")
         if self.top_logprobs and not self.logprobs:

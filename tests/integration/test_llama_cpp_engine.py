@@ -16,6 +16,7 @@ from lfx_local_runtimes.runtimes import (
 )
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import Row
+from tests.plugin_models import save_gguf
 
 pytestmark = pytest.mark.integration
 
@@ -68,6 +69,35 @@ async def test_token_ids_are_the_prompt(runtime: LlamaCppRuntime) -> None:
     assert found.metadata["prompt"] == tuple(ids)
     with pytest.raises(InvalidInput, match="token id 99999999 is not in the model's vocabulary"):
         await runtime.generate(greedy(prompt=None, prompt_ids=[2, 99999999], raw=True))
+
+
+async def test_a_gap_is_filled_by_the_models_own_tokens(tiny_llama: Path, tmp_path: Path) -> None:
+    before, after, fim = "def add(", ":\n    return", (40, 41, 42)
+    path = save_gguf(tiny_llama, tmp_path / "fim.gguf", fim=fim)
+    runtime = LlamaCppRuntime(ModelConfig(model_id=str(path), model_name="fim", context_length=256))
+    await runtime.load()
+    try:
+        model = runtime._model
+        assert model is not None
+        assert model.fim == fim
+        ids = [
+            0,
+            fim[0],
+            *model.tokenize(before, add_special=False),
+            fim[1],
+            *model.tokenize(after, add_special=False),
+            fim[2],
+        ]
+        spelled = await runtime.generate(greedy(prompt=None, prompt_ids=ids, raw=True, max_tokens=8))
+        filled = await runtime.generate(greedy(prompt=before, suffix=after, raw=True, max_tokens=8))
+        assert (filled.text, filled.prompt_tokens) == (spelled.text, len(ids))
+    finally:
+        await runtime.unload()
+
+
+async def test_a_model_without_tokens_for_a_gap_refuses_it(runtime: LlamaCppRuntime) -> None:
+    with pytest.raises(InvalidInput, match=r"gemma cannot fill a gap.*Qwen2.5-Coder"):
+        await runtime.generate(greedy(prompt="def add(", suffix=":", raw=True))
 
 
 async def test_a_conversation_is_remembered(runtime: LlamaCppRuntime) -> None:

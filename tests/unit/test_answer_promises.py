@@ -140,6 +140,14 @@ def test_a_prompt_that_cannot_fit_is_refused_after_its_first_pieces() -> None:
 # -- the vocabulary --------------------------------------------------------------------------------------------------------
 
 
+def test_a_suffix_counts_and_wants_an_engine_that_fills_a_gap() -> None:
+    request = Request("m", GenerationConfig(prompt="def add(", suffix=" " * 1_000_000, raw=True))
+    with pytest.raises(InvalidInput, match="m cannot fill a gap in a text"):
+        Answer(request, BUILT_IN["none"])
+    with pytest.raises(ContextOverflow, match=r"1,000,008 characters"):
+        Answer(request, BUILT_IN["none"], fills_in=True).check_size(4096, len)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

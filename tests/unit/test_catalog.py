@@ -217,7 +217,7 @@ def test_no_model_named_by_a_package_needs_the_network(catalog: Catalog, monkeyp
     from lfx_local_runtimes.runtimes.sources import discovery
 
     for module in (catalog_module, discovery, packages):
-        monkeypatch.setattr(module, "carriers", lambda: (Toy(),))
+        monkeypatch.setattr(module, "carriers", lambda name="toy": (Toy(),) if name == "toy" else ())
     assert catalog.resolve("toy").source == "package"
     assert catalog.locate(catalog.resolve("toy").config) is None
     assert fetch(catalog, "toy") == catalog.settings.home / "toy.gguf"

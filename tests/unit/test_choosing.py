@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from lfx_local_runtimes.nodes.choosing import best_text_model
-from lfx_local_runtimes.runtimes.engines.registry import EngineRow, register_engine
 from lfx_local_runtimes.runtimes.status import ModelStatus
 
 
@@ -55,8 +54,3 @@ def test_what_cannot_answer_now_is_left_out(fields: dict[str, Any]) -> None:
 def test_a_model_in_a_package_counts_before_it_is_unpacked() -> None:
     fields = {"source": "package", "format": None, "instruct": None, "parameters": None, "memory_estimate_mb": None}
     assert best(model("packaged", **fields)) == "packaged"
-
-
-def test_an_engine_that_is_not_installed_is_left_out() -> None:
-    register_engine(EngineRow("absent", "nowhere:made", modules=("no_such_library",)))
-    assert best(model("large", parameters=9_000, engine="absent"), model("small", engine="llama_cpp")) == "small"

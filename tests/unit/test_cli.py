@@ -18,6 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
 from lfx_local_runtimes import cli, server
+from lfx_local_runtimes.client import NoServer, ServerFault
 from lfx_local_runtimes.errors import ModelNotFound, NotAllowed, NotDownloaded, SettingsFault
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import register_engine
@@ -233,6 +234,20 @@ def test_rm_without_a_server_changes_this_machine(
     assert isinstance(kept, NotAllowed)
 
 
+def test_rm_leaves_to_the_server_what_the_server_has_begun(
+    invoke: Invoke, registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait_in_vain(*arguments: Any, **options: Any) -> None:
+        raise httpx.ReadTimeout("timed out")
+
+    monkeypatch.setattr(httpx, "request", wait_in_vain)
+    fault = invoke("rm", registered).exception
+    assert isinstance(fault, ServerFault)
+    assert not isinstance(fault, NoServer)
+    with cli._manager(None) as manager:
+        assert registered in manager.catalog.registered()
+
+
 def test_rm_frees_the_disk(invoke: Invoke, models: Path, nobody_there: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}HOME", str(models.parent))
     assert invoke("rm", "--files", MODEL).stdout == f"{MODEL} is removed. 0 MiB are free again.\n"
@@ -243,7 +258,7 @@ def test_rm_asks_the_server(invoke: Invoke, running: RuntimeManager) -> None:
     deltas = running.stream("polly", GenerationConfig(prompt="one wait two")).deltas()
     assert next(deltas).text == "one "
     busy = invoke("rm", "polly").exception
-    assert isinstance(busy, cli.ServerFault)
+    assert isinstance(busy, ServerFault)
     assert "force" in str(busy)
     assert invoke("rm", "polly", "--force").stdout == "polly is removed. Its files stay.\n"
     assert list(deltas) == []
@@ -344,7 +359,7 @@ def test_stop_spares_what_is_in_use_unless_forced(invoke: Invoke, running: Runti
     assert next(deltas).text == "one "
 
     busy = invoke("stop", "polly").exception
-    assert isinstance(busy, cli.ServerFault)
+    assert isinstance(busy, ServerFault)
     spared = invoke("stop", "--all")
     assert spared.exit_code == 1
     assert "polly" in spared.stderr
@@ -364,10 +379,10 @@ def test_stop_wants_one_of_name_and_all(invoke: Invoke, arguments: tuple[str, ..
 
 def test_a_servers_refusal_is_told(invoke: Invoke, running: RuntimeManager) -> None:
     unknown = invoke("stop", "nobody").exception
-    assert isinstance(unknown, cli.ServerFault)
+    assert isinstance(unknown, ServerFault)
     assert "There is no model called nobody." in str(unknown)
     wrong_key = invoke("ps", "--api-key", "guess").exception
-    assert isinstance(wrong_key, cli.ServerFault)
+    assert isinstance(wrong_key, ServerFault)
     assert "401" in str(wrong_key)
 
 
@@ -385,7 +400,7 @@ def test_ps_without_a_server_is_no_error(invoke: Invoke, nobody_there: None) -> 
 )
 def test_without_a_server_that_is_said(invoke: Invoke, nobody_there: None, arguments: tuple[str, ...]) -> None:
     fault = invoke(*arguments).exception
-    assert isinstance(fault, cli.NoServer)
+    assert isinstance(fault, NoServer)
     assert str(fault).startswith("No server answers at http://")
     assert "lfx-local-runtimes serve" in str(fault)
 
@@ -508,7 +523,7 @@ def test_other_commands_ask_the_server_that_serve_starts(
     monkeypatch.setattr(httpx, "request", request)
     monkeypatch.setenv("UNIVERSAL_RUNTIME_HOST", host)
     monkeypatch.setenv("UNIVERSAL_RUNTIME_PORT", "9000")
-    assert isinstance(invoke("stop", "polly").exception, cli.NoServer)
+    assert isinstance(invoke("stop", "polly").exception, NoServer)
     assert asked[0].startswith(url)
 
 

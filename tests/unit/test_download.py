@@ -78,6 +78,18 @@ def test_safetensors_come_with_their_side_files_and_nothing_else(hub: FakeHub, f
     assert hub.downloads("model.safetensors") == ["bytes=0-"]
 
 
+def test_a_file_that_is_deleted_while_the_model_is_looked_at_is_fetched(
+    hub: FakeHub, fetch: Callable[..., Path]
+) -> None:
+    hub.repos[REPO] = CHAT
+    folder = fetch()
+    (folder / "model.safetensors").unlink()
+    seen: list[Progress] = []
+    fetch(check=lambda transfer: (folder / "config.json").unlink(), report=seen.append)
+    assert (folder / "config.json").read_bytes() == CHAT["config.json"]
+    assert seen[-1].done == seen[-1].total
+
+
 def test_a_cut_connection_resumes_where_it_broke(hub: FakeHub, fetch: Callable[..., Path]) -> None:
     hub.cuts = [1_200_000, 0, 777_777]
     assert fetch().read_bytes() == GGUF

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from lfx_local_runtimes.errors import DownloadFailed
 from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from tests.fake_hub import FakeHub
 from tests.hub_models import LLAMA, REPO, gguf, hub_manager, put_tensors
-from tests.routes_app import KEY, make_app
+from tests.routes_app import KEY, Exchange, make_app
 
 GGUF = "tiny-Q8_0.gguf"
 CONTENT = gguf()
@@ -153,3 +154,22 @@ def test_a_caller_without_a_key_downloads_nothing(client: TestClient, hub: FakeH
     for method, path in (("POST", ""), ("GET", ""), ("DELETE", "/a"), ("POST", "/a/pause"), ("POST", "/a/resume")):
         assert client.request(method, f"/downloads{path}", json={"model_name": REPO}).status_code == 403
     assert not hub.log
+
+
+async def test_a_hub_that_does_not_answer_leaves_the_other_routes_their_threads(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def wait_for_the_hub(*args: Any, **options: Any) -> None:
+        answered.wait(PATIENCE_S)
+        raise DownloadFailed("The hub does not answer.")
+
+    monkeypatch.setattr(pair[1], "download_model", wait_for_the_hub)
+    app = make_app(pair[1])
+    starts = [Exchange(app, "/downloads", b'{"model_name": "a/b"}') for _ in range(50)]
+    try:
+        assert await Exchange(app, "/models", b"", method="GET").start() == 200
+    finally:
+        answered.set()
+    assert {await start.start() for start in starts} == {502}

@@ -172,6 +172,34 @@ def test_a_cancel_deletes_what_came_and_forgets_the_download(
         manager.downloads.cancel(job.id)
 
 
+def test_a_cancel_in_the_moment_in_which_a_download_stops_deletes_what_came(
+    hub: FakeHub, manager: RuntimeManager, tmp_path: Path
+) -> None:
+    job = half(hub, manager)
+    manager.downloads.pause(job.id)
+    assert hub.hold is not None
+    hub.hold.set()
+
+    class Ending(threading.Thread):
+        """It has looked already whether it has to delete what came, and is still alive."""
+
+        joined = False
+
+        def is_alive(self) -> bool:
+            return not self.joined
+
+        def join(self, timeout: float | None = None) -> None:
+            self.joined = True
+
+    running = manager.downloads._jobs[job.id]
+    assert running.thread is not None
+    running.thread.join()
+    running.thread = Ending()
+    assert parts_in(tmp_path)
+    manager.downloads.cancel(job.id)
+    assert not parts_in(tmp_path)
+
+
 def test_a_cancel_also_deletes_what_came_before_a_pause_and_nothing_that_was_there(
     hub: FakeHub, manager: RuntimeManager, tmp_path: Path
 ) -> None:

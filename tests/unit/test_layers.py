@@ -22,7 +22,7 @@ ADAPTERS = {
         "chat", "embeddings", "node_inputs", "provider", "task_nodes",  # older places, for flows and programs
     )
 }  # fmt: skip
-APPS = {f"{PACKAGE}.{name}" for name in ("cli", "server", "trusting")}
+APPS = {f"{PACKAGE}.{name}" for name in ("cli", "client", "server", "terminal", "trusting")}
 
 MAY_IMPORT = {
     "base": {"base"},

@@ -1,5 +1,6 @@
 """The manual: the page that the nodes' documentation button opens."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def test_the_documentation_link_of_a_node_leads_to_its_section(client: TestClien
     assert "<strong>Local Model</strong>" in answer.text
     assert "<img" not in answer.text
     assert 'id="the-provider"' in answer.text
+
+
+def test_every_link_of_the_manual_leads_somewhere(client: TestClient) -> None:
+    """Other files of the repository are not installed."""
+    page = client.get("/api/v1/runtime/manual").text
+    for target in re.findall(r'<a href="([^"]*)"', page):
+        assert target.startswith("http") or f'id="{target.removeprefix("#")}"' in page, target
+    assert "the shipped one" in page
 
 
 def test_the_manual_runs_nothing(client: TestClient, readme: dict[str, str]) -> None:

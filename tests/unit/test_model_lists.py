@@ -1,5 +1,6 @@
 """The lists of models in the nodes: what they offer, what they show beside each model, and which name wins."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,16 @@ async def test_a_list_takes_no_free_text_and_a_field_beside_it_does(tasks: Schoo
     assert not fields["model_name"]["combobox"]
     assert not fields["model_name"]["required"]  # Langflow would ask for it although Other Model is filled in
     assert not fields["other_model"]["advanced"]
+
+
+async def test_the_memory_is_measured_off_the_event_loop(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    online(stage)
+    threads: list[threading.Thread] = []
+    stats = stage.manager.stats
+    monkeypatch.setattr(stage.manager, "stats", lambda: threads.append(threading.current_thread()) or stats())
+    await model_choices()
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_an_empty_list_says_so(stage: Theatre) -> None:

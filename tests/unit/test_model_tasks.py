@@ -8,6 +8,7 @@ import pytest
 
 from lfx_local_runtimes.errors import InvalidInput, WrongTask
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
+from lfx_local_runtimes.runtimes.engines.registry import engine_row
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.formats.tasks import pipeline_tag, task_of
 from lfx_local_runtimes.runtimes.planning import Rules, plan_loads
@@ -208,6 +209,7 @@ def test_broken_models_are_listed_with_the_reason(settings: Settings, tmp_path: 
     rows = listed(settings)
     assert set(rows) == {"cut", "config", "shards", "split", "fine"}
     assert rows["fine"].error is None
+    assert [name for name, row in rows.items() if row.valid] == ["fine"]
     expected = {
         "cut": "cut.gguf",
         "config": "not valid JSON",
@@ -219,6 +221,32 @@ def test_broken_models_are_listed_with_the_reason(settings: Settings, tmp_path: 
     assert {name: rows[name].model_type for name in ("cut", "config", "split")} == dict.fromkeys(
         ("cut", "config", "split"), "unknown"
     )
+
+
+def test_a_model_that_no_load_is_possible_for_says_why(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    write_gguf(models / "gguf.gguf")
+    write(models / "code", LLAMA)
+    write(models / "pickle", LLAMA)
+    (models / "pickle" / "model.safetensors").unlink()
+    (models / "pickle" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    manager = RuntimeManager(settings, catalog=Catalog(settings, cache=tmp_path / "cache"))
+    code = ModelConfig(model_id=str(models / "code"), model_name="asks", trust_remote_code=True)
+    manager.register_model(code)
+    rows = {row.model_name: row for row in manager.list_models()}
+    assert (rows["gguf"].valid, rows["gguf"].error, rows["code"].valid) == (True, None, True)
+    for name, said in {"pickle": "has pickle weights", "asks": "code that came with it"}.items():
+        assert not rows[name].valid
+        assert said in (rows[name].error or "")
+        assert rows[name].model_type == "llm"
+    monkeypatch.setattr(type(engine_row("llama_cpp")), "installed", False)
+    monkeypatch.setattr("lfx_local_runtimes.optional.find_spec", lambda module: None)
+    status = manager.model_status("gguf")
+    assert not status.valid
+    assert "Run: pip install 'lfx-local-runtimes[" in (status.error or "")
+    manager.close()
 
 
 def test_a_model_that_was_mended_in_place_is_read_again(settings: Settings, tmp_path: Path) -> None:

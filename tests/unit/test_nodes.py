@@ -716,6 +716,13 @@ def test_the_provider_puts_instruct_models_first_and_can_leave_base_models_out(
     assert "owl" not in names
 
 
+def test_the_provider_leaves_out_what_cannot_be_loaded(stage: Theatre) -> None:
+    (stage.models / "owl" / "model.safetensors").write_bytes(b"broken")
+    names = {row["name"] for row in live_models(None, "llm")}
+    assert "parrot" in names
+    assert "owl" not in names
+
+
 def test_the_manifest_names_what_the_providers_page_saves() -> None:
     """Langflow's page needs a variable that is required: without one it has no heading, and cannot be switched off."""
     (provider,) = json.loads((COMPONENTS / "extension.json").read_text(encoding="utf-8"))["providers"]

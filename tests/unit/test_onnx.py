@@ -240,6 +240,16 @@ def test_without_a_config_the_outputs_tell(output: str, width: int, task: str, t
     assert info.problems == ()
 
 
+def test_without_a_config_the_tokenizer_tells_how_long_a_text_may_be(tmp_path: Path) -> None:
+    write(tmp_path / "model.onnx", FLOATS, output="logits", width=1)
+    tokenizer = tmp_path / "tokenizer_config.json"
+    for text, length in (('{"model_max_length": 512}', 512), ('{"model_max_length": 1e30}', None), ("{}", None)):
+        tokenizer.write_text(text)
+        assert inspect_model(tmp_path).context_length == length
+    tokenizer.write_text("{")
+    assert "tokenizer_config.json" in inspect_model(tmp_path).problems[0]
+
+
 def test_an_output_without_a_shape_is_no_reason_to_fail(tmp_path: Path) -> None:
     model = onnx.load(write(tmp_path / "m.onnx", FLOATS, output="logits"))
     model.graph.output[0].type.tensor_type.ClearField("shape")

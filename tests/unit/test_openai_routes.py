@@ -21,7 +21,7 @@ from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Finished
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, ToolCall
-from tests.routes_app import KEY, LOGPROBS, MODEL, Exchange, Stage, a_result, make_app
+from tests.routes_app import KEY, LOGPROBS, MODEL, Exchange, Stage, a_result, make_app, write_model
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -213,6 +213,15 @@ def test_completions_take_token_ids(
     assert all(request.ask.prompt is None and request.ask.raw for request in stage.requests)
 
 
+def test_a_suffix_reaches_models_that_fill_a_gap(client: TestClient, stage: Stage) -> None:
+    assert complete(client, prompt="one", suffix="", max_tokens=2).status_code == 200
+    refused = error_of(complete(client, prompt="one", suffix=" two", max_tokens=2), 400)
+    assert "cannot fill a gap" in refused["message"]
+    assert [request.ask.suffix for request in stage.requests] == [None, " two"]
+    for wrong in ({"prompt": [1, 2]}, {"prompt": "one", "truncate": True}):
+        assert "suffix" in error_of(complete(client, suffix=" two", **wrong), 400)["message"]
+
+
 def test_response_items_become_turns(client: TestClient, stage: Stage) -> None:
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
@@ -329,13 +338,40 @@ def test_a_response_that_ran_out_of_tokens_is_incomplete(client: TestClient) -> 
     assert body["output"][0]["content"][0]["text"] == "t0 t1 "
 
 
-def test_models(client: TestClient) -> None:
+def test_models(client: TestClient, manager: RuntimeManager) -> None:
     body = client.get("/models").json()
     assert body["object"] == "list"
     rows = {row["id"]: Model.model_validate(row, strict=True) for row in body["data"]}
     assert rows[MODEL].owned_by == "local"
     assert client.get(f"/models/{MODEL}").json() == rows[MODEL].model_dump()
+    assert rows[MODEL].model_dump()["max_model_len"] == manager.model_status(MODEL).context_length
     assert error_of(client.get("/models/nobody"), 404)["code"] == "model_not_found"
+
+
+def test_models_that_cannot_be_loaded_are_not_listed(client: TestClient, manager: RuntimeManager) -> None:
+    """A client may take the first one of the list."""
+    models = manager.settings.model_roots[0]
+    (models / "broken.gguf").write_bytes(b"GGUF")
+    write_model(models / "painter")
+    (models / "painter" / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+
+    def listed() -> set[str]:
+        return {row["id"] for row in client.get("/models").json()["data"]}
+
+    assert MODEL in listed()
+    assert not {"broken", "painter"} & listed()
+    assert complete(client, model="broken", prompt="Hi").status_code >= 400
+    assert "broken" not in listed(), "nor after somebody has tried"
+    assert {"broken", "painter"} <= {row.model_name for row in manager.list_models()}
+
+
+def test_models_that_write_text_are_first(client: TestClient, manager: RuntimeManager) -> None:
+    """A client may take the first one of the list for a chat."""
+    known = manager.catalog.registered()[MODEL]
+    for name, task in (("reader", "embedding"), ("writer", "llm")):
+        manager.register_model(known.model_copy(update={"model_name": name, "model_type": task}))
+    names = [row["id"] for row in client.get("/models").json()["data"]]
+    assert names.index(MODEL) < names.index("writer") < names.index("reader")
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------
@@ -350,7 +386,6 @@ def test_models(client: TestClient) -> None:
         ("chat", {"functions": [{"name": "f"}]}, "functions"),
         ("chat", {"store": True}, "store"),
         ("complete", {"echo": True}, "echo"),
-        ("complete", {"suffix": "end"}, "suffix"),
         ("complete", {"best_of": 3}, "best_of"),
         ("respond", {"previous_response_id": "resp_1"}, "previous_response_id"),
         ("respond", {"conversation": "conv_1"}, "conversation"),

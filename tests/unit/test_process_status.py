@@ -18,6 +18,7 @@ from lfx_local_runtimes.runtimes.base import Inbox
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.processes.confinement import Confinement
 from lfx_local_runtimes.settings import get_settings
+from lfx_local_runtimes.terminal import duration
 from tests.routes_app import KEY, MODEL, Puppet, Stage, frames_of, parse_event
 
 PID = 4_194_304
@@ -169,7 +170,7 @@ def test_ps_shows_processes(client: TestClient, stage: Stage, lodger: None, monk
     ("seconds", "said"), [(None, "-"), (0.4, "0s"), (59.0, "59s"), (61.0, "1m"), (7200.0, "2h"), (200_000.0, "2d")]
 )
 def test_a_time_is_short(seconds: float | None, said: str) -> None:
-    assert cli._span(seconds) == said
+    assert duration(seconds) == said
 
 
 async def test_the_nodes_show_it_too(

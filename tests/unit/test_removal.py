@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
 from lfx_local_runtimes.errors import ModelBusy, ModelConflict, ModelNotFound, NotAllowed, PathNotAllowed, RuntimeFault
@@ -132,6 +133,33 @@ def test_files_of_the_data_folder_are_deleted(manager: RuntimeManager, home: Pat
     assert names(manager) == set()
     with pytest.raises(ModelNotFound):
         remove(manager, "mine")
+
+
+def test_a_split_model_takes_no_other_file_along(manager: RuntimeManager, home: Path) -> None:
+    models = home / "models"
+    models.mkdir(parents=True)
+    write_gguf(models / "m.gguf")
+    first, *_ = write_split_gguf(models, "m")
+    (models / "m-00001-of-00009.gguf").write_bytes(b"GGUF")
+    manager.register_model(ModelConfig(model_id=str(first), model_name="split"))
+    remove(manager, "split")
+    assert {file.name for file in models.iterdir()} == {"m.gguf", "m-00001-of-00009.gguf"}
+
+
+async def test_a_model_that_is_loaded_again_while_its_files_go_is_unregistered(
+    stage: Theatre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = stage.manager
+
+    def run(self: removal.Removal) -> int:
+        asyncio.run(manager.load_model("parrot"))
+        return 1
+
+    monkeypatch.setattr(removal.Removal, "run", run)
+    monkeypatch.setattr(Catalog, "removal", lambda self, config: removal.Removal(self.locate(config)))
+    assert (await manager.remove_model("parrot", files=True)).unregistered
+    assert "parrot" not in manager.catalog.registered()
+    await manager.unload_model("parrot")
 
 
 def test_a_folder_with_a_second_model_is_kept(manager: RuntimeManager, home: Path) -> None:
@@ -287,3 +315,34 @@ def test_a_pointer_that_leads_out_of_the_cache_is_only_unlinked(
     remove(manager, "evil")
     assert victim.is_file()
     assert not pointer.is_symlink()
+
+
+def lock_of(cache: Path, repo: str, content: bytes) -> filelock.BaseFileLock:
+    lock = cache / ".locks" / f"models--{repo.replace('/', '--')}" / f"{content.hex()[:64]}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(lock)
+
+
+def test_a_repository_that_is_being_downloaded_stays(manager: RuntimeManager, cache: Path) -> None:
+    config = b'{"architectures": ["LlamaForCausalLM"], "vocab_size": 8}'
+    folder = cached(cache, "org/name", {"config.json": config, "model.safetensors": b"weights"})
+    for content in (b"weights", b"a file of which nothing is here yet"):
+        with (
+            lock_of(cache, "org/name", content),
+            pytest.raises(ModelBusy, match=r"org/name are being downloaded.*cancel"),
+        ):
+            remove(manager, "org/name")
+    assert (folder / "snapshots" / COMMIT / "model.safetensors").read_bytes() == b"weights"
+    assert remove(manager, "org/name") > 0
+    assert not folder.exists()
+
+
+def test_what_a_download_adds_while_a_model_is_deleted_stays(
+    manager: RuntimeManager, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = b'{"architectures": ["LlamaForCausalLM"], "vocab_size": 8}'
+    folder = cached(cache, "org/name", {"config.json": config, "model.safetensors": b"weights"})
+    part, describe = folder / "blobs" / "new.incomplete", removal.describe
+    monkeypatch.setattr(removal, "describe", lambda names: part.write_bytes(b"half") and describe(names))
+    remove(manager, "org/name")
+    assert [file for file in folder.rglob("*") if file.is_file()] == [part]

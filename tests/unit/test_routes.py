@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,15 @@ def test_hostile_names_are_refused(client: TestClient, name: str, suffix: str) -
     assert "root:" not in response.text
 
 
+def test_validate_says_why_nothing_serves_a_model(client: TestClient, manager: RuntimeManager) -> None:
+    folder = manager.settings.model_roots[0] / "painter"
+    write_model(folder)
+    (folder / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+    report = client.get("/models/painter/validate").json()
+    assert report["message"] == "painter cannot be loaded: nothing here serves ViTModel."
+    assert (report["task"], report["engine"]) == ("unsupported", None)
+
+
 def test_health_stats_and_status(client: TestClient, registered: str) -> None:
     client.post("/models/load", params={"model_name": registered})
 
@@ -298,6 +308,15 @@ def test_health_stats_and_status(client: TestClient, registered: str) -> None:
 
     (row,) = client.get("/status").json()["models"]
     assert (row["engine"], row["format"], row["state"]) == ("puppet", "safetensors", "ready")
+
+
+def test_health_leaves_out_a_model_that_goes_while_it_is_asked(
+    client: TestClient, manager: RuntimeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "loaded_models", lambda: ["org/gone", "/etc/passwd"])
+    for path in ("/health", "/status"):
+        assert client.get(path).status_code == 200
+    assert client.get("/health").json()["models"] == {}
 
 
 # -- generating ----------------------------------------------------------------------------------------------------------
@@ -494,3 +513,34 @@ def test_every_route_asks_who_is_there(client: TestClient, stage: Stage, method:
     assert response.status_code == 403
     assert response.json() == {"detail": "no key"}
     assert not stage.requests
+
+
+REPORTS = ("ModelStatus", "ModelReport", "DownloadStatus")
+
+
+def test_every_field_that_a_client_sends_is_described(app: FastAPI) -> None:
+    api = app.openapi()
+    schemas = api["components"]["schemas"]
+    bodies = [
+        body for operations in api["paths"].values() for one in operations.values() if (body := one.get("requestBody"))
+    ]
+    found: set[str] = set()
+    waiting = [*map(json.dumps, bodies), *(json.dumps({"$ref": f"#/components/schemas/{name}"}) for name in REPORTS)]
+    while waiting:
+        for name in set(re.findall(r'"#/components/schemas/(\w+)"', waiting.pop())) - found:
+            found.add(name)
+            waiting.append(json.dumps(schemas[name]))
+    assert len(found) > 30
+    silent = [
+        f"{name}.{field}"
+        for name in found
+        for field, about in schemas[name].get("properties", {}).items()
+        if "description" not in about
+    ]
+    assert silent == []
+    for path, operations in api["paths"].items():
+        for one in operations.values():
+            fields = [
+                field for field in one.get("parameters", ()) if field["in"] != "header"
+            ]  # that is the key of these tests
+            assert all("description" in field for field in fields), path

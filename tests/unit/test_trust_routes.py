@@ -165,6 +165,16 @@ def test_who_may_not_delete_files(as_user: AsUser, folder: Path, name: str) -> N
     assert as_user(name).get(f"/models/{NAME}").status_code == 200
 
 
+def test_an_address_that_may_mean_two_models_deletes_nothing(
+    as_user: AsUser, manager: RuntimeManager, folder: Path
+) -> None:
+    manager.register_model(ModelConfig(model_id=str(folder), model_name=f"{NAME}/files"))
+    answer = as_user("root").delete(f"/models/{NAME}/files")
+    assert answer.status_code == 409
+    assert answer.json()["error"]["code"] == "model_conflict"
+    assert {NAME, f"{NAME}/files"} <= set(manager.catalog.registered())
+
+
 def test_who_may_delete_files(as_user: AsUser, manager: RuntimeManager, folder: Path, tmp_path: Path) -> None:
     elsewhere = as_user("root").delete(f"/models/{NAME}/files")
     assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (403, "not_allowed")

@@ -232,6 +232,21 @@ class LlamaModel:
         """Id and text of the end-of-sequence token."""
         return self._special(self.lib.llama_vocab_eos(self._vocab))
 
+    @property
+    def fim(self) -> tuple[int, int, int] | None:
+        """The tokens for filling in the middle: prefix, suffix, middle. None: the model has none."""
+        lib, vocab = self.lib, self._vocab
+        tokens = (lib.llama_vocab_fim_pre(vocab), lib.llama_vocab_fim_suf(vocab), lib.llama_vocab_fim_mid(vocab))
+        return tokens if min(tokens) >= 0 else None
+
+    def tokenize_gap(self, before: str, after: str) -> list[int]:
+        """Token ids of a text with a gap, which the model goes on to fill. The model must have `fim`."""
+        assert self.fim is not None
+        prefix, suffix, middle = self.fim
+        start = [self.bos[0]] if self.bos and self.bos[0] in self.tokenize("", add_special=True) else []
+        texts = (self.tokenize(text, add_special=False) for text in (before, after))
+        return [*start, prefix, *next(texts), suffix, *next(texts), middle]
+
     def _special(self, token: int) -> tuple[int, str] | None:
         if token < 0:
             return None

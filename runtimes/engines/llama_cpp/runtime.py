@@ -105,11 +105,20 @@ class LlamaCppRuntime(BatchingRuntime):
         assert model is not None
         assert plan is not None
         bos, eos = model.bos, model.eos
-        answer = Answer(request, self._template, bos=bos[1] if bos else "", eos=eos[1] if eos else "")
+        answer = Answer(
+            request,
+            self._template,
+            bos=bos[1] if bos else "",
+            eos=eos[1] if eos else "",
+            fills_in=model.fim is not None,
+        )
         answer.check_size(plan.context_length, lambda text: len(model.tokenize(text, add_special=False)))
         answer.check_ids(model.n_vocab)
-        given = request.ask.prompt_ids
-        prompt = model.tokenize(answer.prompt, add_special=True) if given is None else list(given)
+        given, suffix = request.ask.prompt_ids, request.ask.suffix
+        if suffix is not None:
+            prompt = model.tokenize_gap(answer.prompt, suffix)
+        else:
+            prompt = model.tokenize(answer.prompt, add_special=True) if given is None else list(given)
         if answer.had_bos and bos and prompt[:1] != [bos[0]]:
             prompt.insert(0, bos[0])
         if not prompt:

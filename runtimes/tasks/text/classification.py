@@ -32,7 +32,7 @@ class ClassificationAsk(ReadingAsk[ClassificationResult]):
     """Texts to label."""
 
     task: ClassVar[str] = "classification"
-    texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
+    texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS, description="The texts to label.")
     top_k: int | None = Field(default=None, ge=1, description="Return only this many of the best labels.")
     multi_label: bool | None = Field(
         default=None,

@@ -36,7 +36,7 @@ class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
     task: ClassVar[str] = "embedding"
     can_chunk: ClassVar[bool] = True
     texts: tuple[Text | Annotated[tuple[TokenId, ...], Field(min_length=1)], ...] = Field(
-        min_length=1, max_length=MAX_TEXTS
+        min_length=1, max_length=MAX_TEXTS, description="What to embed: texts, or lists of the model's token ids."
     )
     prompt: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
         default=None,

@@ -36,7 +36,7 @@ class NerAsk(ReadingAsk[NerResult]):
     """Texts to search."""
 
     task: ClassVar[str] = "ner"
-    texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
+    texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS, description="The texts to search for entities.")
     min_score: float = Field(default=0.0, ge=0, le=1, description="Leave out entities with a lower score.")
 
 

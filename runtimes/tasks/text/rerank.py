@@ -33,8 +33,8 @@ class RerankAsk(ReadingAsk[RerankResult]):
     """A query, and documents to sort."""
 
     task: ClassVar[str] = "rerank"
-    query: Text
-    documents: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
+    query: Text = Field(description="What the documents should answer.")
+    documents: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS, description="The texts to sort.")
     top_n: int | None = Field(default=None, ge=1, description="Return only this many of the best documents.")
 
 

@@ -38,9 +38,9 @@ class ZeroShotAsk(ReadingAsk[ZeroShotResult]):
     """Texts, and labels to choose from."""
 
     task: ClassVar[str] = "zero_shot"
-    texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS)
+    texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS, description="The texts to label.")
     labels: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)], ...] = Field(
-        min_length=1, max_length=MAX_LABELS
+        min_length=1, max_length=MAX_LABELS, description="The labels to choose from."
     )
     hypothesis: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
         default=None,
