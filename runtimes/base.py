@@ -237,6 +237,7 @@ class ModelRuntime(ABC):
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
                 request.timeline.loaded = time.monotonic()
+                request.about = {} if self._plan is None else {"acceleration": self._plan.acceleration}
                 before = self._before(request)
                 self._requests.add(request)
                 if before:

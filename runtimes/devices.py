@@ -191,6 +191,18 @@ def select_device(
     )
 
 
+HEAVY = 3_000_000_000
+"""Bytes of 16-bit weights, those of 1.5 billion parameters, from which a model is slow on a CPU."""
+
+
+def goes_to_cpu(prefer: DeviceType | str, *, force: DeviceType | str | None, probe: DeviceProbe) -> bool:
+    """Whether a model runs on the CPU: by choice, or because the accelerator it prefers is not there."""
+    try:
+        return select_device(prefer, force=force, probe=probe).type is DeviceType.CPU
+    except DeviceUnavailable:
+        return force is None
+
+
 def default_dtype(device: Device, probe: DeviceProbe = MACHINE) -> str:
     """The floating-point type to compute in: CUDA bf16, MPS fp32, CPU bf16 if the processor has it, else fp32."""
     if device.type is DeviceType.CUDA or (device.type is DeviceType.CPU and probe.cpu_has_bf16()):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
@@ -20,14 +21,16 @@ from lfx_local_runtimes.runtimes.memory.slots import Slot
 from lfx_local_runtimes.runtimes.planning import (
     Inspection,
     LoadPlan,
+    Refusal,
     Rules,
     check_task,
+    consider_loads,
     inspect_model,
-    plan_loads,
     task_of_model,
 )
+from lfx_local_runtimes.runtimes.planning.servable import Choice, choose_load
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog, Resolved, invalid
-from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.runtimes.status import Acceleration, ModelStatus, RefusedLoad
 from lfx_local_runtimes.settings import Settings
 
 
@@ -106,24 +109,36 @@ class Inventory:
         except (RuntimeFault, OSError) as error:  # a list goes on, and says what is wrong with this one
             return None, str(error)
 
-    def _planned(self, config: ModelConfig, info: Inspection | None) -> LoadPlan | None:
-        """How it would be loaded now; None if it cannot be."""
+    def _choice(self, config: ModelConfig, info: Inspection | None) -> Choice:
+        """How it would be loaded now. If it fits nowhere, that is the load that would be tried first."""
         if info is None or not info.files:
-            return None
+            return Choice(None, ())
         try:
-            return plan_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)[0]
+            considered = consider_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)
         except RuntimeFault:
-            return None  # the load says why
+            return Choice(None, ())  # the load says why
+        choice = choose_load(considered, self._settings, self._probe)
+        return replace(choice, plan=choice.plan or considered.plans[0])
 
     def _status(self, row: Resolved) -> ModelStatus:
         info, error = self._info(row)
-        planned = self._planned(row.config, info)
+        choice = self._choice(row.config, info)
         with self._residency.slots():
             slot = self._residency.find(row.config.model_name)
             slot = slot or Slot(ModelKey(row.config.model_name), row.config, row.source)
-            plan = slot.plan or planned
+            plan = slot.plan or choice.plan
             memory = memory_of(plan, self._settings) if plan else None
-            return _row(row, info, error, slot, self._residency, plan=plan, memory=memory)
+            acceleration = _profile(plan, memory, choice.refused) if plan and memory else None
+            found = _row(row, info, error, slot, self._residency, plan=plan, memory=memory)
+            return found.model_copy(update={"acceleration": acceleration})
+
+
+def _profile(plan: LoadPlan, memory: Mapping[str, int], refused: Iterable[Refusal]) -> Acceleration:
+    others = (RefusedLoad(engine=one.engine, device=one.device, dtype=one.dtype, why=str(one.fault)) for one in refused)
+    return Acceleration(
+        **plan.acceleration, context_length=plan.context_length, refused=tuple(others),
+        memory_mb={device: round(size / 2**20, 1) for device, size in memory.items()},
+    )  # fmt: skip
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:

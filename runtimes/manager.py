@@ -74,7 +74,7 @@ class RuntimeManager:
         admission_wait: float = ADMISSION_WAIT_S,
     ) -> None:  # fmt: skip
         self.settings = settings or get_settings()
-        self.catalog = catalog or Catalog(self.settings)
+        self.catalog = catalog or Catalog(self.settings, probe=probe)
         self._probe = probe
         self._device, self._rules = check_machine(self.settings, probe)
         self._devices = frozenset(device.key for device in probe.accelerators())

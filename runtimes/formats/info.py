@@ -70,6 +70,8 @@ class ModelInfo:
 
     onnx: tuple[OnnxHeader, ...] = ()
     """The ONNX files that come with it."""
+    gguf: "ModelInfo | None" = field(default=None, repr=False)
+    """The same model as a GGUF file, if one lies beside the safetensors."""
 
     @property
     def folder(self) -> Path:

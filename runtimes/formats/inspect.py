@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lfx_local_runtimes.errors import InvalidModelFile, ModelNotFound
-from lfx_local_runtimes.runtimes.formats.detect import Detected, detect, onnx_files
+from lfx_local_runtimes.runtimes.formats.detect import Detected, detect, gguf_files, onnx_files
 from lfx_local_runtimes.runtimes.formats.ggml_types import FILE_TYPES, TENSOR_TYPES
 from lfx_local_runtimes.runtimes.formats.gguf import GgufArray, GgufHeader, read_gguf
 from lfx_local_runtimes.runtimes.formats.gguf_check import MAX_LAYERS, check_gguf
+from lfx_local_runtimes.runtimes.formats.gguf_names import best_gguf
 from lfx_local_runtimes.runtimes.formats.gguf_split import split_files
 from lfx_local_runtimes.runtimes.formats.hf_config import (
     attention_layers,
@@ -275,7 +276,18 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         heads=number(text, "num_attention_heads"),
         weight_bytes=sum(tensor.size for tensor in tensors) or None,
         onnx=_onnx_headers(onnx_files(folder), []) if thorough else (),
+        gguf=_gguf_beside(info, thorough=thorough) if info.format is ModelFormat.SAFETENSORS else None,
     )
+
+
+def _gguf_beside(info: ModelInfo, *, thorough: bool) -> ModelInfo | None:
+    """The best GGUF file in the folder of other weights; None if there is none, or it cannot be loaded."""
+    files = {file.name: file for file in gguf_files(info.folder)} if info.path.is_dir() else {}
+    if not files:
+        return None
+    file = files[best_gguf(files)]
+    found = _inspect(file, Detected(ModelFormat.GGUF, (file,)), thorough=thorough)
+    return found if found.valid else None
 
 
 def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: list[SafetensorsTensor]) -> str | None:

@@ -25,6 +25,12 @@ def device_budget(device: Device, settings: Settings, probe: DeviceProbe) -> int
     return int(probe.memory(device).total * share) if limit is None else int(limit * _GIB)
 
 
+def device_of(key: str) -> Device:
+    """The device that a key of the account names."""
+    kind, _, index = key.partition(":")
+    return Device(DeviceType(kind), int(index or 0))
+
+
 class MemoryLedger:
     """How many bytes of each resource every model holds. Not thread-safe: the manager's lock guards it."""
 
@@ -42,7 +48,7 @@ class MemoryLedger:
         """How much of a resource all models together may take; None means no limit."""
         if resource == MODELS:
             return self._settings.max_loaded_models
-        return device_budget(_device(resource), self._settings, self._probe)
+        return device_budget(device_of(resource), self._settings, self._probe)
 
     def accounted(self, resource: str) -> int:
         """How much of a resource models hold or were promised."""
@@ -61,7 +67,7 @@ class MemoryLedger:
         if resource == MODELS:
             return left
         promised = sum(self._entries[name].get(resource, 0) for name in self._promised)
-        return max(0, min(left, self._probe.memory(_device(resource)).free - promised))
+        return max(0, min(left, self._probe.memory(device_of(resource)).free - promised))
 
     def shortage(self, needs: Mapping[str, int]) -> dict[str, int]:
         """How much of each resource is missing; empty if the needs fit."""
@@ -102,8 +108,3 @@ class MemoryLedger:
                 "models": {str(name): entry[key] for name, entry in self._entries.items() if entry.get(key)},
             }  # fmt: skip
         return rows
-
-
-def _device(key: str) -> Device:
-    kind, _, index = key.partition(":")
-    return Device(DeviceType(kind), int(index or 0))

@@ -49,6 +49,8 @@ class Request(Generic[AskT]):
         self.job: Any = None
         """For the engine: how far it has come with this request."""
         self.timeline = Timeline()
+        self.about: dict[str, Any] = {}
+        """For the metadata of the result: how the model was loaded that serves it."""
         self.channel = Channel()
         self._state = RequestState.QUEUED
         self._lock = threading.Lock()
@@ -149,7 +151,7 @@ class Request(Generic[AskT]):
                 callbacks, self._on_end = self._on_end, []
                 self._on_cancel = []
         if isinstance(event, Finished):
-            event.result.metadata["timeline_ms"] = self.timeline.milliseconds()
+            event.result.metadata.update(self.about, timeline_ms=self.timeline.milliseconds())
         for callback in callbacks:  # before the reader gets the event: the lease is back when the answer is there
             callback()
         self.channel.put(event)

@@ -1,0 +1,185 @@
+"""Which form of a model is loaded, where and in which type, and what is said about it. With cards that are not there."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lfx_local_runtimes.runtimes import RuntimeManager
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.devices import Device, Memory
+from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_loads
+from lfx_local_runtimes.runtimes.planning.rules import Rules
+from lfx_local_runtimes.runtimes.sources import hub
+from lfx_local_runtimes.settings import Settings
+from tests.builders import write_gguf
+from tests.scripted_manager import write_model
+
+CARD = Device(DeviceType.CUDA, 0, "card")
+GB = 10**9
+
+
+class Machine:
+    """A machine with these accelerators, each with so many bytes; the CPU has 64 GiB."""
+
+    def __init__(self, *accelerators: Device, size: int = 2**34) -> None:
+        self._accelerators, self._size = accelerators, size
+
+    def accelerators(self) -> Sequence[Device]:
+        return self._accelerators
+
+    def memory(self, device: Device) -> Memory:
+        size = 2**36 if device.type is DeviceType.CPU else self._size
+        return Memory(size, size)
+
+    def cpu_has_bf16(self) -> bool:
+        return False
+
+
+def tensors(parameters: int, **facts: object) -> ModelInfo:
+    """A model in safetensors, in 16 bits."""
+    size, path = 2 * parameters, Path("model")
+    known = {"architecture": "llama", "context_length": 4096, "quantization": "bf16", "parameters": parameters, **facts}
+    return ModelInfo(path, ModelFormat.SAFETENSORS, (path / "model.safetensors",), size, weight_bytes=size, **known)  # type: ignore[arg-type]
+
+
+def with_gguf(model: ModelInfo) -> ModelInfo:
+    """The same with a GGUF file beside it."""
+    path, size = Path("model/q4.gguf"), (model.parameters or 0) * 6 // 10
+    gguf = replace(
+        model,
+        path=path,
+        format=ModelFormat.GGUF,
+        files=(path,),
+        size_bytes=size,
+        weight_bytes=size,
+        quantization="Q4_K_M",
+    )
+    return replace(model, gguf=gguf)
+
+
+def plans(
+    model: ModelInfo, machine: Machine, settings: Settings | None = None, **config: object
+) -> tuple[LoadPlan, ...]:
+    wanted = ModelConfig.model_validate({"model_id": "m", "model_name": "m", **config})
+    return plan_loads(wanted, model, settings=settings or Settings(), rules=Rules.load(), probe=machine)
+
+
+def choices(found: tuple[LoadPlan, ...]) -> list[tuple[str, str, str]]:
+    return [(plan.engine, plan.device.key, plan.dtype) for plan in found]
+
+
+# -- GGUF beside safetensors ---------------------------------------------------------------------------------------------
+
+
+def test_a_large_model_is_loaded_from_its_gguf_file_on_a_cpu() -> None:
+    large = with_gguf(tensors(7 * GB))
+    found = plans(large, Machine())
+    assert choices(found)[0] == ("llama_cpp", "cpu", "Q4_K_M")
+    assert ("transformers", "cpu", "fp32") in choices(found)
+    assert found[0].why == (
+        "The model is large for a CPU, so its GGUF file is loaded and not the safetensors. llama_cpp is the first engine for "
+        "gguf files; cpu: this machine has no accelerator; Q4_K_M: as the file is stored."
+    )
+    for settings, config in ((Settings(force_device="cpu"), {}), (None, {"device_type": "cpu"})):
+        assert plans(large, Machine(CARD), settings, **config)[0].engine == "llama_cpp"
+
+
+@pytest.mark.parametrize(
+    ("model", "machine"),
+    [(with_gguf(tensors(1 * GB)), Machine()), (with_gguf(tensors(7 * GB)), Machine(CARD))],
+    ids=["small", "accelerator"],
+)
+def test_otherwise_it_is_tried_after_the_safetensors(model: ModelInfo, machine: Machine) -> None:
+    engines = [plan.engine for plan in plans(model, machine)]
+    assert (engines[0], "llama_cpp" in engines) == ("transformers", True)
+
+
+@pytest.mark.parametrize("config", [{"runtime_type": "transformers"}, {"quantization": "fp32"}])
+def test_a_configured_engine_or_type_leaves_no_choice(config: dict[str, str]) -> None:
+    assert "llama_cpp" not in {plan.engine for plan in plans(with_gguf(tensors(7 * GB)), Machine(), **config)}
+
+
+def test_a_gguf_file_for_another_task_is_another_model() -> None:
+    model = with_gguf(tensors(7 * GB))
+    assert model.gguf is not None
+    other = replace(model, gguf=replace(model.gguf, task="embedding"))
+    assert "llama_cpp" not in {plan.engine for plan in plans(other, Machine())}
+
+
+def test_a_folder_says_what_lies_beside_its_safetensors(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    assert read_model(tmp_path).gguf is None
+    for name in ("tiny-F16.gguf", "tiny-Q8_0.gguf", "mmproj-Q4_K_M.gguf"):
+        write_gguf(tmp_path / name)
+    found = read_model(tmp_path)
+    assert found.format is ModelFormat.SAFETENSORS
+    assert found.gguf is not None
+    assert (found.gguf.path.name, found.gguf.format, found.gguf.task) == ("tiny-Q8_0.gguf", ModelFormat.GGUF, "llm")
+    (tmp_path / "tiny-Q8_0.gguf").write_bytes(b"GGUF broken")
+    assert read_model(tmp_path).gguf is None
+
+
+BOTH = {"config.json": 10, "model.safetensors": 14 * GB, "m-Q8_0.gguf": 7 * GB, "m-Q4_K_M.gguf": 4 * GB}
+
+
+def test_of_a_large_model_on_the_hub_a_cpu_gets_the_gguf_file() -> None:
+    def fetched(sizes: dict[str, int], machine: Machine, **config: str) -> str:
+        wanted = ModelConfig.model_validate({"model_id": "o/m", "model_name": "m", **config})
+        wish = hub.Wish.of(wanted, hub.HubRef("o/m"), Settings(), machine)
+        return hub.choose(list(sizes), wish, "o/m", sizes).files[-1]
+
+    assert fetched(BOTH, Machine()) == "m-Q4_K_M.gguf"
+    assert fetched(BOTH, Machine(CARD), device_type="cpu") == "m-Q4_K_M.gguf"
+    assert fetched(BOTH, Machine(CARD)) == "model.safetensors"
+    assert fetched({**BOTH, "model.safetensors": GB}, Machine()) == "model.safetensors"
+    assert fetched(BOTH, Machine(), runtime_type="transformers") == "model.safetensors"
+    assert fetched(BOTH, Machine(), quantization="bf16") == "model.safetensors"
+
+
+# -- eight bits ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_fits_in_eight_bits_only_gets_them_on_the_card() -> None:
+    card = Machine(CARD, size=10 * 2**30)
+    assert choices(plans(tensors(7 * GB), card))[:3] == [
+        ("transformers", "cuda:0", "bf16"), ("transformers", "cuda:0", "int8"), ("transformers", "cpu", "fp32"),
+    ]  # fmt: skip
+    assert "int8: 16 bits do not fit on cuda:0" in plans(tensors(7 * GB), card)[1].why
+    fits, too_large = tensors(3 * GB), tensors(12 * GB)
+    for model in (fits, too_large):
+        assert "int8" not in {plan.dtype for plan in plans(model, card)}
+    assert "int8" not in {plan.dtype for plan in plans(tensors(7 * GB), card, quantization="bf16")}
+
+
+def test_the_other_card_is_tried_in_sixteen_bits_first() -> None:
+    cards = Machine(CARD, Device(DeviceType.CUDA, 1, "card"), size=10 * 2**30)
+    found = [
+        (device, dtype) for engine, device, dtype in choices(plans(tensors(7 * GB), cards)) if engine == "transformers"
+    ]
+    assert found[:4] == [("cuda:0", "bf16"), ("cuda:1", "bf16"), ("cuda:0", "int8"), ("cuda:1", "int8")]
+
+
+# -- what is said about it -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_says_how_it_would_be_loaded(tmp_path: Path) -> None:
+    """The card has too little memory: the load on it is refused with the reason."""
+    file = write_gguf(tmp_path / "tiny.gguf")
+    settings = Settings(home=tmp_path / "home", model_dirs=(tmp_path,), offline=True, max_gpu_mem_gb=0.0001)
+    manager = RuntimeManager(settings, probe=Machine(CARD))
+    try:
+        manager.register_model(ModelConfig(model_id=str(file), model_name="tiny", context_length=512))
+        profile = manager.model_status("tiny").acceleration
+        assert profile is not None
+        assert (profile.engine, profile.device, profile.context_length) == ("llama_cpp", "cpu", 512)
+        assert profile.memory_mb["cpu"] > 0
+        assert "it is tried after cuda:0" in profile.why
+        (refused,) = profile.refused
+        assert (refused.engine, refused.device, refused.dtype) == ("llama_cpp", "cuda:0", "F32")
+        assert "on cuda:0, and all models together may take 0.0 GiB there" in refused.why
+    finally:
+        manager.close()
