@@ -33,6 +33,12 @@ class Device:
         return f"cuda:{self.index}" if self.type is DeviceType.CUDA else self.type.value
 
 
+def device_of(key: str) -> Device:
+    """The device with this key."""
+    kind, _, index = key.partition(":")
+    return Device(DeviceType(kind), int(index or 0))
+
+
 CPU = Device(DeviceType.CPU, name=platform.processor() or platform.machine())
 
 

@@ -113,11 +113,14 @@ class Inventory:
         """How it would be loaded now. If it fits nowhere, that is the load that would be tried first."""
         if info is None or not info.files:
             return Choice(None, ())
+        rooms = self._residency.rooms()
         try:
-            considered = consider_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)
+            considered = consider_loads(
+                config, info, settings=self._settings, rules=self._rules, probe=self._probe, rooms=rooms
+            )
         except RuntimeFault:
             return Choice(None, ())  # the load says why
-        choice = choose_load(considered, self._settings, self._probe)
+        choice = choose_load(considered, self._settings, self._probe, rooms)
         return replace(choice, plan=choice.plan or considered.plans[0])
 
     def _status(self, row: Resolved) -> ModelStatus:

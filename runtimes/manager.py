@@ -180,7 +180,14 @@ class RuntimeManager:
         path = self.downloads.fetch(config, context.report, lambda: context.cancelled, first_use=True)
         info = self._read_model(path)
         try:
-            plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
+            plans = plan_loads(
+                config,
+                info,
+                settings=self.settings,
+                rules=self._rules,
+                probe=self._probe,
+                rooms=self._residency.rooms(),
+            )
         except (PickleRefused, RemoteCodeRefused) as refusal:
             log_refusal(refusal, key.name, info, self.settings)
             raise

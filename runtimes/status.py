@@ -27,6 +27,9 @@ class Acceleration(BaseModel):
     context_length: int = Field(description="Tokens.")
     memory_mb: dict[str, float] = Field(description="MiB by device, as they are reserved.")
     why: str = Field(description="Why this engine, this device and this type.")
+    layers: dict[str, int] = Field(
+        default={}, description="Layers by device if the model is divided over several. Empty: all on `device`."
+    )
     refused: tuple[RefusedLoad, ...] = Field(
         default=(), description="What would come before it, or was considered beside it, and why it is not taken."
     )

@@ -5,8 +5,7 @@ free = min(free bytes by the driver − bytes promised but not yet taken, budget
 
 from collections.abc import Hashable, Mapping
 
-from lfx_local_runtimes.runtimes.config import DeviceType
-from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe
+from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe, device_of
 from lfx_local_runtimes.settings import Settings
 
 MODELS = "models"
@@ -23,12 +22,6 @@ def device_budget(device: Device, settings: Settings, probe: DeviceProbe) -> int
         (settings.memory_budget_gb, _RAM_SHARE) if device.key == CPU.key else (settings.max_gpu_mem_gb, _GPU_SHARE)
     )
     return int(probe.memory(device).total * share) if limit is None else int(limit * _GIB)
-
-
-def device_of(key: str) -> Device:
-    """The device that a key of the account names."""
-    kind, _, index = key.partition(":")
-    return Device(DeviceType(kind), int(index or 0))
 
 
 class MemoryLedger:
@@ -68,6 +61,15 @@ class MemoryLedger:
             return left
         promised = sum(self._entries[name].get(resource, 0) for name in self._promised)
         return max(0, min(left, self._probe.memory(device_of(resource)).free - promised))
+
+    def rooms(self) -> dict[str, int]:
+        """Bytes by accelerator that one model may take if all others leave: other programs may use it too."""
+        found = {}
+        for device in self._probe.accelerators():
+            taken = sum(entry.get(device.key, 0) for name, entry in self._entries.items() if name not in self._promised)
+            budget = device_budget(device, self._settings, self._probe)
+            found[device.key] = min(budget, self._probe.memory(device).free + taken)
+        return found
 
     def shortage(self, needs: Mapping[str, int]) -> dict[str, int]:
         """How much of each resource is missing; empty if the needs fit."""

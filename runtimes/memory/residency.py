@@ -94,6 +94,11 @@ class Residency:
         with self._changed:
             yield self._slots
 
+    def rooms(self) -> dict[str, int]:
+        """Bytes by accelerator that one model may take if all others leave."""
+        with self._changed:
+            return self.ledger.rooms()
+
     def wait_for(self, condition: Callable[[dict[ModelKey, Slot]], bool], timeout: float) -> bool:
         """Block until the slots satisfy a condition; False after `timeout` seconds."""
         with self._changed:

@@ -33,13 +33,16 @@ class LoadPlan:
     """What the model does."""
     why: str = ""
     """Why this engine, this device and this type."""
+    layers: Mapping[str, int] = field(default_factory=dict)
+    """Layers by device if the model is divided over several. Empty: all of it is on `device`."""
     smaller: tuple["LoadPlan", ...] = ()
     """The same load with less memory, for one request at once and a shorter context. Tried in turn if it does not fit."""
 
     @property
     def acceleration(self) -> dict[str, Any]:
         """What was chosen and why, for the metadata of results."""
-        return {"engine": self.engine, "device": self.device.key, "dtype": self.dtype, "why": self.why}
+        layers = {"layers": dict(self.layers)} if self.layers else {}
+        return {"engine": self.engine, "device": self.device.key, "dtype": self.dtype, "why": self.why, **layers}
 
 
 @dataclass(frozen=True, slots=True)

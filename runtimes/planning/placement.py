@@ -1,6 +1,6 @@
 """Where a model may be loaded: the engines asked on each device, and the order of their offers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from lfx_local_runtimes.runtimes.planning.estimates import DEFAULT_CONTEXT
 from lfx_local_runtimes.runtimes.planning.forms import Form
 from lfx_local_runtimes.runtimes.planning.load_plan import LoadPlan, Refusal
 from lfx_local_runtimes.runtimes.planning.offers import Offer, Terms
+from lfx_local_runtimes.runtimes.tasks import family_of
 from lfx_local_runtimes.settings import Settings
 
 _SIXTEEN_BITS = ("bf16", "fp16")
@@ -27,6 +28,16 @@ class _Made(NamedTuple):
     speed: int
 
 
+class _Way(NamedTuple):
+    """How an engine is asked."""
+
+    config: ModelConfig
+    why_type: str = ""
+    """Why it is not the usual type."""
+    rooms: Mapping[str, int] | None = None
+    """For layers on several devices."""
+
+
 class Placement:
     """The loads of a model in one form and one type.
 
@@ -38,6 +49,7 @@ class Placement:
         settings: the operator's.
         probe: facts about the machine.
         narrows: nobody asked for a type: weights that fit on no accelerator in 16 bits may get 8.
+        rooms: bytes that models may take by accelerator, if other programs use it too.
 
     Raises:
         DeviceUnavailable: the device is forced, or required, and not there.
@@ -45,10 +57,10 @@ class Placement:
 
     def __init__(
         self, config: ModelConfig, form: Form, rows: Sequence[EngineRow], *, task: str, settings: Settings, probe: DeviceProbe,
-        narrows: bool,
+        narrows: bool, rooms: Mapping[str, int],
     ) -> None:  # fmt: skip
         self._config, self._form, self._task, self._rows = config, form, task, rows
-        self._settings, self._probe, self._narrows = settings, probe, narrows
+        self._settings, self._probe, self._narrows, self._rooms = settings, probe, narrows, rooms
         self._devices, self._warnings = _devices(config, settings, probe)
         self.refusals: list[Refusal] = []
         """What engines refused, and why."""
@@ -58,13 +70,20 @@ class Placement:
         return _ordered([made for row in self._rows for made in self._plans_of(row)])
 
     def _plans_of(self, row: EngineRow) -> list[_Made]:
-        """On each accelerator; in 8 bits if it fits on none of them; on the CPU."""
+        """On each accelerator; if it fits on none of them over several, in 8 bits, and partly on the CPU; on the CPU."""
         devices, told = _devices_of(row, self._devices)
         cards = [device for device in devices if device.type is not DeviceType.CPU]
+        before = len(self.refusals)
         made = self._asked(row, cards, told)
+        skipped = [refusal.fault.message for refusal in self.refusals[before:]][-1:]
         if made and not any(map(self._fits, made)):
+            divides = family_of(self._task) != "reading" and self._config.gpu_layers is None
+            over = sorted(
+                (card for card in cards if divides and card.type is DeviceType.CUDA), key=lambda card: card.index
+            )
+            made += self._divided(row, over) if len(over) > 1 else []
             made += self._in_eight_bits(row, cards, made[0].plan)
-        skipped = [refusal.fault.message for refusal in self.refusals if refusal.engine == row.name][-1:]
+            made += self._divided(row, [*over, CPU]) if over and CPU in devices else []
         others = [device for device in devices if device.type is DeviceType.CPU]
         return made + self._asked(row, others, (*told, *skipped))
 
@@ -73,44 +92,55 @@ class Placement:
             return []
         narrow = self._config.model_copy(update={"quantization": "int8"})
         why = f"16 bits do not fit on {' or '.join(card.key for card in cards)}"
-        return [made for made in self._asked(row, cards, (), narrow, why) if self._fits(made)]
+        return [made for made in self._asked(row, cards, (), _Way(narrow, why)) if self._fits(made)]
+
+    def _divided(self, row: EngineRow, devices: Sequence[Device]) -> list[_Made]:
+        """With its layers on all of these devices, one request at a time. Engines fill cards in the order of their numbers."""
+        rooms = {device.key: self._room(device) for device in devices}
+        config = self._config if self._config.parallel else self._config.model_copy(update={"parallel": 1})
+        made = self._asked(row, devices[:1], (), _Way(config, rooms=rooms))
+        return [one for one in made if one.plan.layers]
+
+    def _room(self, device: Device) -> int:
+        """Bytes that the model may take if no other model is loaded."""
+        return min(device_budget(device, self._settings, self._probe), self._rooms.get(device.key, 2**63))
 
     def _fits(self, made: _Made) -> bool:
-        """Whether it, or the same with a shorter context, has room on its device if no other model is loaded."""
+        """Whether it, or the same with a shorter context, has room on its device."""
         device = made.plan.device
-        room = device_budget(device, self._settings, self._probe)
-        return any(plan.memory.get(device.key, 0) <= room for plan in (made.plan, *made.plan.smaller))
+        return any(plan.memory.get(device.key, 0) <= self._room(device) for plan in (made.plan, *made.plan.smaller))
 
     def _asked(
-        self, row: EngineRow, devices: Sequence[Device], told: tuple[str, ...], config: ModelConfig | None = None,
-        why_type: str = "",
-    ) -> list[_Made]:  # fmt: skip
+        self, row: EngineRow, devices: Sequence[Device], told: tuple[str, ...] = (), way: _Way | None = None
+    ) -> list[_Made]:
         """The engine's loads on these devices."""
-        config = config or self._config
+        way = way or _Way(self._config)
         found: list[_Made] = []
         skipped: tuple[str, ...] = ()
         for device in devices:
             try:
-                found.append(self._ask(row, device, (*told, *skipped), config, why_type))
+                found.append(self._ask(row, device, (*told, *skipped), way))
                 skipped = ()
             except (InvalidInput, DeviceUnavailable, PickleRefused, LoadFailed) as fault:  # noqa: PERF203
-                self.refusals.append(Refusal(row.name, device.key, fault, config.quantization))
+                place = " and ".join(way.rooms or (device.key,))
+                self.refusals.append(Refusal(row.name, place, fault, way.config.quantization))
                 skipped = (fault.message,)
         return found
 
-    def _ask(self, row: EngineRow, device: Device, told: tuple[str, ...], config: ModelConfig, why_type: str) -> _Made:
-        info = self._form.info
+    def _ask(self, row: EngineRow, device: Device, told: tuple[str, ...], way: _Way) -> _Made:
+        info, config = self._form.info, way.config
         context = _context_length(config, info)
         budget = device_budget(device, self._settings, self._probe)
-        terms = Terms(row.name, self._task, context, budget, self._probe, shortens=config.context_length is None)
+        unset = config.context_length is None
+        terms = Terms(row.name, self._task, context, budget, self._probe, shortens=unset, rooms=way.rooms or {})
         _check_device(row, device, config)
         offers = list(_offers(row, config, info, device, terms))
         check_files(offers[0].files, config, self._settings)
-        why = self._why(config, row, device, offers[0].dtype, why_type)
+        why = self._why(config, row, device, offers[0].dtype, way.why_type)
         first, *smaller = [
             LoadPlan(
                 offer.files, row.name, device, offer.dtype, offer.context_length or context, offer.memory, offer.sequences,
-                offer.state_bytes, (*self._warnings, *told, *offer.warnings), self._task, why,
+                offer.state_bytes, (*self._warnings, *told, *offer.warnings), self._task, why, offer.layers,
             )
             for offer in offers
         ]  # fmt: skip
@@ -157,6 +187,8 @@ def _offers(row: EngineRow, config: ModelConfig, info: ModelInfo, device: Device
     """
     offer = row.make_offer(config, info, device, terms)
     yield offer
+    if terms.rooms:
+        return
     one = config if config.parallel else config.model_copy(update={"parallel": 1})
     length, smallest = offer.context_length or terms.context_length, sum(offer.memory.values())
     full = length

@@ -54,11 +54,22 @@ def check_task(config: ModelConfig) -> None:
 
 
 def plan_loads(
-    config: ModelConfig, info: ModelInfo, *, settings: Settings, rules: Rules, probe: DeviceProbe = MACHINE
-) -> tuple[LoadPlan, ...]:
+    config: ModelConfig, info: ModelInfo, *, settings: Settings, rules: Rules, probe: DeviceProbe = MACHINE,
+    rooms: Mapping[str, int] | None = None,
+) -> tuple[LoadPlan, ...]:  # fmt: skip
     """Every load worth trying, best first: each engine on the chosen device, then on others of its kind, then on the CPU.
 
     If the configuration asks for int8 or int4, the nearest other types follow: not every engine and device has these two.
+    If nobody asked for a type and 16-bit weights fit on no accelerator, 8 bits follow. A model that fits on no accelerator is
+    also divided over several, or partly put on the CPU.
+
+    Args:
+        config: the model's.
+        info: its files.
+        settings: the operator's.
+        rules: which engines are asked.
+        probe: facts about the machine.
+        rooms: bytes by accelerator that models may take now. Unset: as the settings say, as if no other program used it.
 
     Raises:
         InvalidModelFile: the files have problems.
@@ -68,12 +79,13 @@ def plan_loads(
         InvalidInput: no engine takes these files, or not with these options.
         LoadFailed: the engine of an installed package cannot be imported.
     """
-    return consider_loads(config, info, settings=settings, rules=rules, probe=probe).plans
+    return consider_loads(config, info, settings=settings, rules=rules, probe=probe, rooms=rooms).plans
 
 
 def consider_loads(
-    config: ModelConfig, info: ModelInfo, *, settings: Settings, rules: Rules, probe: DeviceProbe = MACHINE
-) -> Considered:
+    config: ModelConfig, info: ModelInfo, *, settings: Settings, rules: Rules, probe: DeviceProbe = MACHINE,
+    rooms: Mapping[str, int] | None = None,
+) -> Considered:  # fmt: skip
     """The same, with the loads that were refused while others are possible.
 
     Raises:
@@ -90,7 +102,7 @@ def consider_loads(
         for wanted in (config.quantization, *_NEAREST.get(config.quantization or "", ())):
             placement = Placement(
                 config.model_copy(update={"quantization": wanted}), form, rows, task=task_of_model(config, form.info),
-                settings=settings, probe=probe, narrows=config.quantization is None,
+                settings=settings, probe=probe, narrows=config.quantization is None, rooms=rooms or {},
             )  # fmt: skip
             made = placement.plans()
             if wanted != config.quantization:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.devices import Device
 from lfx_local_runtimes.runtimes.engines import convert
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
+from lfx_local_runtimes.runtimes.engines.transformers.load import places
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
+from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.runtimes.trust.gate import approvals_of
@@ -268,3 +273,40 @@ def test_conversion_refuses_what_it_cannot_do(tiny_llama: Path, gemma_gguf: Path
     assert list(tmp_path.iterdir()) == [tmp_path / "local-runtimes-home"]
     with pytest.raises(ModelNotFound, match="no-such-model"):
         command("no-such-model")
+
+
+# -- layers on several devices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "layers", [{"cuda:0": 7, "cpu": 5}, {"cuda:0": 7, "cuda:1": 5}, {"cuda:0": 4, "cuda:1": 5, "cpu": 3}]
+)
+def test_the_library_puts_layers_where_the_plan_says(layers: dict[str, int], tied: bool) -> None:
+    """By the library's own map of a model without weights: no card is needed."""
+    from transformers.integrations.accelerate import _get_device_map
+
+    config = transformers.LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=4000, tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    info = ModelInfo(
+        Path("m"), ModelFormat.SAFETENSORS, (), 2 * parameters, parameters=parameters, weight_bytes=2 * parameters,
+        vocabulary=4000, embedding_length=256, layers=(AttentionLayer(2, 64, 64),) * 12,
+        metadata={"tie_word_embeddings": tied},
+    )  # fmt: skip
+    plan = LoadPlan(info, "transformers", Device(DeviceType.CUDA, 0), "bf16", 512, layers=layers)
+    asked = places(plan)
+    found = _get_device_map(model, asked["device_map"], asked["max_memory"], None)
+    where = Counter(device for name, device in found.items() if name.rpartition(".")[2].isdigit())
+    assert where == {"cpu" if key == "cpu" else int(key[-1]): count for key, count in layers.items()}
+
+
+def test_weights_that_are_away_from_the_card_are_in_host_memory() -> None:
+    """The library keeps such weights as tensors without data, all of them at the address 0."""
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False))
+    assert tensor_bytes(model) == {"cpu": 2 * 8 * 8 * 4}

@@ -19,10 +19,12 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.devices import CPU, device_of
 from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
+from lfx_local_runtimes.runtimes.engines.transformers.offer import sizes_of
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE
 
@@ -142,13 +144,29 @@ def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
         folder,
         config=config,
         dtype=getattr(torch, TORCH_DTYPES[plan.dtype]),
-        device_map={"": plan.device.key},
+        **places(plan),
         use_safetensors=not pickle,
         quantization_config=_quantization(torch, transformers, plan),
         output_loading_info=True,
         **local,
     )
     return model, tokenizer, report["missing_keys"]
+
+
+def places(plan: LoadPlan) -> dict[str, Any]:
+    """Where the weights go, as `from_pretrained` takes it: all to one device, or the layers to several as planned.
+
+    The library fills the devices in order. It keeps room on the first card, to copy parts to that are on the CPU. Each device
+    gets half a layer more, because the planned size of a layer is a mean. What is left goes to the last device.
+    """
+    if not plan.layers:
+        return {"device_map": {"": plan.device.key}}
+    layer, ends, spare = sizes_of(plan.info, plan.dtype)
+    rooms = {key: count * layer + layer // 2 for key, count in plan.layers.items()}
+    rooms[next(iter(rooms))] += ends + spare
+    rooms[list(rooms)[-1]] = 2 * estimate_memory(plan.info, dtype=plan.dtype).weights
+    names = {"cpu" if key == CPU.key else device_of(key).index: room for key, room in rooms.items()}
+    return {"device_map": "sequential", "max_memory": names}
 
 
 def _from_gguf(torch: Any, transformers: Any, plan: LoadPlan) -> tuple[Any, Any, Collection[str]]:
