@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from lfx_local_runtimes.errors import (
+    DeviceFailed,
     DeviceUnavailable,
     DoesNotFit,
     EngineDied,
@@ -196,6 +197,7 @@ class Residency:
                 slot.pinned or prepared.config.pinned,
             )
             slot.keep_alive = prepared.config.keep_alive
+            slot.devices = frozenset(plan.device.key for plan in prepared.plans)
             runtime = self._first_that_loads(slot, prepared, slot.context)
             self._load_done(slot, runtime, self._clock() - started)
         except Exception as error:
@@ -281,7 +283,7 @@ class Residency:
                 level = level_of(runtime.isolation, self._settings)
                 context.clearance = check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
                 self._load_one(slot, runtime, plan, context)
-            except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
+            except (LoadFailed, EngineDied, DeviceFailed, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
                 if context.cancelled:
                     raise
                 logger.warning("%s on %s: %s", plan.engine, plan.device.key, fault)
@@ -514,7 +516,10 @@ class Residency:
     # -- death -------------------------------------------------------------------------------------------------------
 
     def _died(self, slot: Slot, runtime: ModelRuntime) -> None:
-        """A loaded model has ended by itself. Its requests have failed; those who waited behind it get a fresh load."""
+        """A loaded model has ended by itself. Its requests have failed; those who waited behind it get a fresh load.
+
+        If it ended on an accelerator, requests that have shown nothing yet get the load on the next device.
+        """
         fault = runtime.death
         assert fault is not None
         with self._changed:
@@ -526,6 +531,9 @@ class Residency:
             slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
             self._owners.pop(runtime, None)
             slot.error = fault
+            if plan is not None and not self._closed and slot.falls_back_from(plan.device.key, self._clock()):
+                again = [RequestWaiter(request, self.release) for request in runtime.withdraw()]
+                slot.waiters.extendleft(reversed(again))
             self._note_death(slot, fault, plan.device.key if plan else None)
             self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)

@@ -141,6 +141,8 @@ class Slot:
         """When the model died without being asked to end, the last times (monotonic seconds)."""
         self.died_on: dict[str, float] = {}
         """Accelerators on which the model died, and when."""
+        self.devices: frozenset[str] = frozenset()
+        """Where it may be loaded."""
         self.restarts = 0
         """How often that happened in all."""
         self.last_exit: str | None = None
@@ -166,6 +168,11 @@ class Slot:
     def distrusts(self, device: str, now: float) -> bool:
         """It died on this accelerator a short time ago: others are tried first."""
         return device in self.died_on and now - self.died_on[device] <= DEATH_WINDOW_S
+
+    def falls_back_from(self, device: str, now: float) -> bool:
+        """It was loaded on an accelerator for good reasons, and there is another device that has not failed lately."""
+        others = (one for one in self.devices if one != device and not self.distrusts(one, now))
+        return device != CPU.key and not self.distrusts(device, now) and any(others)
 
     @property
     def open(self) -> bool:

@@ -133,6 +133,18 @@ class Request(Generic[AskT]):
             self.timeline.started = time.monotonic()
             return True
 
+    def withdraw(self) -> bool:
+        """Take the request back from an engine that has failed. False if it has ended, was cancelled, or has shown something.
+
+        What was fed to it is gone, so a task that takes input after its start cannot be taken back.
+        """
+        with self._lock:
+            shown = self.timeline.first is not None or task_row(self.task).chunk is not None
+            if self.ended or shown or self._cancelled.is_set():
+                return False
+            self._state, self.job = RequestState.QUEUED, None
+            return True
+
     def emit(self, event: Event) -> None:
         """Deliver an event. The first `Finished` or `Failed` ends the request; later events are dropped."""
         callbacks: list[Callable[[], None]] = []

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 from lfx_local_runtimes.cli import app
 from lfx_local_runtimes.errors import (
+    DeviceFailed,
+    DoesNotFit,
     InvalidInput,
     LoadFailed,
     ModelNotFound,
@@ -22,14 +25,14 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
-from lfx_local_runtimes.runtimes.devices import Device
+from lfx_local_runtimes.runtimes.devices import CPU, Device
 from lfx_local_runtimes.runtimes.engines import convert
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
-from lfx_local_runtimes.runtimes.engines.transformers.load import places
+from lfx_local_runtimes.runtimes.engines.transformers.load import faults, places
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import LoadPlan
-from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.runtimes.trust.gate import approvals_of
 from lfx_local_runtimes.settings import PREFIX, get_settings
@@ -310,3 +313,45 @@ def test_weights_that_are_away_from_the_card_are_in_host_memory() -> None:
     with torch.device("meta"):
         model = torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False))
     assert tensor_bytes(model) == {"cpu": 2 * 8 * 8 * 4}
+
+
+# -- a device that fails ---------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_the_driver_is_told_from_others() -> None:
+    plan = LoadPlan(
+        ModelInfo(Path("m"), ModelFormat.SAFETENSORS, (), 1), "transformers", Device(DeviceType.CUDA), "bf16", 16
+    )
+    driver = RuntimeError(
+        "CUDA error: no kernel image is available for execution on the device\nFor debugging consider …"
+    )
+    with pytest.raises(DeviceFailed, match=r"cuda:0 failed: CUDA error: no kernel image.*device\.$"), faults(plan):
+        raise driver
+    with pytest.raises(RuntimeError, match="no kernel image"), faults(replace(plan, device=CPU)):
+        raise driver
+    with pytest.raises(RuntimeError, match="shapes"), faults(plan):
+        raise RuntimeError("shapes do not match")
+    with pytest.raises(DoesNotFit, match="cuda:0 ran out of memory"), faults(plan):
+        raise torch.OutOfMemoryError
+
+
+def test_a_device_that_fails_ends_the_model(
+    start: Start, tiny_llama: Path, tiny_bloom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batched or not: each later request on it would fail in the same way."""
+    for path in (tiny_llama, tiny_bloom):
+        runtime = start(path)
+        died = threading.Event()
+        runtime.on_death(died.set)
+        model = runtime._loaded.model if runtime._loaded else None
+        assert model is not None
+        monkeypatch.setattr(type(model), "forward", _fail)
+        request = Request("m", GenerationConfig(prompt="abc", raw=True, max_tokens=4))
+        runtime.submit(request)
+        assert died.wait(60)
+        monkeypatch.undo()
+        assert isinstance(runtime.death, DeviceFailed)
+
+
+def _fail(*arguments: Any, **options: Any) -> None:
+    raise DeviceFailed("cuda:0 failed.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lfx_local_runtimes.errors import (
+    DeviceFailed,
     DoesNotFit,
     LoadFailed,
     MissingExtra,
@@ -19,6 +20,7 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import DeviceType
 from lfx_local_runtimes.runtimes.devices import CPU, device_of
 from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.transformers.offer import sizes_of
@@ -239,6 +241,8 @@ def faults(plan: LoadPlan) -> Iterator[None]:
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error):
             raise _too_large(plan) from error
+        if plan.device.type is not DeviceType.CPU and _is_of_device(torch, error):
+            raise DeviceFailed(f"{plan.device.key} failed: {str(error).splitlines()[0]}.") from error
         raise
     except ValueError as error:
         if "trust_remote_code" in str(error):
@@ -249,6 +253,11 @@ def faults(plan: LoadPlan) -> Iterator[None]:
             f"{plan.info.path.name} needs a library that is not here: {error}",
             hint=f"Run: pip install 'lfx-local-runtimes[{_EXTRA}]'",
         ) from error
+
+
+def _is_of_device(torch: Any, error: RuntimeError) -> bool:
+    """Whether the driver of an accelerator reports it. Nothing can be computed there by this process any more."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
 
 
 def _too_large(plan: LoadPlan) -> DoesNotFit:
