@@ -270,7 +270,7 @@ class Residency:
         too_much: dict[str, int] = {}
         """Bytes that did not fit, by device."""
         now = self._clock()
-        left = deque(sorted(prepared.plans, key=lambda plan: slot.distrusts(plan.device.key, now)))
+        left = deque(sorted(prepared.plans, key=lambda plan: slot.distrusts(plan.cards, now)))
         if left[0] is not prepared.plans[0]:
             faults.append(EngineDied(f"{slot.name} died on {prepared.plans[0].device.key}: {slot.last_exit}"))
         while left:
@@ -531,10 +531,11 @@ class Residency:
             slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
             self._owners.pop(runtime, None)
             slot.error = fault
-            if plan is not None and not self._closed and slot.falls_back_from(plan.device.key, self._clock()):
+            cards = plan.cards if plan else frozenset()
+            if not self._closed and slot.falls_back_from(cards, self._clock()):
                 again = [RequestWaiter(request, self.release) for request in runtime.withdraw()]
                 slot.waiters.extendleft(reversed(again))
-            self._note_death(slot, fault, plan.device.key if plan else None)
+            self._note_death(slot, fault, cards)
             self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)
             refused: list[Waiter] = []
@@ -547,8 +548,8 @@ class Residency:
             assert refusal is not None
             waiter.failed(refusal)
 
-    def _note_death(self, slot: Slot, fault: RuntimeFault, device: str | None = None) -> None:
-        slot.note_death(self._clock(), fault.message, device)
+    def _note_death(self, slot: Slot, fault: RuntimeFault, cards: Iterable[str] = ()) -> None:
+        slot.note_death(self._clock(), fault.message, cards)
         self.counters["deaths"] += 1
 
     # -- idle time ---------------------------------------------------------------------------------------------------

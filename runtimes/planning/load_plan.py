@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lfx_local_runtimes.errors import RuntimeFault
-from lfx_local_runtimes.runtimes.devices import Device
+from lfx_local_runtimes.runtimes.devices import CPU, Device
 from lfx_local_runtimes.runtimes.formats.info import ModelInfo
 
 
@@ -37,6 +37,11 @@ class LoadPlan:
     """Layers by device if the model is divided over several. Empty: all of it is on `device`."""
     smaller: tuple["LoadPlan", ...] = ()
     """The same load with less memory, for one request at once and a shorter context. Tried in turn if it does not fit."""
+
+    @property
+    def cards(self) -> frozenset[str]:
+        """The accelerators that it uses."""
+        return frozenset({self.device.key, *self.layers} - {CPU.key})
 
     @property
     def acceleration(self) -> dict[str, Any]:

@@ -540,6 +540,20 @@ def test_the_request_in_hand_is_answered_by_the_next_device(make: MakeResidency,
     assert residency.counters["deaths"] == 1
 
 
+def test_a_divided_model_that_dies_leaves_all_its_cards() -> None:
+    """Nobody knows which of them failed."""
+    info = ModelInfo(Path("m"), ModelFormat.GGUF, (), 1)
+    layers = {"cuda:0": 8, "cuda:1": 8, "cpu": 4}
+    plan = LoadPlan(info, "doll", Device(DeviceType.CUDA), "x", 8, layers=layers)
+    assert plan.cards == {"cuda:0", "cuda:1"}
+    slot = Slot(ModelKey("m"))
+    slot.devices = frozenset({"cuda:0", "cuda:1", "cpu"})
+    assert slot.falls_back_from(plan.cards, 0)
+    slot.note_death(0, "it broke", plan.cards)
+    assert [slot.distrusts([device], 1) for device in ("cuda:0", "cuda:1", "cpu")] == [True, True, False]
+    assert not slot.falls_back_from(plan.cards, 1)
+
+
 def test_an_answer_that_has_begun_is_not_begun_again(make: MakeResidency, stage: Stage) -> None:
     residency = make()
     stage.devices = [Device(DeviceType.CUDA, 0, "card"), CPU]
