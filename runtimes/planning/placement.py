@@ -23,6 +23,10 @@ _SHORTEST = 2048
 """Tokens: a context that nobody asked for is not made shorter than that to fit."""
 
 
+_FILLED = 0.95
+"""Share of a card's room that the layers of a divided model may fill. The libraries take some memory there for themselves."""
+
+
 class _Made(NamedTuple):
     plan: LoadPlan
     speed: int
@@ -96,7 +100,8 @@ class Placement:
 
     def _divided(self, row: EngineRow, devices: Sequence[Device]) -> list[_Made]:
         """With its layers on all of these devices, one request at a time. Engines fill cards in the order of their numbers."""
-        rooms = {device.key: self._room(device) for device in devices}
+        shares = {device.key: 1.0 if device.type is DeviceType.CPU else _FILLED for device in devices}
+        rooms = {device.key: int(shares[device.key] * self._room(device)) for device in devices}
         config = self._config if self._config.parallel else self._config.model_copy(update={"parallel": 1})
         made = self._asked(row, devices[:1], (), _Way(config, rooms=rooms))
         return [one for one in made if one.plan.layers]

@@ -29,9 +29,9 @@ from lfx_local_runtimes.runtimes.devices import CPU, Device
 from lfx_local_runtimes.runtimes.engines import convert
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.load import faults, places
-from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime, tensor_bytes
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
-from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
 from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.runtimes.trust.gate import approvals_of
@@ -306,6 +306,23 @@ def test_the_library_puts_layers_where_the_plan_says(layers: dict[str, int], tie
     found = _get_device_map(model, asked["device_map"], asked["max_memory"], None)
     where = Counter(device for name, device in found.items() if name.rpartition(".")[2].isdigit())
     assert where == {"cpu" if key == "cpu" else int(key[-1]): count for key, count in layers.items()}
+
+
+def test_a_divided_model_answers_one_request_at_a_time(start: Start, tiny_llama: Path) -> None:
+    """All of its layers are on the CPU here, but it is loaded by limits for each device, and not batched."""
+    config = ModelConfig(model_id=str(tiny_llama), model_name="tiny", threads=1)
+    whole = plan_for_engine(config, "transformers", tiny_llama)
+    runtime = TransformersRuntime(config, replace(whole, layers={"cpu": 2}, sequences=1))
+    try:
+        runtime.start().result()
+        assert runtime._batch is None
+        divided = noise(runtime, temperature=0)
+        assert divided.metadata["acceleration"]["layers"] == {"cpu": 2}
+        assert divided.text == noise(start(tiny_llama), temperature=0).text
+    finally:
+        thread = runtime.stop()
+        assert thread is not None
+        thread.join()
 
 
 def test_weights_that_are_away_from_the_card_are_in_host_memory() -> None:

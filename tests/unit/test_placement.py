@@ -15,6 +15,7 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp import native
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import split
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_loads
 from lfx_local_runtimes.runtimes.planning.rules import Rules
 from lfx_local_runtimes.runtimes.sources import hub
@@ -165,6 +166,18 @@ def test_the_other_card_is_tried_in_sixteen_bits_first() -> None:
         (device, dtype) for engine, device, dtype in choices(plans(tensors(7 * GB), cards)) if engine == "transformers"
     ]
     assert found[:4] == [("cuda:0", "bf16"), ("cuda:1", "bf16"), ("cuda:0", "int8"), ("cuda:1", "int8")]
+
+
+def test_a_small_encoder_is_loaded_from_its_onnx_file_where_that_is_faster(tmp_path: Path) -> None:
+    """In the same type on the CPU. In bf16 torch is faster."""
+    file = tmp_path / "model.onnx"
+    file.write_bytes(bytes(100))
+    header = OnnxHeader(file, "fp32", 1000, 4000, (file,), (), ())
+    encoder = tensors(1000, task="embedding", onnx=(header,))
+    first = plans(encoder, Machine())[0]
+    assert (first.engine, first.dtype) == ("onnx", "fp32")
+    assert first.why.startswith("onnx is faster than transformers in fp32 on cpu. ")
+    assert plans(encoder, Machine(CARD))[0].engine == "transformers"
 
 
 # -- what is said about it -----------------------------------------------------------------------------------------------
