@@ -103,8 +103,10 @@ class Placement:
         shares = {device.key: 1.0 if device.type is DeviceType.CPU else _FILLED for device in devices}
         rooms = {device.key: int(shares[device.key] * self._room(device)) for device in devices}
         config = self._config if self._config.parallel else self._config.model_copy(update={"parallel": 1})
-        made = self._asked(row, devices[:1], (), _Way(config, rooms=rooms))
-        return [one for one in made if one.plan.layers]
+        plans = [made.plan for made in self._asked(row, devices[:1], (), _Way(config, rooms=rooms)) if made.plan.layers]
+        return [
+            _Made(replace(plan, why=f"{plan.why} It fits on no card alone, so it is divided."), 0) for plan in plans
+        ]
 
     def _room(self, device: Device) -> int:
         """Bytes that the model may take if no other model is loaded."""

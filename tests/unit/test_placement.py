@@ -237,6 +237,7 @@ def test_what_does_not_fit_on_a_card_goes_to_the_cpu() -> None:
     assert divided.memory["cpu"] > (32 - on_card) * 2**29
     assert f"{on_card} of 32 layers are on cuda:0, {32 - on_card} on cpu." in divided.warnings
     assert divided.acceleration["layers"] == divided.layers
+    assert divided.why.endswith("It fits on no card alone, so it is divided.")
     assert split(divided) == {0: on_card + 1}
 
 
