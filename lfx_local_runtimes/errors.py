@@ -27,6 +27,7 @@ RuntimeFault
 │   └── Offline             the model is not on this machine, and downloads are off
 ├── EngineFailure           an engine failed while it worked
 │   ├── LoadFailed          an engine could not load the model
+│   ├── DeviceFailed        an accelerator failed while it computed
 │   └── EngineDied          the model's process crashed, ran out of memory, or hung and was killed
 └── SettingsFault           settings that contradict each other or do not suit this machine
 
@@ -226,6 +227,12 @@ class LoadFailed(EngineFailure):
     """No engine could load the model."""
 
     code = "load_failed"
+
+
+class DeviceFailed(EngineFailure):
+    """An accelerator failed while it computed. The model has to be loaded again, on another device if there is one."""
+
+    code = "device_failed"
 
 
 class EngineDied(EngineFailure):

@@ -75,6 +75,7 @@ STATUS: dict[type[RuntimeFault], int] = {
     errors.Offline: 404,
     errors.EngineFailure: 500,
     errors.EngineDied: 503,
+    errors.DeviceFailed: 503,
     errors.SettingsFault: 500,
 }
 """A type that is not in the table has the status of its nearest base class."""
@@ -106,7 +107,8 @@ _MEANINGS = {
     500: "The engine failed; the message says why",
     501: "An optional dependency is missing; the hint says how to install it",
     502: "A download failed",
-    503: "The process of the model died (code `engine_died`). The message says how; the next request loads the model again",
+    503: "The process of the model died (code `engine_died`), or its accelerator failed (`device_failed`). The message says how; "
+    "the next request loads the model again",
     507: "The model does not fit in memory, or on the disk",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {

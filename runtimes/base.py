@@ -17,7 +17,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lfx_local_runtimes.errors import EngineFailure, LoadFailed, QueueFull, RuntimeFault, WrongTask, as_fault
+from lfx_local_runtimes.errors import (
+    DeviceFailed,
+    EngineFailure,
+    LoadFailed,
+    QueueFull,
+    RuntimeFault,
+    WrongTask,
+    as_fault,
+)
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.engines.registry import prepare_plan
 from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
@@ -202,6 +210,13 @@ class ModelRuntime(ABC):
         """Call once if the loaded model ends although nobody asked it to. It is closed then, and `death` says why."""
         self._on_death = callback
 
+    def withdraw(self) -> list[Request[Any]]:
+        """Take back the requests that have shown nothing yet, so that another runtime can serve them."""
+        with self._lock:
+            taken = [request for request in self._requests if request.withdraw()]
+            self._requests.difference_update(taken)
+        return sorted(taken, key=lambda request: request.timeline.queued)
+
     def start(self, context: LoadContext | None = None) -> "Future[None]":
         """Start the thread and load on it, or join the load that is under way. Fails with a `RuntimeFault`."""
         with self._lock:
@@ -237,6 +252,7 @@ class ModelRuntime(ABC):
                 fault = QueueFull(f"{limit} requests are in hand.", model_name=name)
             else:
                 request.timeline.loaded = time.monotonic()
+                request.about = {} if self._plan is None else {"acceleration": self._plan.acceleration}
                 before = self._before(request)
                 self._requests.add(request)
                 if before:
@@ -327,10 +343,11 @@ class ModelRuntime(ABC):
                 self._thread = None
             if died:
                 self.death = fault  # before the model is closed, which takes time: `submit` gives this reason
-            requests = list(self._requests)
         self._shut()
         if died:
             self._on_death()
+        with self._lock:
+            requests = list(self._requests)
         for request in requests:
             request.emit(request.empty() if request.cancelled else Failed(fault))
 
@@ -343,9 +360,11 @@ class ModelRuntime(ABC):
 
     @contextlib.contextmanager
     def _answering(self, *requests: Request[Any]) -> Iterator[None]:
-        """What goes wrong inside fails these requests; the model goes on serving others."""
+        """What goes wrong inside fails these requests; the model goes on serving others, unless its device has failed."""
         try:
             yield
+        except DeviceFailed:
+            raise
         except Exception as error:
             if not isinstance(error, RuntimeFault):
                 logger.exception("request %s on %s", ", ".join(one.id for one in requests), self.config.model_name)

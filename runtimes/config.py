@@ -283,7 +283,11 @@ class ModelConfig(Strict):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads at most. Unset: the physical cores."
     )
-    gpu_layers: int | None = Field(default=None, ge=0, description="llama.cpp layers on the accelerator. Unset: all.")
+    gpu_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="llama.cpp layers on the accelerator; the output counts as one. Unset: as many as fit.",
+    )
     parallel: int | None = Field(
         default=None, ge=1, le=64, description="Requests computed at once. Unset: up to 8, as many as memory allows."
     )

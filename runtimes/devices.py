@@ -33,6 +33,12 @@ class Device:
         return f"cuda:{self.index}" if self.type is DeviceType.CUDA else self.type.value
 
 
+def device_of(key: str) -> Device:
+    """The device with this key."""
+    kind, _, index = key.partition(":")
+    return Device(DeviceType(kind), int(index or 0))
+
+
 CPU = Device(DeviceType.CPU, name=platform.processor() or platform.machine())
 
 
@@ -189,6 +195,18 @@ def select_device(
     raise DeviceUnavailable(
         f"{source} asks for {wanted.value}, which this machine does not have.", hint=f"It has: {there}."
     )
+
+
+HEAVY = 3_000_000_000
+"""Bytes of 16-bit weights, those of 1.5 billion parameters, from which a model is slow on a CPU."""
+
+
+def goes_to_cpu(prefer: DeviceType | str, *, force: DeviceType | str | None, probe: DeviceProbe) -> bool:
+    """Whether a model runs on the CPU: by choice, or because the accelerator it prefers is not there."""
+    try:
+        return select_device(prefer, force=force, probe=probe).type is DeviceType.CPU
+    except DeviceUnavailable:
+        return force is None
 
 
 def default_dtype(device: Device, probe: DeviceProbe = MACHINE) -> str:

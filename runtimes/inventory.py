@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lfx_local_runtimes.errors import ModelNotFound, RuntimeFault
@@ -21,15 +22,19 @@ from lfx_local_runtimes.runtimes.memory.slots import Slot
 from lfx_local_runtimes.runtimes.planning import (
     Inspection,
     LoadPlan,
+    Refusal,
     Rules,
     check_task,
+    consider_loads,
     inspect_model,
-    plan_loads,
     task_of_model,
 )
+from lfx_local_runtimes.runtimes.planning.servable import Choice, choose_load
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog, Resolved, invalid
-from lfx_local_runtimes.runtimes.status import ModelStatus
+from lfx_local_runtimes.runtimes.status import Acceleration, ModelStatus, RefusedLoad
 from lfx_local_runtimes.settings import Settings
+
+_NONE = Choice(None, ())
 
 
 class Inventory:
@@ -107,34 +112,52 @@ class Inventory:
         except (RuntimeFault, OSError) as error:  # a list goes on, and says what is wrong with this one
             return None, str(error)
 
-    def _planned(self, config: ModelConfig, info: Inspection | None) -> tuple[LoadPlan | None, str]:
-        """How a model would be loaded now, or why it cannot be. Neither is known of a model that is not here."""
+    def _choice(self, config: ModelConfig, info: Inspection | None) -> tuple[Choice, str]:
+        """How a model would be loaded now, or why it cannot be. Neither is known of a model that is not here.
+
+        If it fits nowhere, that is the load that would be tried first.
+        """
         problem = _problem(config, info)
         if problem or info is None:
-            return None, problem
+            return _NONE, problem
+        rooms = self._residency.rooms()
         try:
-            plans = plan_loads(config, info, settings=self._settings, rules=self._rules, probe=self._probe)
-            for plan in plans:
-                if engine_row(plan.engine).installed:
-                    return plan, ""
-            engine_row(plans[0].engine).check_installed()  # raises
+            considered = consider_loads(
+                config, info, settings=self._settings, rules=self._rules, probe=self._probe, rooms=rooms
+            )
+            choice = choose_load(considered, self._settings, self._probe, rooms)
+            if choice.plan is None:
+                there = [plan for plan in considered.plans if engine_row(plan.engine).installed]
+                if not there:
+                    engine_row(considered.plans[0].engine).check_installed()  # raises
+                choice = replace(choice, plan=there[0])
         except RuntimeFault as fault:
-            return None, str(fault)
-        return plans[0], ""
+            return _NONE, str(fault)
+        return choice, ""
 
     def _status(self, row: Resolved) -> ModelStatus:
         info, problem = self._info(row)
         unreadable = bool(problem)
-        planned = None
+        choice = _NONE
         if not unreadable:
-            planned, problem = self._planned(row.config, info)
+            choice, problem = self._choice(row.config, info)
         with self._residency.slots():
             slot = self._residency.find(row.config.model_name)
             slot = slot or Slot(ModelKey(row.config.model_name), row.config, row.source)
-            plan = slot.plan or planned
+            plan = slot.plan or choice.plan
             memory = memory_of(plan, self._settings) if plan else None
             task = UNKNOWN if unreadable else task_of_model(row.config, info)
-            return _row(row, info, problem, slot, self._residency, task=task, plan=plan, memory=memory)
+            acceleration = _profile(plan, memory, choice.refused) if plan and memory else None
+            found = _row(row, info, problem, slot, self._residency, task=task, plan=plan, memory=memory)
+            return found.model_copy(update={"acceleration": acceleration})
+
+
+def _profile(plan: LoadPlan, memory: Mapping[str, int], refused: Iterable[Refusal]) -> Acceleration:
+    others = (RefusedLoad(engine=one.engine, device=one.device, dtype=one.dtype, why=str(one.fault)) for one in refused)
+    return Acceleration(
+        **plan.acceleration, context_length=plan.context_length, refused=tuple(others),
+        memory_mb={device: round(size / 2**20, 1) for device, size in memory.items()},
+    )  # fmt: skip
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:

@@ -75,7 +75,7 @@ class RuntimeManager:
         admission_wait: float = ADMISSION_WAIT_S,
     ) -> None:  # fmt: skip
         self.settings = settings or get_settings()
-        self.catalog = catalog or Catalog(self.settings)
+        self.catalog = catalog or Catalog(self.settings, probe=probe)
         self._probe = probe
         self._device, self._rules = check_machine(self.settings, probe)
         self._devices = frozenset(device.key for device in probe.accelerators())
@@ -181,7 +181,14 @@ class RuntimeManager:
         path = self.downloads.fetch(config, context.report, lambda: context.cancelled, first_use=True)
         info = self._read_model(path)
         try:
-            plans = plan_loads(config, info, settings=self.settings, rules=self._rules, probe=self._probe)
+            plans = plan_loads(
+                config,
+                info,
+                settings=self.settings,
+                rules=self._rules,
+                probe=self._probe,
+                rooms=self._residency.rooms(),
+            )
         except (PickleRefused, RemoteCodeRefused) as refusal:
             log_refusal(refusal, key.name, info, self.settings)
             raise

@@ -5,6 +5,36 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class RefusedLoad(BaseModel):
+    """A load that is not tried, or does not fit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    engine: str
+    device: str
+    dtype: str | None = Field(description="null: the usual one of the engine and the device.")
+    why: str
+
+
+class Acceleration(BaseModel):
+    """How a model is loaded: where, in which type, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    engine: str
+    device: str
+    dtype: str
+    context_length: int = Field(description="Tokens.")
+    memory_mb: dict[str, float] = Field(description="MiB by device, as they are reserved.")
+    why: str = Field(description="Why this engine, this device and this type.")
+    layers: dict[str, int] = Field(
+        default={}, description="Layers by device if the model is divided over several. Empty: all on `device`."
+    )
+    refused: tuple[RefusedLoad, ...] = Field(
+        default=(), description="What would come before it, or was considered beside it, and why it is not taken."
+    )
+
+
 class ModelStatus(BaseModel):
     """One known model. Sizes are in MiB, times in seconds. `None` means not known or not applicable."""
 
@@ -60,6 +90,11 @@ class ModelStatus(BaseModel):
     warnings: tuple[str, ...] = Field(default=(), description="What to know about how it was loaded.")
     error: str | None = Field(default=None, description="Why it cannot be loaded, or why the last load failed.")
 
+    acceleration: Acceleration | None = Field(
+        default=None,
+        description="How it is loaded. If it is not in memory: how it would be loaded now, with no other model in memory. "
+        "null: it cannot be loaded, or is not on this machine.",
+    )
     isolation: Literal["process", "inline"] | None = Field(
         default=None,
         description="process: the loaded model has a process of its own. inline: it runs inside the server's process.",

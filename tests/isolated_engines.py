@@ -77,6 +77,14 @@ class Actions:
         end(how)
 
     @staticmethod
+    def die_once(mark: str) -> Iterator[Step]:
+        """The first process of the model does, without a word. The next one finds the mark."""
+        if not Path(mark).exists():
+            Path(mark).touch()
+            end("SIGKILL")
+        yield "alive"
+
+    @staticmethod
     def hang(how: str) -> Iterator[Step]:
         yield "one "
         hang(how)

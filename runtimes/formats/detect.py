@@ -19,7 +19,7 @@ MAX_ENTRIES = 10_000
 
 _PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 _NOT_WEIGHTS = re.compile(r"training_args|optimizer|scheduler|rng_state|scaler", re.IGNORECASE)
-_PROJECTOR = re.compile(r"mmproj", re.IGNORECASE)
+_PROJECTOR = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 _LATER_SPLIT = re.compile(r".+-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf", re.IGNORECASE)
 _SHARD = re.compile(r".+-[0-9]{5}-of-[0-9]{5}\.safetensors")
 
@@ -119,12 +119,27 @@ def _safetensors(folder: Path, files: list[Path]) -> Detected:
 
 
 def _ggufs(files: list[Path]) -> Detected:
-    models = [file for file in files if not _LATER_SPLIT.fullmatch(file.name) and not _PROJECTOR.search(file.name)]
+    models = [file for file in files if _is_model(file)]
     if not models:  # a split model without its first part: reading the first part reports that
         return Detected(ModelFormat.GGUF, (first_split(files[0]),))
     if len(models) > 1:
         return Detected(ModelFormat.GGUF, tuple(models), (_several(models),))
     return Detected(ModelFormat.GGUF, (models[0],))
+
+
+def _is_model(gguf: Path) -> bool:
+    """Neither a later part of a split model nor a part of another kind."""
+    return not _LATER_SPLIT.fullmatch(gguf.name) and not _PROJECTOR.search(gguf.name)
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """The GGUF models in a folder, by their first parts.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    entries = islice(folder.iterdir(), MAX_ENTRIES)
+    return sorted(file for file in entries if file.suffix.lower() == ".gguf" and _is_model(file) and file.is_file())
 
 
 def _several(files: list[Path]) -> str:

@@ -67,9 +67,15 @@ class ModelInfo:
     """The largest number of attention heads in a layer."""
     weight_bytes: int | None = None
     """Bytes of the tensors alone, without headers and padding."""
+    layer_bytes: tuple[int, ...] = ()
+    """Bytes of the tensors of each layer. Only for GGUF."""
+    output_bytes: int = 0
+    """Bytes of the tensors after the last layer, or of the embeddings if they are used there too. Only for GGUF."""
 
     onnx: tuple[OnnxHeader, ...] = ()
     """The ONNX files that come with it."""
+    gguf: "ModelInfo | None" = field(default=None, repr=False)
+    """The same model as a GGUF file, if one lies beside the safetensors."""
 
     @property
     def folder(self) -> Path:

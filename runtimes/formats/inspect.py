@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lfx_local_runtimes.errors import InvalidModelFile, ModelNotFound
-from lfx_local_runtimes.runtimes.formats.detect import Detected, detect, onnx_files
+from lfx_local_runtimes.runtimes.formats.detect import Detected, detect, gguf_files, onnx_files
 from lfx_local_runtimes.runtimes.formats.ggml_types import FILE_TYPES, TENSOR_TYPES
-from lfx_local_runtimes.runtimes.formats.gguf import GgufArray, GgufHeader, read_gguf
+from lfx_local_runtimes.runtimes.formats.gguf import GgufArray, GgufHeader, GgufTensor, read_gguf
 from lfx_local_runtimes.runtimes.formats.gguf_check import MAX_LAYERS, check_gguf
+from lfx_local_runtimes.runtimes.formats.gguf_names import best_gguf
 from lfx_local_runtimes.runtimes.formats.gguf_split import split_files
 from lfx_local_runtimes.runtimes.formats.hf_config import (
     attention_layers,
@@ -32,6 +33,7 @@ _Header = TypeVar("_Header")
 _INSTRUCT = frozenset({"it", "instruct", "instruction", "chat", "assistant"})
 _DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64", "I8": "int8", "U8": "uint8"}
 _TORCH_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_LAYER = re.compile(r"blk\.(\d{1,5})\.")
 _SLIDING_PATTERNS = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2}
 """llama.cpp knows these by architecture: every n-th layer has full attention."""
 _GGUF_ENCODERS = frozenset(
@@ -165,7 +167,24 @@ def _gguf(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         metadata={key: value for key, value in header.metadata.items() if not isinstance(value, GgufArray)},
         heads=max(heads, default=None),
         weight_bytes=sum(tensor.size for tensor in tensors),
+        layer_bytes=_layer_bytes(tensors),
+        output_bytes=_output_bytes(tensors),
     )
+
+
+def _layer_bytes(tensors: Iterable[GgufTensor]) -> tuple[int, ...]:
+    """Bytes of each layer: its tensors are called `blk.7.…`."""
+    sizes: Counter[int] = Counter()
+    for tensor in tensors:
+        if (layer := _LAYER.match(tensor.name)) is not None:
+            sizes[int(layer[1])] += tensor.size
+    return tuple(sizes[number] for number in range(len(sizes))) if set(sizes) == set(range(len(sizes))) else ()
+
+
+def _output_bytes(tensors: Iterable[GgufTensor]) -> int:
+    sizes = {tensor.name: tensor.size for tensor in tensors}
+    after = sum(size for name, size in sizes.items() if name.startswith("output"))
+    return after if "output.weight" in sizes else after + sizes.get("token_embd.weight", 0)
 
 
 def _gguf_task(header: GgufHeader) -> tuple[str, str]:
@@ -276,7 +295,18 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         heads=number(text, "num_attention_heads"),
         weight_bytes=sum(tensor.size for tensor in tensors) or None,
         onnx=_onnx_headers(onnx_files(folder), []) if thorough else (),
+        gguf=_gguf_beside(info, thorough=thorough) if info.format is ModelFormat.SAFETENSORS else None,
     )
+
+
+def _gguf_beside(info: ModelInfo, *, thorough: bool) -> ModelInfo | None:
+    """The best GGUF file in the folder of other weights; None if there is none, or it cannot be loaded."""
+    files = {file.name: file for file in gguf_files(info.folder)} if info.path.is_dir() else {}
+    if not files:
+        return None
+    file = files[best_gguf(files)]
+    found = _inspect(file, Detected(ModelFormat.GGUF, (file,)), thorough=thorough)
+    return found if found.valid else None
 
 
 def _stored_type(config: Mapping[str, Any], text: Mapping[str, Any], tensors: list[SafetensorsTensor]) -> str | None:

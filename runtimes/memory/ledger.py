@@ -5,8 +5,7 @@ free = min(free bytes by the driver − bytes promised but not yet taken, budget
 
 from collections.abc import Hashable, Mapping
 
-from lfx_local_runtimes.runtimes.config import DeviceType
-from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe
+from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe, device_of
 from lfx_local_runtimes.settings import Settings
 
 MODELS = "models"
@@ -42,7 +41,7 @@ class MemoryLedger:
         """How much of a resource all models together may take; None means no limit."""
         if resource == MODELS:
             return self._settings.max_loaded_models
-        return device_budget(_device(resource), self._settings, self._probe)
+        return device_budget(device_of(resource), self._settings, self._probe)
 
     def accounted(self, resource: str) -> int:
         """How much of a resource models hold or were promised."""
@@ -61,7 +60,16 @@ class MemoryLedger:
         if resource == MODELS:
             return left
         promised = sum(self._entries[name].get(resource, 0) for name in self._promised)
-        return max(0, min(left, self._probe.memory(_device(resource)).free - promised))
+        return max(0, min(left, self._probe.memory(device_of(resource)).free - promised))
+
+    def rooms(self) -> dict[str, int]:
+        """Bytes by accelerator that one model may take if all others leave: other programs may use it too."""
+        found = {}
+        for device in self._probe.accelerators():
+            taken = sum(entry.get(device.key, 0) for name, entry in self._entries.items() if name not in self._promised)
+            budget = device_budget(device, self._settings, self._probe)
+            found[device.key] = min(budget, self._probe.memory(device).free + taken)
+        return found
 
     def shortage(self, needs: Mapping[str, int]) -> dict[str, int]:
         """How much of each resource is missing; empty if the needs fit."""
@@ -102,8 +110,3 @@ class MemoryLedger:
                 "models": {str(name): entry[key] for name, entry in self._entries.items() if entry.get(key)},
             }  # fmt: skip
         return rows
-
-
-def _device(key: str) -> Device:
-    kind, _, index = key.partition(":")
-    return Device(DeviceType(kind), int(index or 0))

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from lfx_local_runtimes.errors import (
+    DeviceFailed,
     DeviceUnavailable,
     DoesNotFit,
     EngineDied,
@@ -93,6 +94,11 @@ class Residency:
         """All slots, for reading or registering, under the lock."""
         with self._changed:
             yield self._slots
+
+    def rooms(self) -> dict[str, int]:
+        """Bytes by accelerator that one model may take if all others leave."""
+        with self._changed:
+            return self.ledger.rooms()
 
     def wait_for(self, condition: Callable[[dict[ModelKey, Slot]], bool], timeout: float) -> bool:
         """Block until the slots satisfy a condition; False after `timeout` seconds."""
@@ -191,6 +197,7 @@ class Residency:
                 slot.pinned or prepared.config.pinned,
             )
             slot.keep_alive = prepared.config.keep_alive
+            slot.devices = frozenset(plan.device.key for plan in prepared.plans)
             runtime = self._first_that_loads(slot, prepared, slot.context)
             self._load_done(slot, runtime, self._clock() - started)
         except Exception as error:
@@ -263,7 +270,7 @@ class Residency:
         too_much: dict[str, int] = {}
         """Bytes that did not fit, by device."""
         now = self._clock()
-        left = deque(sorted(prepared.plans, key=lambda plan: slot.distrusts(plan.device.key, now)))
+        left = deque(sorted(prepared.plans, key=lambda plan: slot.distrusts(plan.cards, now)))
         if left[0] is not prepared.plans[0]:
             faults.append(EngineDied(f"{slot.name} died on {prepared.plans[0].device.key}: {slot.last_exit}"))
         while left:
@@ -276,7 +283,7 @@ class Residency:
                 level = level_of(runtime.isolation, self._settings)
                 context.clearance = check(prepared.config, plan.info, self._settings, level, name=slot.key.name)
                 self._load_one(slot, runtime, plan, context)
-            except (LoadFailed, EngineDied, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
+            except (LoadFailed, EngineDied, DeviceFailed, MissingExtra, DoesNotFit, DeviceUnavailable) as fault:
                 if context.cancelled:
                     raise
                 logger.warning("%s on %s: %s", plan.engine, plan.device.key, fault)
@@ -509,7 +516,10 @@ class Residency:
     # -- death -------------------------------------------------------------------------------------------------------
 
     def _died(self, slot: Slot, runtime: ModelRuntime) -> None:
-        """A loaded model has ended by itself. Its requests have failed; those who waited behind it get a fresh load."""
+        """A loaded model has ended by itself. Its requests have failed; those who waited behind it get a fresh load.
+
+        If it ended on an accelerator, requests that have shown nothing yet get the load on the next device.
+        """
         fault = runtime.death
         assert fault is not None
         with self._changed:
@@ -521,7 +531,11 @@ class Residency:
             slot.runtime, slot.load_time, slot.keep_alive, slot.leases = None, None, None, 0
             self._owners.pop(runtime, None)
             slot.error = fault
-            self._note_death(slot, fault, plan.device.key if plan else None)
+            cards = plan.cards if plan else frozenset()
+            if not self._closed and slot.falls_back_from(cards, self._clock()):
+                again = [RequestWaiter(request, self.release) for request in runtime.withdraw()]
+                slot.waiters.extendleft(reversed(again))
+            self._note_death(slot, fault, cards)
             self.ledger.release(slot.key)
             refusal = self._refused_for_now(slot)
             refused: list[Waiter] = []
@@ -534,8 +548,8 @@ class Residency:
             assert refusal is not None
             waiter.failed(refusal)
 
-    def _note_death(self, slot: Slot, fault: RuntimeFault, device: str | None = None) -> None:
-        slot.note_death(self._clock(), fault.message, device)
+    def _note_death(self, slot: Slot, fault: RuntimeFault, cards: Iterable[str] = ()) -> None:
+        slot.note_death(self._clock(), fault.message, cards)
         self.counters["deaths"] += 1
 
     # -- idle time ---------------------------------------------------------------------------------------------------

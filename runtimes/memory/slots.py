@@ -6,7 +6,7 @@ where the next request tries again. `move` is the only writer of the state and f
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from enum import Enum
 from typing import Any, Protocol
@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from lfx_local_runtimes.errors import LoadFailed, RuntimeFault
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.config import FOREVER, ModelConfig, ModelKey
-from lfx_local_runtimes.runtimes.devices import CPU
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Failed, Progress, Request
 
@@ -141,6 +140,8 @@ class Slot:
         """When the model died without being asked to end, the last times (monotonic seconds)."""
         self.died_on: dict[str, float] = {}
         """Accelerators on which the model died, and when."""
+        self.devices: frozenset[str] = frozenset()
+        """Where it may be loaded."""
         self.restarts = 0
         """How often that happened in all."""
         self.last_exit: str | None = None
@@ -155,17 +156,21 @@ class Slot:
         self.state = state
         self.ready_since = time.monotonic() if state is SlotState.READY else None
 
-    def note_death(self, now: float, how: str, device: str | None = None) -> None:
-        """The model died without being asked to end, on this device."""
+    def note_death(self, now: float, how: str, cards: Iterable[str] = ()) -> None:
+        """The model died without being asked to end, on these accelerators."""
         self.deaths.append(now)
-        if device is not None and device != CPU.key:
-            self.died_on[device] = now
+        self.died_on |= dict.fromkeys(cards, now)
         self.restarts += 1
         self.last_exit = how
 
-    def distrusts(self, device: str, now: float) -> bool:
-        """It died on this accelerator a short time ago: others are tried first."""
-        return device in self.died_on and now - self.died_on[device] <= DEATH_WINDOW_S
+    def distrusts(self, cards: Iterable[str], now: float) -> bool:
+        """It died on one of these accelerators a short time ago: others are tried first."""
+        return any(card in self.died_on and now - self.died_on[card] <= DEATH_WINDOW_S for card in cards)
+
+    def falls_back_from(self, cards: frozenset[str], now: float) -> bool:
+        """It was not known that these accelerators fail, and there is another device that has not failed lately."""
+        others = (one for one in self.devices - cards if not self.distrusts([one], now))
+        return bool(cards) and not self.distrusts(cards, now) and any(others)
 
     @property
     def open(self) -> bool:

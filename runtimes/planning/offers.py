@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lfx_local_runtimes.errors import InvalidInput
@@ -32,6 +32,9 @@ class Terms:
     probe: DeviceProbe
     shortens: bool = False
     """Nobody asked for this context: an offer may have a shorter one to save memory."""
+    rooms: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by device over which the layers are to be divided, because the model fits on none of them; the CPU last, if it
+    may take some. Empty: the model is loaded on one device."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Offer:
     """Host memory for the states of prompts that had to leave the context. It is a part of `memory`."""
     speed: int = 0
     """Of two offers with one type on one device, the offer with the higher speed is tried first. 0 is the usual speed."""
+    layers: Mapping[str, int] = field(default_factory=dict)
+    """Layers by device if the model is divided, as the terms ask. An engine that cannot do that leaves it empty."""
     warnings: tuple[str, ...] = ()
     """What the user should know about this load."""
 

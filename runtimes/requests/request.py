@@ -49,6 +49,8 @@ class Request(Generic[AskT]):
         self.job: Any = None
         """For the engine: how far it has come with this request."""
         self.timeline = Timeline()
+        self.about: dict[str, Any] = {}
+        """For the metadata of the result: how the model was loaded that serves it."""
         self.channel = Channel()
         self._state = RequestState.QUEUED
         self._lock = threading.Lock()
@@ -131,6 +133,18 @@ class Request(Generic[AskT]):
             self.timeline.started = time.monotonic()
             return True
 
+    def withdraw(self) -> bool:
+        """Take the request back from an engine that has failed. False if it has ended, was cancelled, or has shown something.
+
+        What was fed to it is gone, so a task that takes input after its start cannot be taken back.
+        """
+        with self._lock:
+            shown = self.timeline.first is not None or task_row(self.task).chunk is not None
+            if self.ended or shown or self._cancelled.is_set():
+                return False
+            self._state, self.job = RequestState.QUEUED, None
+            return True
+
     def emit(self, event: Event) -> None:
         """Deliver an event. The first `Finished` or `Failed` ends the request; later events are dropped."""
         callbacks: list[Callable[[], None]] = []
@@ -149,7 +163,7 @@ class Request(Generic[AskT]):
                 callbacks, self._on_end = self._on_end, []
                 self._on_cancel = []
         if isinstance(event, Finished):
-            event.result.metadata["timeline_ms"] = self.timeline.milliseconds()
+            event.result.metadata.update(self.about, timeline_ms=self.timeline.milliseconds())
         for callback in callbacks:  # before the reader gets the event: the lease is back when the answer is there
             callback()
         self.channel.put(event)

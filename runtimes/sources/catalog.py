@@ -25,6 +25,7 @@ from lfx_local_runtimes.errors import (
     PathNotAllowed,
 )
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.devices import MACHINE, DeviceProbe
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.requests import Progress
@@ -66,17 +67,19 @@ class Catalog:
         registrations: by default `models.json` in the data folder.
         cache: the hub's cache folder; by default the one the environment names.
         endpoint: the hub's address; by default the one the environment names.
+        probe: what is asked of the machine: on a CPU a large model is fetched in another form.
     """
 
     def __init__(
         self, settings: Settings, registrations: Registrations | None = None, *, cache: Path | None = None,
-        endpoint: str | None = None,
+        endpoint: str | None = None, probe: DeviceProbe = MACHINE,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.registrations = registrations or Registrations(settings.home / "models.json")
         self.models_file = ModelsFile(settings.models_file or settings.home / "models.yaml")
         self._cache = cache or hub_cache(settings)
         self._endpoint = endpoint
+        self._probe = probe
         self._seen: tuple[float, dict[str, Discovered]] = (float("-inf"), {})
 
     # -- registrations -----------------------------------------------------------------------------------------------
@@ -270,12 +273,12 @@ class Catalog:
         if _is_path(config.model_id):
             return self._local(config.model_id)
         ref = HubRef.parse(config.model_id)
-        return cached_model(self._cache, ref, config.revision, Wish.of(config, ref, self.settings)) if ref else None
+        return cached_model(self._cache, ref, config.revision, self._wish(config, ref)) if ref else None
 
     def download_key(self, config: ModelConfig) -> Hashable:
         """What would be fetched: equal for configurations that need the same files."""
         ref = None if self._carrier(config) is not None or _is_path(config.model_id) else HubRef.parse(config.model_id)
-        return config.model_id if ref is None else (ref.repo, config.revision, Wish.of(config, ref, self.settings))
+        return config.model_id if ref is None else (ref.repo, config.revision, self._wish(config, ref))
 
     def fetch(
         self, config: ModelConfig, report: Callable[[Progress], None], cancelled: Callable[[], bool],
@@ -318,9 +321,12 @@ class Catalog:
         from lfx_local_runtimes.runtimes.sources.download import download_model  # httpx is slow to import
 
         return download_model(
-            ref, config.revision, Wish.of(config, ref, self.settings), cache=self._cache, token=token,
+            ref, config.revision, self._wish(config, ref), cache=self._cache, token=token,
             endpoint=self._endpoint, report=report, cancelled=cancelled, check=check,
         )  # fmt: skip
+
+    def _wish(self, config: ModelConfig, ref: HubRef) -> Wish:
+        return Wish.of(config, ref, self.settings, self._probe)
 
     def _discovered(self) -> Sequence[Discovered]:
         found = discover(self.settings, self._cache)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from lfx_local_runtimes.runtimes.config import AUTO_TASK
+from lfx_local_runtimes.runtimes.formats.gguf_names import gguf_tag
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.sources.hub import describe, gguf_models, gguf_tag, hub_cache, snapshot_folder
+from lfx_local_runtimes.runtimes.sources.hub import describe, gguf_models, hub_cache, snapshot_folder
 from lfx_local_runtimes.runtimes.sources.packages import carriers
 from lfx_local_runtimes.settings import Settings
 

@@ -90,7 +90,7 @@ class Transfer:
         self._revision, self._report = revision, report
         self._folder = repo_folder(cache, remote.name)
         self.commit, files = remote.listing(revision)
-        choice = choose(list(files), wish, remote.name)
+        choice = choose(list(files), wish, remote.name, {name: file.size for name, file in files.items()})
         self.entry = choice.entry
         self.files = tuple(files[name] for name in choice.files)
         """All files of the model, also those that are there already."""

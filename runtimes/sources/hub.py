@@ -5,14 +5,16 @@ Only file names are used here: no network, and no weights are read.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants
 
 from lfx_local_runtimes.errors import ModelNotFound, PickleRefused
 from lfx_local_runtimes.runtimes.config import ModelConfig, RuntimeType
+from lfx_local_runtimes.runtimes.devices import HEAVY, MACHINE, DeviceProbe, goes_to_cpu
+from lfx_local_runtimes.runtimes.formats.gguf_names import best_gguf, gguf_tag, same_tag
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.formats.onnx import MADE, PRECISION, preference
 from lfx_local_runtimes.settings import Settings
@@ -20,18 +22,9 @@ from lfx_local_runtimes.settings import Settings
 _REPO = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*?)(?::([\w.-]{1,64}))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})(?=\.(?:gguf|safetensors)$)")
-_TAG = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:I?Q|TQ)\d_[A-Z0-9_]+|B?F16|F32|FP16|FP32|MXFP4(?:_MOE)?)(?=[-./]|$)", re.IGNORECASE
-)
 _PICKLE = re.compile(r"(?:diffusion_)?pytorch_model[\w.-]*\.bin")
 _SIDE_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".spm"})
 _OTHER_ENGINES = frozenset({"onnx", "openvino", "original", "coreml", "metal", "flax", "gguf"})
-_SAME_TAG = {"FP16": "F16", "FP32": "F32"}
-
-_PREFERRED = (
-    "Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q5_K_S", "Q5_0", "Q6_K", "Q3_K_M", "BF16", "F16", "F32",
-)  # fmt: skip
-"""The order of choice among several GGUF files if no tag is given: the best balance of size and quality first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +55,9 @@ class Wish:
     """Take this GGUF."""
     gguf: bool = False
     """Take GGUF even if there are safetensors too."""
+    light: bool = field(default=False, compare=False)
+    """Fetch GGUF if the safetensors are heavy: the model will run on the CPU. What is cached is used as it is,
+    and whoever downloads the same repository shares one download."""
     onnx: bool = False
     """Take ONNX even if there are safetensors too."""
     dtype: str | None = None
@@ -76,7 +72,7 @@ class Wish:
     """The most bytes to fetch."""
 
     @classmethod
-    def of(cls, config: ModelConfig, ref: HubRef, settings: Settings) -> "Wish":
+    def of(cls, config: ModelConfig, ref: HubRef, settings: Settings, probe: DeviceProbe = MACHINE) -> "Wish":
         """From a configuration. A floating-point or integer type is not a GGUF tag."""
         tag = ref.tag
         if tag is None and config.quantization is not None and "_" in config.quantization:
@@ -84,6 +80,9 @@ class Wish:
         return cls(
             tag,
             gguf=tag is not None or config.runtime_type == RuntimeType.LLAMA_CPP,
+            light=config.runtime_type == RuntimeType.AUTO
+            and config.quantization is None
+            and goes_to_cpu(config.device_type, force=settings.force_device, probe=probe),
             onnx=config.runtime_type == RuntimeType.ONNX,
             dtype=config.quantization,
             tensors=config.runtime_type == RuntimeType.TRANSFORMERS,
@@ -107,12 +106,6 @@ def safe_name(name: str) -> bool:
     """Whether a relative path stays inside its folder on every platform."""
     parts = name.split("/")
     return name.isprintable() and not re.search(r'[\\:*?"<>|]', name) and all(part.strip(". ") for part in parts)
-
-
-def gguf_tag(name: str) -> str | None:
-    """The quantization in a GGUF file's name: `gemma-2b.q4_k_m.gguf` → `Q4_K_M`."""
-    found = _TAG.findall(_SPLIT.sub("", name).removesuffix(".gguf"))
-    return _SAME_TAG.get(found[-1].upper(), found[-1].upper()) if found else None
 
 
 def gguf_models(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -151,8 +144,14 @@ def describe(names: Sequence[str]) -> tuple[ModelFormat, tuple[str, ...]] | None
     return (ModelFormat.ONNX, onnx) if onnx else None
 
 
-def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
-    """The files to take from a repository (or from the cached part of it).
+def choose(names: Sequence[str], wish: Wish, repo: str, sizes: Mapping[str, int] | None = None) -> Choice:
+    """The files to take from a repository.
+
+    Args:
+        names: its files.
+        wish: which form of the model to take.
+        repo: its name, for errors.
+        sizes: bytes by file. Without them no file is heavy.
 
     Raises:
         ModelNotFound: it holds no weights in a form that is served, or none in the form asked for.
@@ -161,6 +160,9 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
     ggufs, found = gguf_models(names), describe(names)
     if ggufs and (wish.gguf or found is None):
         first = _pick_gguf(ggufs, wish.tag, repo)
+        return Choice(ggufs[first], entry=first)
+    if ggufs and found is not None and wish.light and sizes and _is_lighter(ggufs[best_gguf(ggufs)], found, sizes):
+        first = best_gguf(ggufs)
         return Choice(ggufs[first], entry=first)
     if wish.tag is not None:
         raise ModelNotFound(f"{repo} holds no GGUF file.", hint=f"Leave out {wish.tag}, or name a GGUF repository.")
@@ -189,14 +191,18 @@ def choose(names: Sequence[str], wish: Wish, repo: str) -> Choice:
     return Choice((*sorted(side), *weights))
 
 
+def _is_lighter(gguf: Sequence[str], found: tuple[ModelFormat, Sequence[str]], sizes: Mapping[str, int]) -> bool:
+    """Whether the other weights are heavy safetensors, and the GGUF is smaller."""
+    heavy = sum(sizes[name] for name in found[1])
+    return found[0] is ModelFormat.SAFETENSORS and heavy >= HEAVY and sum(sizes[name] for name in gguf) < heavy
+
+
 def _pick_gguf(ggufs: dict[str, tuple[str, ...]], tag: str | None, repo: str) -> str:
-    tags = {first: gguf_tag(first) for first in ggufs}
-    by_length = sorted(ggufs, key=lambda first: (len(first), first))
     if tag is None:
-        rank = {known: position for position, known in enumerate(_PREFERRED)}
-        return min(by_length, key=lambda first: rank.get(tags[first] or "", len(rank)))
-    wanted = _SAME_TAG.get(tag.upper(), tag.upper())
-    for first in by_length:
+        return best_gguf(ggufs)
+    tags = {first: gguf_tag(first) for first in ggufs}
+    wanted = same_tag(tag)
+    for first in sorted(ggufs, key=lambda first: (len(first), first)):
         if tags[first] == wanted:
             return first
     there = ", ".join(sorted({known for known in tags.values() if known})) or "no file that names its type"

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager
+from lfx_local_runtimes.runtimes.config import RuntimeType
 from lfx_local_runtimes.runtimes.devices import MACHINE
+from lfx_local_runtimes.runtimes.formats.inspect import read_model
+from lfx_local_runtimes.runtimes.planning import Rules, plan_loads
 from lfx_local_runtimes.runtimes.processes.confinement import available
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.settings import Settings
@@ -122,6 +125,41 @@ async def test_a_card_with_too_little_memory_leaves_a_model_to_the_cpu(
     assert card in warning
     assert warning.endswith(f"Running on {engine}, cpu instead.")
     assert manager.stats()["memory"][card]["models"] == {}
+
+
+def budget_that_divides(path: Path, engine: str, **options: Any) -> float:
+    """GiB of a card on which some of the model's layers fit, and not all."""
+    config = ModelConfig(model_id=str(path), model_name="model", runtime_type=RuntimeType(engine), context_length=512)
+    info = read_model(path, thorough=True)
+    for step in range(1, 40):
+        settings = Settings(max_gpu_mem_gb=step / 20, **options)
+        found = plan_loads(config, info, settings=settings, rules=Rules.load())
+        if any(len(plan.layers) > 1 for plan in found):
+            return step / 20
+    raise AssertionError("no budget divides the model")
+
+
+async def test_layers_that_do_not_fit_on_the_card_go_to_the_cpu(open_manager: Open, gemma: Path, engine: str) -> None:
+    manager = open_manager(max_gpu_mem_gb=budget_that_divides(gemma, engine))
+    register(manager, gemma, engine, context_length=512)
+    result = await manager.generate("model", QUESTION)
+    assert "Paris" in result.text
+    layers = result.metadata["acceleration"]["layers"]
+    assert len(layers) == 2
+    assert sum(layers.values()) == 18
+    assert any("of 18 layers are on cuda:" in warning for warning in result.metadata["warnings"])
+    memory = manager.stats()["memory"]
+    assert all(memory[device]["models"]["model"] > 0 for device in layers)
+
+
+async def test_a_model_is_split_over_two_cards(open_manager: Open, gemma: Path, engine: str) -> None:
+    if len(MACHINE.accelerators()) < 2:
+        pytest.skip("one card only")
+    manager = open_manager(max_gpu_mem_gb=budget_that_divides(gemma, engine, force_device="cuda"), force_device="cuda")
+    register(manager, gemma, engine, context_length=512)
+    result = await manager.generate("model", QUESTION)
+    assert "Paris" in result.text
+    assert [*result.metadata["acceleration"]["layers"]] == ["cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize("engine", [*EMBEDDERS])

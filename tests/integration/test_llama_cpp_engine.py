@@ -13,9 +13,12 @@ from lfx_local_runtimes.runtimes import (
     GenerationConfig,
     LlamaCppRuntime,
     ModelConfig,
+    RuntimeManager,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import Row
+from lfx_local_runtimes.runtimes.planning import forms
+from lfx_local_runtimes.settings import Settings
 from tests.plugin_models import save_gguf
 
 pytestmark = pytest.mark.integration
@@ -237,3 +240,29 @@ async def test_a_stop_string_does_not_match_the_space_before_the_answer(runtime:
     result = await runtime.generate(greedy(prompt="Write a Python function that adds two numbers.", stop="\n\n"))
     assert result.tokens_generated > 3
     assert result.text.strip()
+
+
+def test_a_large_model_on_the_cpu_is_its_gguf_file(
+    gemma_gguf: Path, gemma_safetensors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packaged Gemma in both formats, and any model is large."""
+    monkeypatch.setattr(forms, "HEAVY", 1)
+    folder = tmp_path / "models" / "gemma"
+    folder.mkdir(parents=True)
+    for file in (*gemma_safetensors.iterdir(), gemma_gguf):
+        (folder / file.name).symlink_to(file.resolve())
+    roots = (tmp_path / "models", gemma_gguf.parent, gemma_safetensors.parent)
+    manager = RuntimeManager(Settings(home=tmp_path / "home", model_dirs=roots, offline=True, spare_processes=0))
+    try:
+        manager.register_model(
+            ModelConfig(model_id=str(folder), model_name="gemma", context_length=512, device_type="cpu")
+        )
+        told = manager.model_status("gemma").acceleration
+        result = manager.stream("gemma", greedy()).wait()
+    finally:
+        manager.close()
+    assert "Paris" in result.text
+    assert told is not None
+    assert told.model_dump(include={"engine", "device", "dtype", "why"}) == result.metadata["acceleration"]
+    assert (told.engine, told.dtype) == ("llama_cpp", "Q4_K_M")
+    assert told.why.startswith("The model is large for a CPU, so its GGUF file is loaded and not the safetensors.")

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from typer.testing import CliRunner
 
 from lfx_local_runtimes.cli import app
 from lfx_local_runtimes.errors import (
+    DeviceFailed,
+    DoesNotFit,
     InvalidInput,
     LoadFailed,
     ModelNotFound,
@@ -20,11 +24,15 @@ from lfx_local_runtimes.errors import (
     RuntimeFault,
 )
 from lfx_local_runtimes.runtimes.base import LoadContext
-from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.devices import CPU, Device
 from lfx_local_runtimes.runtimes.engines import convert
 from lfx_local_runtimes.runtimes.engines.llama_cpp.runtime import LlamaCppRuntime
-from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
-from lfx_local_runtimes.runtimes.requests import Progress
+from lfx_local_runtimes.runtimes.engines.transformers.load import faults, places
+from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime, tensor_bytes
+from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
+from lfx_local_runtimes.runtimes.planning import LoadPlan, plan_for_engine
+from lfx_local_runtimes.runtimes.requests import Progress, Request
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.runtimes.trust.gate import approvals_of
 from lfx_local_runtimes.settings import PREFIX, get_settings
@@ -268,3 +276,99 @@ def test_conversion_refuses_what_it_cannot_do(tiny_llama: Path, gemma_gguf: Path
     assert list(tmp_path.iterdir()) == [tmp_path / "local-runtimes-home"]
     with pytest.raises(ModelNotFound, match="no-such-model"):
         command("no-such-model")
+
+
+# -- layers on several devices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "layers", [{"cuda:0": 7, "cpu": 5}, {"cuda:0": 7, "cuda:1": 5}, {"cuda:0": 4, "cuda:1": 5, "cpu": 3}]
+)
+def test_the_library_puts_layers_where_the_plan_says(layers: dict[str, int], tied: bool) -> None:
+    """By the library's own map of a model without weights: no card is needed."""
+    from transformers.integrations.accelerate import _get_device_map
+
+    config = transformers.LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=4000, tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    info = ModelInfo(
+        Path("m"), ModelFormat.SAFETENSORS, (), 2 * parameters, parameters=parameters, weight_bytes=2 * parameters,
+        vocabulary=4000, embedding_length=256, layers=(AttentionLayer(2, 64, 64),) * 12,
+        metadata={"tie_word_embeddings": tied},
+    )  # fmt: skip
+    plan = LoadPlan(info, "transformers", Device(DeviceType.CUDA, 0), "bf16", 512, layers=layers)
+    asked = places(plan)
+    found = _get_device_map(model, asked["device_map"], asked["max_memory"], None)
+    where = Counter(device for name, device in found.items() if name.rpartition(".")[2].isdigit())
+    assert where == {"cpu" if key == "cpu" else int(key[-1]): count for key, count in layers.items()}
+
+
+def test_a_divided_model_answers_one_request_at_a_time(start: Start, tiny_llama: Path) -> None:
+    """All of its layers are on the CPU here, but it is loaded by limits for each device, and not batched."""
+    config = ModelConfig(model_id=str(tiny_llama), model_name="tiny", threads=1)
+    whole = plan_for_engine(config, "transformers", tiny_llama)
+    runtime = TransformersRuntime(config, replace(whole, layers={"cpu": 2}, sequences=1))
+    try:
+        runtime.start().result()
+        assert runtime._batch is None
+        divided = noise(runtime, temperature=0)
+        assert divided.metadata["acceleration"]["layers"] == {"cpu": 2}
+        assert divided.text == noise(start(tiny_llama), temperature=0).text
+    finally:
+        thread = runtime.stop()
+        assert thread is not None
+        thread.join()
+
+
+def test_weights_that_are_away_from_the_card_are_in_host_memory() -> None:
+    """The library keeps such weights as tensors without data, all of them at the address 0."""
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False))
+    assert tensor_bytes(model) == {"cpu": 2 * 8 * 8 * 4}
+
+
+# -- a device that fails ---------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_the_driver_is_told_from_others() -> None:
+    plan = LoadPlan(
+        ModelInfo(Path("m"), ModelFormat.SAFETENSORS, (), 1), "transformers", Device(DeviceType.CUDA), "bf16", 16
+    )
+    driver = RuntimeError(
+        "CUDA error: no kernel image is available for execution on the device\nFor debugging consider …"
+    )
+    with pytest.raises(DeviceFailed, match=r"cuda:0 failed: CUDA error: no kernel image.*device\.$"), faults(plan):
+        raise driver
+    with pytest.raises(RuntimeError, match="no kernel image"), faults(replace(plan, device=CPU)):
+        raise driver
+    with pytest.raises(RuntimeError, match="shapes"), faults(plan):
+        raise RuntimeError("shapes do not match")
+    with pytest.raises(DoesNotFit, match="cuda:0 ran out of memory"), faults(plan):
+        raise torch.OutOfMemoryError
+
+
+def test_a_device_that_fails_ends_the_model(
+    start: Start, tiny_llama: Path, tiny_bloom: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batched or not: each later request on it would fail in the same way."""
+    for path in (tiny_llama, tiny_bloom):
+        runtime = start(path)
+        died = threading.Event()
+        runtime.on_death(died.set)
+        model = runtime._loaded.model if runtime._loaded else None
+        assert model is not None
+        monkeypatch.setattr(type(model), "forward", _fail)
+        request = Request("m", GenerationConfig(prompt="abc", raw=True, max_tokens=4))
+        runtime.submit(request)
+        assert died.wait(60)
+        monkeypatch.undo()
+        assert isinstance(runtime.death, DeviceFailed)
+
+
+def _fail(*arguments: Any, **options: Any) -> None:
+    raise DeviceFailed("cuda:0 failed.")

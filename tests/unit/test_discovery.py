@@ -13,11 +13,11 @@ import pytest
 from lfx_local_runtimes.errors import DownloadFailed
 from lfx_local_runtimes.nodes import provider
 from lfx_local_runtimes.runtimes import RuntimeManager
+from lfx_local_runtimes.runtimes.formats.gguf_names import gguf_tag
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
 from lfx_local_runtimes.runtimes.sources import discovery, packages
 from lfx_local_runtimes.runtimes.sources.catalog import Catalog
 from lfx_local_runtimes.runtimes.sources.discovery import Discovered, discover
-from lfx_local_runtimes.runtimes.sources.hub import gguf_tag
 from lfx_local_runtimes.settings import Settings
 from tests.builders import write_gguf
 

@@ -288,6 +288,16 @@ def test_which_gguf(hub: FakeHub, fetch: Callable[..., Path]) -> None:
         fetch(wish=Wish("Q2_K", gguf=True))
 
 
+def test_a_cpu_gets_the_gguf_file_of_a_large_model_and_nothing_else(hub: FakeHub, fetch: Callable[..., Path]) -> None:
+    hub.repos[REPO] = {**CHAT, "tiny-Q4_K_M.gguf": GGUF}
+    hub.sizes = {"model.safetensors": 14 * 10**9}
+    path = fetch(wish=Wish(light=True))
+    assert [file.name for file in path.parent.iterdir()] == [path.name] == ["tiny-Q4_K_M.gguf"]
+    assert not hub.downloads("model.safetensors")
+    hub.sizes = {}
+    assert (fetch(wish=Wish(light=True)) / "model.safetensors").exists()
+
+
 def test_split_files_come_whole(hub: FakeHub, fetch: Callable[..., Path]) -> None:
     parts = {f"big-Q8_0-0000{n}-of-00003.gguf": GGUF[n * 100 : n * 100 + 100] for n in (1, 2, 3)}
     hub.repos[REPO] = parts

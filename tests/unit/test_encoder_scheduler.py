@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from lfx_local_runtimes.errors import EngineFailure, RequestCancelled
+from lfx_local_runtimes.errors import DeviceFailed, EngineFailure, RequestCancelled
 from lfx_local_runtimes.runtimes.engines.encoder.scheduler import EncoderScheduler, Job, Row, Slice
 from lfx_local_runtimes.runtimes.requests import Failed, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
@@ -216,6 +216,17 @@ def test_a_failure_is_pinned_on_the_one_that_caused_it(stage: SimpleNamespace) -
         bad.wait()
     assert good.wait().values == (10.0,)
     assert also_good.wait().values == (5.0, 5.0)
+
+
+def test_a_device_that_fails_is_nobodys_own_failure(stage: SimpleNamespace) -> None:
+    def compute(batch: Sequence[Tokens]) -> Any:
+        raise DeviceFailed("cuda:0 failed.")
+
+    runs = [stage.ask(4), stage.ask(4)]
+    stage.scheduler._compute = compute
+    with pytest.raises(DeviceFailed):
+        stage.run()
+    assert not any(run.request.ended for run in runs)
 
 
 def test_output_that_is_no_number_is_a_failure_of_its_own(stage: SimpleNamespace) -> None:

@@ -18,7 +18,8 @@ from lfx_local_runtimes.routes.faults import status_of
 from lfx_local_runtimes.runtimes import GenerationConfig, ModelConfig, RuntimeManager
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext, ModelRuntime
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
-from lfx_local_runtimes.runtimes.config import ModelKey
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelKey
+from lfx_local_runtimes.runtimes.devices import CPU, MACHINE, Device, Memory
 from lfx_local_runtimes.runtimes.engines.isolated import codec
 from lfx_local_runtimes.runtimes.engines.isolated import runtime as isolated
 from lfx_local_runtimes.runtimes.engines.isolated.runtime import IsolatedRuntime
@@ -183,6 +184,39 @@ def test_a_death_in_the_middle_of_an_answer(house: House) -> None:
         assert {fault.message for fault in faults} == {faults[0].message}
         assert not psutil.pid_exists(pid)
         house.check_died(name, faults[0], ENDS[how])
+
+
+class Card:
+    """A machine with a card, as far as plans go. The engine computes elsewhere."""
+
+    def accelerators(self) -> tuple[Device, ...]:
+        return (Device(DeviceType.CUDA, 0, "card"),)
+
+    def memory(self, device: Device) -> Memory:
+        return MACHINE.memory(CPU)
+
+    def cpu_has_bf16(self) -> bool:
+        return False
+
+
+def test_a_death_on_a_card_leaves_the_request_to_the_cpu(tmp_path: Path) -> None:
+    """Before it has said anything: then its caller notices nothing but a warning."""
+    register()
+    folder = tmp_path / "model"
+    write_model(folder)
+    settings = Settings(home=tmp_path / "home", model_dirs=(tmp_path,), offline=True, spare_processes=0, confine="off")
+    manager = RuntimeManager(settings, probe=Card())
+    try:
+        manager.register_model(ModelConfig(model_id=str(folder), model_name="model", runtime_type="actor"))
+        request = manager.start("model", GenerationConfig(prompt=f"die_once {tmp_path / 'mark'}")).request
+        event = last_of(request)
+        assert isinstance(event, Finished), event
+        told = event.result.metadata
+        assert told["acceleration"]["device"] == "cpu"
+        assert "died on cuda:0: The process of model (actor, " in told["warnings"][0]
+        assert (event.result.text, manager.model_status("model").restarts) == ("alive", 1)
+    finally:
+        manager.close()
 
 
 def test_a_death_while_nobody_asks(house: House) -> None:

@@ -256,6 +256,15 @@ async def test_a_list_says_before_a_load_what_it_says_after_it(stage: Theatre) -
     assert facts() == before
 
 
+async def test_a_result_says_how_its_model_was_loaded(stage: Theatre) -> None:
+    told = (await stage.manager.generate("parrot", ask())).metadata["acceleration"]
+    assert (told["engine"], told["device"]) == ("scripted", "cpu")
+    assert told["why"].startswith("scripted is the configured engine; cpu: this machine has no accelerator; ")
+    profile = stage.manager.model_status("parrot").acceleration
+    assert profile is not None
+    assert profile.model_dump(include={"engine", "device", "dtype", "why"}) == told
+
+
 async def test_what_health_and_stats_tell(stage: Theatre) -> None:
     await stage.manager.generate("parrot", ask())
     health, stats = stage.manager.health(), stage.manager.stats()

@@ -9,14 +9,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lfx_local_runtimes.errors import InvalidInput, InvalidModelFile, PickleRefused
-from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.errors import DeviceFailed, InvalidInput, InvalidModelFile, PickleRefused
+from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import Device, Memory
+from lfx_local_runtimes.runtimes.engines.onnx.encoder import OnnxNetwork
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxTensor, choose, read_onnx
 from lfx_local_runtimes.runtimes.planning import LoadPlan, inspect_model, plan_loads
 from lfx_local_runtimes.runtimes.planning.rules import Rules
 from lfx_local_runtimes.runtimes.sources import hub
+from lfx_local_runtimes.runtimes.tasks.text.reading import Tokens
 from lfx_local_runtimes.settings import Settings
 
 
@@ -358,3 +360,21 @@ def test_a_file_for_another_processor_is_last(
     assert header.path.name == name
     names = ["config.json", *(f"onnx/{one}" for one in there)]
     assert hub.choose(names, hub.Wish(dtype="int8"), "org/name").files[-1] == f"onnx/{name}"
+
+
+# -- a device that fails -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "fault"), [(DeviceType.CUDA, DeviceFailed), (DeviceType.CPU, RuntimeError)], ids=["card", "cpu"]
+)
+def test_an_error_of_the_card_ends_the_model(device: DeviceType, fault: type[Exception]) -> None:
+    class Session:
+        def run(self, outputs: list[str], feed: dict[str, Any]) -> None:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    network = OnnxNetwork.__new__(OnnxNetwork)
+    network._session, network._device = Session(), Device(device)
+    network._names, network._output, network._pad = ["input_ids"], "logits", 0
+    with pytest.raises(fault, match="illegal memory access"):
+        network.compute([Tokens([1, 2], [0, 0])])

@@ -503,6 +503,7 @@ EXPECTED = {
     errors.Offline: (404, INVALID, "offline"),
     errors.EngineFailure: (500, SERVER, "engine_failure"),
     errors.EngineDied: (503, SERVER, "engine_died"),
+    errors.DeviceFailed: (503, SERVER, "device_failed"),
     errors.LoadFailed: (500, SERVER, "load_failed"),
     errors.SettingsFault: (500, SERVER, "settings_fault"),
     RuntimeFault: (500, SERVER, "runtime_fault"),

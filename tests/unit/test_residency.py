@@ -72,7 +72,11 @@ class Doll(ModelRuntime):
 
     def _serve(self, request: Request) -> None:
         self.stage.serving.release()
-        if request.ask.prompt == "die":
+        prompt, plan = request.ask.prompt, self._plan
+        assert plan is not None
+        if prompt == "speak on the card":
+            request.emit(TextDelta("half ", 1))
+        if prompt == "die" or (prompt.endswith("on the card") and plan.device.type is DeviceType.CUDA):
             raise DeadlyError
         while not self.stage.open_steps.wait(0.01) and not request.cancelled:
             pass
@@ -514,6 +518,72 @@ def test_a_model_that_died_on_an_accelerator_is_loaded_elsewhere(make: MakeResid
     assert runtime.plan.device.key == "cpu"
     assert "a died on cuda:0: doll failed: the loop broke" in runtime.warnings[0]
     give_back(residency, "a")
+
+
+def test_the_request_in_hand_is_answered_by_the_next_device(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.devices = [Device(DeviceType.CUDA, 0, "card"), CPU]
+    stage.open_steps.clear()
+    first = ask(residency, "a", prompt="die on the card")
+    assert stage.serving.acquire(timeout=PATIENCE)
+    second = ask(residency, "a")
+    stage.open_steps.set()
+    assert (first.wait().text, second.wait().text) == ("done", "done")
+    assert stage.loads == ["a", "a"]
+    with residency.slots() as slots:
+        slot = slots[ModelKey("a")]
+        assert (slot.leases, slot.restarts, slot.runtime and slot.runtime.plan and slot.runtime.plan.device) == (
+            0,
+            1,
+            CPU,
+        )
+    assert residency.counters["deaths"] == 1
+
+
+def test_a_divided_model_that_dies_leaves_all_its_cards() -> None:
+    """Nobody knows which of them failed."""
+    info = ModelInfo(Path("m"), ModelFormat.GGUF, (), 1)
+    layers = {"cuda:0": 8, "cuda:1": 8, "cpu": 4}
+    plan = LoadPlan(info, "doll", Device(DeviceType.CUDA), "x", 8, layers=layers)
+    assert plan.cards == {"cuda:0", "cuda:1"}
+    slot = Slot(ModelKey("m"))
+    slot.devices = frozenset({"cuda:0", "cuda:1", "cpu"})
+    assert slot.falls_back_from(plan.cards, 0)
+    slot.note_death(0, "it broke", plan.cards)
+    assert [slot.distrusts([device], 1) for device in ("cuda:0", "cuda:1", "cpu")] == [True, True, False]
+    assert not slot.falls_back_from(plan.cards, 1)
+
+
+def test_an_answer_that_has_begun_is_not_begun_again(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.devices = [Device(DeviceType.CUDA, 0, "card"), CPU]
+    with pytest.raises(EngineFailure, match="the loop broke"):
+        ask(residency, "a", prompt="speak on the card").wait()
+    assert stage.loads == ["a"]
+
+
+@pytest.mark.parametrize("devices", [[CPU], [Device(DeviceType.CUDA, 0, "card")]], ids=["cpu", "card"])
+def test_without_another_device_the_request_fails(make: MakeResidency, stage: Stage, devices: list[Device]) -> None:
+    residency = make()
+    stage.devices = devices
+    kill(residency, "a")
+    assert stage.loads == ["a"]
+
+
+def test_a_request_that_kills_on_every_device_fails(make: MakeResidency, stage: Stage) -> None:
+    residency = make()
+    stage.devices = [Device(DeviceType.CUDA, 0, "card"), Device(DeviceType.CUDA, 1, "card"), CPU]
+    kill(residency, "a")
+    assert stage.loads == ["a", "a", "a"]
+
+
+def test_a_request_that_is_cancelled_is_not_served_again(make: MakeResidency, stage: Stage) -> None:
+    request = Request("a", GenerationConfig(prompt="x"))
+    assert request.start()
+    assert request.withdraw()
+    assert (request.start(), request.withdraw()) == (True, True)
+    request.cancel()
+    assert not request.withdraw()
 
 
 def test_the_others_do_not_notice_a_death(make: MakeResidency, stage: Stage) -> None:

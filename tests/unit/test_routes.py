@@ -425,7 +425,7 @@ EXPECTED = {
     errors.QueueFull: 429, errors.DoesNotFit: 507, errors.NotAllowed: 403, errors.PathNotAllowed: 403, errors.PickleRefused: 403,
     errors.RemoteCodeRefused: 403, errors.MissingExtra: 501, errors.DeviceUnavailable: 422, errors.DownloadFailed: 502,
     errors.Offline: 404, errors.NotDownloaded: 404, errors.DownloadNotFound: 404, errors.DiskFull: 507,
-    errors.DownloadTooLarge: 403, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.EngineDied: 503, errors.SettingsFault: 500, RuntimeFault: 500,
+    errors.DownloadTooLarge: 403, errors.EngineFailure: 500, errors.LoadFailed: 500, errors.EngineDied: 503, errors.DeviceFailed: 503, errors.SettingsFault: 500, RuntimeFault: 500,
 }  # fmt: skip
 
 

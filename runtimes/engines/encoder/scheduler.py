@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
+from lfx_local_runtimes.errors import DeviceFailed, EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.requests import Failed, Finished, Request, RequestState
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
 from lfx_local_runtimes.runtimes.tasks.text.reading import Reading, Spec, Tokens
@@ -137,6 +137,8 @@ class EncoderScheduler:
         try:
             self.batches += 1
             self._deliver(batch, self._compute([row.tokens for _, row in batch]))
+        except DeviceFailed:
+            raise  # it ends the model
         except Exception as error:  # noqa: BLE001 - the model goes on serving others
             if len(jobs) == 1:
                 self._fail(jobs[0], error)

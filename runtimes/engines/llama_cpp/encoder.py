@@ -57,6 +57,7 @@ class LlamaCppEncoder(EncoderRuntime):
             n_threads=self.config.threads or physical_cores(),
             gpu=None if plan.device.type is DeviceType.CPU else plan.device.index,
             gpu_layers=self.config.gpu_layers,
+            split={},
             exact=self.config.deterministic,
         )
         return LlamaNetwork(LlamaEncoder(plan.info.files[0], options, pooling, progress), plan)

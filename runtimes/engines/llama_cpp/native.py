@@ -27,9 +27,10 @@ ms at a barrier before they sleep; by default it is about 3 ms, and with two bus
 others need."""
 
 _WARN, _ERROR = 2, 3
-_SPLIT_NONE = 0
+_SPLIT_NONE, _SPLIT_LAYERS = 0, 1
 _FLASH_ATTENTION_OFF = 0
 _caught = threading.local()
+_CARD = re.compile(r"CUDA(\d+)(?!\w)")
 _BUFFER = re.compile(r"(\S+)\s+(?:model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
 
 
@@ -93,6 +94,8 @@ class Options:
     """Index of the accelerator, None for the CPU."""
     gpu_layers: int | None
     """Layers on the accelerator, None for all."""
+    split: Mapping[int, int]
+    """Layers on each accelerator by its index, the output counted as one. Empty: all of them on `gpu`."""
     exact: bool
     """On the CPU, compute a token to the same bits in any company: weights stay as they are in the file, and attention
     uses the plain kernels. Otherwise weights are rearranged for faster batches and attention is computed in one go (flash
@@ -145,6 +148,12 @@ class LlamaModel:
         params.n_gpu_layers = 0 if gpu is None else -1 if options.gpu_layers is None else options.gpu_layers
         if gpu is not None:
             params.split_mode, params.main_gpu = _SPLIT_NONE, gpu
+        if len(options.split) == 1:  # the other cards stay untouched
+            ((params.main_gpu, params.n_gpu_layers),) = options.split.items()
+        elif options.split:
+            shares = [options.split.get(index, 0) for index in range(self.lib.llama_max_devices())]
+            params.n_gpu_layers = sum(shares)
+            params.split_mode, params.tensor_split = _SPLIT_LAYERS, (ctypes.c_float * len(shares))(*shares)
         stopped = False
 
         def on_progress(share: float, _: object) -> bool:
@@ -187,7 +196,9 @@ class LlamaModel:
         """
         taken = Counter(other)
         for name, size in self.buffers.items():
-            taken["cpu" if name.startswith("CPU") or name.endswith("_Host") else device] += size
+            card = _CARD.match(name)
+            host = name.startswith("CPU") or name.endswith("_Host")
+            taken["cpu" if host else f"cuda:{card[1]}" if card else device] += size
         return dict(taken)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from lfx_local_runtimes.runtimes.batching import BatchingRuntime
 from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.chat.templates import choose_template, warm
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
+from lfx_local_runtimes.runtimes.devices import CPU, device_of
 from lfx_local_runtimes.runtimes.engines.constraints import Constraint, compile_constraint, llama_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import LlamaModel, Options
@@ -61,6 +62,7 @@ class LlamaCppRuntime(BatchingRuntime):
             n_threads=self.config.threads or physical_cores(),
             gpu=None if plan.device.type is DeviceType.CPU else plan.device.index,
             gpu_layers=self.config.gpu_layers,
+            split=split(plan),
             exact=self.config.deterministic,
         )
         self._model = model = LlamaModel(plan.info.files[0], options, progress)
@@ -147,3 +149,11 @@ class LlamaCppRuntime(BatchingRuntime):
             "quantization": self._plan.dtype, "context_length": self._plan.context_length,
             "warnings": list(self.warnings),
         }  # fmt: skip
+
+
+def split(plan: LoadPlan) -> dict[int, int]:
+    """How many layers each card gets, by its index. llama.cpp counts the output as one more, on the last of them."""
+    cards = {device_of(key).index: count for key, count in plan.layers.items() if key != CPU.key and count}
+    if cards:
+        cards[max(cards)] += 1
+    return cards

@@ -1,10 +1,11 @@
 """Encoders in ONNX Runtime. The plan names the ONNX file; `export` has made it if the model came without one."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lfx_local_runtimes.errors import DeviceUnavailable, LoadFailed
+from lfx_local_runtimes.errors import DeviceFailed, DeviceUnavailable, LoadFailed
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
 from lfx_local_runtimes.runtimes.config import DeviceType
@@ -78,7 +79,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, session: Any, tokenizer: Any, plan: LoadPlan, weight_bytes: int, pooling: str | None) -> None:
-        self._session = session
+        self._session, self._device = session, plan.device
         self._names = [given.name for given in session.get_inputs()]
         strange = [name for name in self._names if name not in _INPUTS]
         if strange:
@@ -103,5 +104,10 @@ class OnnxNetwork:
         import numpy as np
 
         feed = padded(batch, self._pad)
-        (output,) = self._session.run([self._output], {name: feed[name] for name in self._names})
+        try:
+            (output,) = self._session.run([self._output], {name: feed[name] for name in self._names})
+        except Exception as error:  # the runtime's faults have no common base
+            if self._device.type is DeviceType.CUDA and re.search("CUDA|CUDNN|CUBLAS", str(error)):
+                raise DeviceFailed(f"{self._device.key} failed: {str(error)[:500]}") from error
+            raise
         return output.astype(np.float32, copy=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lfx_local_runtimes.errors import (
+    DeviceFailed,
     DoesNotFit,
     LoadFailed,
     MissingExtra,
@@ -19,10 +20,13 @@ from lfx_local_runtimes.errors import (
 )
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.base import LoadContext
+from lfx_local_runtimes.runtimes.config import DeviceType
+from lfx_local_runtimes.runtimes.devices import CPU, device_of
 from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
+from lfx_local_runtimes.runtimes.engines.transformers.offer import sizes_of
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
-from lfx_local_runtimes.runtimes.planning import LoadPlan
+from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE
 
@@ -142,13 +146,29 @@ def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
         folder,
         config=config,
         dtype=getattr(torch, TORCH_DTYPES[plan.dtype]),
-        device_map={"": plan.device.key},
+        **places(plan),
         use_safetensors=not pickle,
         quantization_config=_quantization(torch, transformers, plan),
         output_loading_info=True,
         **local,
     )
     return model, tokenizer, report["missing_keys"]
+
+
+def places(plan: LoadPlan) -> dict[str, Any]:
+    """Where the weights go, as `from_pretrained` takes it: all to one device, or the layers to several as planned.
+
+    The library fills the devices in order. It keeps room on the first card, to copy parts to that are on the CPU. Each device
+    gets half a layer more, because the planned size of a layer is a mean. What is left goes to the last device.
+    """
+    if not plan.layers:
+        return {"device_map": {"": plan.device.key}}
+    layer, ends, spare = sizes_of(plan.info, plan.dtype)
+    rooms = {key: count * layer + layer // 2 for key, count in plan.layers.items()}
+    rooms[next(iter(rooms))] += ends + spare
+    rooms[list(rooms)[-1]] = 2 * estimate_memory(plan.info, dtype=plan.dtype).weights
+    names = {"cpu" if key == CPU.key else device_of(key).index: room for key, room in rooms.items()}
+    return {"device_map": "sequential", "max_memory": names}
 
 
 def _from_gguf(torch: Any, transformers: Any, plan: LoadPlan) -> tuple[Any, Any, Collection[str]]:
@@ -221,6 +241,8 @@ def faults(plan: LoadPlan) -> Iterator[None]:
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error):
             raise _too_large(plan) from error
+        if plan.device.type is not DeviceType.CPU and _is_of_device(torch, error):
+            raise DeviceFailed(f"{plan.device.key} failed: {str(error).splitlines()[0]}.") from error
         raise
     except ValueError as error:
         if "trust_remote_code" in str(error):
@@ -231,6 +253,11 @@ def faults(plan: LoadPlan) -> Iterator[None]:
             f"{plan.info.path.name} needs a library that is not here: {error}",
             hint=f"Run: pip install 'lfx-local-runtimes[{_EXTRA}]'",
         ) from error
+
+
+def _is_of_device(torch: Any, error: RuntimeError) -> bool:
+    """Whether the driver of an accelerator reports it. Nothing can be computed there by this process any more."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
 
 
 def _too_large(plan: LoadPlan) -> DoesNotFit:

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import NamedTuple
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
@@ -11,6 +12,8 @@ from lfx_local_runtimes.runtimes.devices import CPU, Device
 from lfx_local_runtimes.runtimes.engines.transformers.known import check_readable
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import Offer, Terms, estimate_memory
+from lfx_local_runtimes.runtimes.planning.division import fill, in_words
+from lfx_local_runtimes.runtimes.planning.estimates import BYTES_PER_WEIGHT
 from lfx_local_runtimes.runtimes.planning.offers import sized_offer, tensor_type
 from lfx_local_runtimes.runtimes.tasks import family_of
 
@@ -27,7 +30,8 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
 
     Raises:
         InvalidInput: the model has ONNX files only, the type does not work for this model, format or device, or
-            Transformers does not know the architecture or the stored quantization.
+            Transformers does not know the architecture or the stored quantization, or its layers do not fit on the devices
+            over which they are to be divided.
         RemoteCodeRefused: only code that comes with the model knows its architecture, and it may not run.
     """
     if info.format is ModelFormat.ONNX:
@@ -42,8 +46,61 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
     found = sized_offer(config, info, device, terms, dtype, loaded=dtype)
     if family_of(terms.task) == "reading":
         return found
+    if terms.rooms:
+        return _divided(found, config, dtype, terms)
     memory = Counter(found.memory) + Counter({device.key: _masks(found, dtype), CPU.key: _BATCHING})
     return replace(found, memory=memory)
+
+
+def _divided(offer: Offer, config: ModelConfig, dtype: str, terms: Terms) -> Offer:
+    """The same with the layers on several devices, one request at a time.
+
+    The embeddings and the first layers go to the first card, and the last ones to the last device. Layers on the CPU are
+    copied to the first card when they are computed. So each card has room for the cache, and the first one also for a part that is copied.
+    """
+    info = offer.files
+    if dtype in ("int8", "int4") or info.format is ModelFormat.GGUF:
+        raise InvalidInput(
+            f"Transformers does not divide {info.path.name} in {dtype} over several devices.", model_name=config.model_name,
+            hint="Leave quantization unset.",
+        )  # fmt: skip
+    estimate = estimate_memory(info, offer.context_length, dtype=dtype)
+    layer, ends, spare = sizes_of(info, dtype)
+    beside = estimate.kv_cache + estimate.compute
+    first = next(iter(terms.rooms))
+    taken = {key: 0 if key == CPU.key else beside + (ends + spare if key == first else 0) for key in terms.rooms}
+    count = len(info.layers)
+    placed = fill([layer] * count + [ends], {key: room - taken[key] for key, room in terms.rooms.items()}) or {}
+    if not count or len(placed.get(first, ())) == 0:
+        raise InvalidInput(
+            f"The layers of {info.path.name} do not fit on {' and '.join(terms.rooms)}.", model_name=config.model_name,
+            hint="Use a smaller quantization, or a shorter context_length.",
+        )  # fmt: skip
+    counts = {key: len(those) for key, those in placed.items()}
+    counts[list(counts)[-1]] -= 1  # the output is no layer
+    counts = {key: number for key, number in counts.items() if number}
+    memory = Counter({key: sum(those) + taken[key] for key, those in placed.items()}) + Counter({CPU.key: _BATCHING})
+    told = in_words(counts)
+    return replace(offer, memory=memory, layers=counts, sequences=1, warnings=(*offer.warnings, told))
+
+
+class Sizes(NamedTuple):
+    """Bytes of a model's parts. Its layers count as alike."""
+
+    layer: int
+    ends: int
+    """The embeddings; the output is as large."""
+    spare: int
+    """What the library keeps free on the first card to copy parts to that are on the CPU: the largest part."""
+
+
+def sizes_of(info: ModelInfo, dtype: str) -> Sizes:
+    """The sizes in a type."""
+    ends = int((info.vocabulary or 0) * (info.embedding_length or 0) * BYTES_PER_WEIGHT[dtype])
+    tied = bool(info.metadata.get("tie_word_embeddings", True))
+    weights = estimate_memory(info, dtype=dtype).weights
+    layer = max(0, weights - (1 if tied else 2) * ends) // max(1, len(info.layers))
+    return Sizes(layer, ends, layer if tied else max(layer, ends))
 
 
 def _masks(offer: Offer, dtype: str) -> int:

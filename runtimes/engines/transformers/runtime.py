@@ -51,8 +51,9 @@ class TransformersRuntime(BatchingRuntime):
         exact = self.config.deterministic  # what a row's neighbours are shows in its last bits
         if exact:
             plan = replace(plan, sequences=1)
-        with faults(plan):
-            self._batch = paged_batch(loaded, plan, share=not exact)
+        if not plan.layers:  # the paged cache is on one device
+            with faults(plan):
+                self._batch = paged_batch(loaded, plan, share=not exact)
         if self._batch is None:
             if plan.sequences > 1:
                 warning = f"{type(loaded.model).__name__} answers one request at a time."
@@ -217,10 +218,11 @@ def tensor_bytes(model: Any) -> dict[str, int]:
         for part in vars(state).values() if state is not None else ():
             if hasattr(part, "untyped_storage"):
                 add(part)
-        key = (str(tensor.device), tensor.data_ptr())
+        away = tensor.device.type == "meta"  # it is in host memory while it is not computed
+        key = (str(tensor.device), id(tensor) if away else tensor.data_ptr())
         if key not in seen:
             seen.add(key)
-            device = tensor.device.type if tensor.device.type != "cuda" else str(tensor.device)
+            device = "cpu" if away else tensor.device.type if tensor.device.type != "cuda" else str(tensor.device)
             taken[device] = taken.get(device, 0) + tensor.numel() * tensor.element_size()
 
     for tensor in (*model.parameters(), *model.buffers()):

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lfx_local_runtimes.errors import EngineFailure, RuntimeFault, as_fault
+from lfx_local_runtimes.errors import DeviceFailed, EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.batching import QueuedScheduler
 from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
@@ -120,6 +120,8 @@ class Scheduler(QueuedScheduler[Job]):
         try:
             with self._faults():
                 self._batch.step()
+        except DeviceFailed:
+            raise  # it ends the model
         except Exception as error:  # noqa: BLE001 - the model goes on serving others
             self._recover(error)
         for job in [job for job in self._running if job.ended]:
