@@ -17,6 +17,7 @@ TOPICS = (
     "transformers_batching",
     "encoders",
     "retrieval",
+    "soak",
 )
 LONG = ("mutants",)
 """They take more than five minutes, and run only if they are named."""
