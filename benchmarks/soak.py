@@ -320,9 +320,7 @@ def agree(call: Call, answer: Answer, alone: Answer) -> bool:
     """Whether an answer in company is the lone one, or its beginning if it was cancelled."""
     if answer.cancelled:
         exact = EXACT in call.body.values()
-        return not exact or all(
-            whole.startswith(part) for part, whole in zip(answer.texts, alone.texts, strict=False)
-        )
+        return not exact or all(whole.startswith(part) for part, whole in zip(answer.texts, alone.texts, strict=False))
     if answer.vectors is not None:
         found, expected = np.array(answer.vectors), np.array(alone.vectors)
         return found.shape == expected.shape and np.allclose(found, expected, atol=CLOSE)
