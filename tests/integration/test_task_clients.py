@@ -219,14 +219,14 @@ async def test_a_client_that_leaves_ends_the_computation(manager: RuntimeManager
 
 
 async def test_fifty_callers_at_once_are_answered_or_told_that_the_queue_is_full(manager: RuntimeManager) -> None:
-    texts = [tuple(f"{caller} and {number} of the texts " * 5 for number in range(8)) for caller in range(CALLERS)]
+    texts = [tuple(f"{caller} and {number} of the texts " * 4 for number in range(4)) for caller in range(CALLERS)]
     lone = await manager.run(MODEL, EmbeddingAsk(texts=sum(texts, ())))
     answers = await asyncio.gather(
         *(manager.run(MODEL, EmbeddingAsk(texts=some)) for some in texts), return_exceptions=True
     )
     for caller, answer in enumerate(answers[:ROOM]):
         assert isinstance(answer, EmbeddingResult)
-        assert np.allclose(answer.vectors, lone.vectors[caller * 8 : caller * 8 + 8], atol=CLOSE)
+        assert np.allclose(answer.vectors, lone.vectors[caller * 4 : caller * 4 + 4], atol=CLOSE)
     assert all(isinstance(answer, QueueFull) for answer in answers[ROOM:])
 
 
