@@ -43,7 +43,7 @@ NATIVE = "/api/v1/runtime"
 WORDS = ("fox", "river", "lantern", "seven", "blue", "and", "then", "quietly", "because", "🦊", "ö", "42")
 CLOSE = 1e-5
 """The largest cosine distance of two vectors of one text: other texts in the batch change how they are rounded."""
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 Leaving = Literal["stays", "cancels", "leaves"]
 
@@ -127,7 +127,7 @@ async def _rounds(server: Server, rounds: int, calls: int) -> Findings:
     found = Findings()
     process, files = psutil.Process(server.process.pid), 0
     for number in range(rounds):
-        limits = httpx.Limits(max_connections=None)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=1)  # before the server closes an idle one
         async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, limits=limits) as client:
             await _round(client, number, calls, found)
         async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client:
