@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks.report import TARGETS, machine, print_all
+from benchmarks.report import conclude, machine, print_all
 
 TOPICS = (
     "startup",
@@ -17,6 +17,7 @@ TOPICS = (
     "transformers_batching",
     "encoders",
     "retrieval",
+    "soak",
 )
 LONG = ("mutants",)
 """They take more than five minutes, and run only if they are named."""
@@ -35,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     topics = parser.parse_args(arguments).topics or TOPICS
     print(machine(), flush=True)
     print_all(*map(topic, topics))
-    print(f"\n{TARGETS}")
-    return 1 if TARGETS.missed else 0
+    return conclude()
 
 
 def topic(name: str) -> Callable[[], None]:

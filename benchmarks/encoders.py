@@ -23,6 +23,7 @@ from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 ROUNDS = 5
 TEXTS = 512
 CALLERS = 64
+GROWTH_MIB = 32
 MODEL = "minilm"
 _TEXT = (
     "The runtime keeps an account of memory for every device and evicts what is idle when a newcomer needs the room "
@@ -131,7 +132,7 @@ def in_process(path: Path) -> None:
         row(
             f"{TEXTS} mixed texts through REST, `openai` client", lambda: ["in process", *_ratio(over_rest(path), 0.8)]
         ),
-        ["resident memory after 100,000 short texts in ten calls, MiB", "before", f"{grown:+.0f}", ""],
+        ["resident memory after 100,000 short texts in ten calls, MiB", "before", f"{grown:+.0f} {verdict(grown, at_most=GROWTH_MIB)}", f"≤ +{GROWTH_MIB}"],
     ]  # fmt: skip
     print_table(
         "Embeddings: all-MiniLM-L6-v2",

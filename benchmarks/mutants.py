@@ -16,11 +16,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from benchmarks.report import print_table, verdict
+from benchmarks.report import conclude, print_table, verdict
 from lfx_local_runtimes.errors import EngineDied, InvalidModelFile, RuntimeFault
 from lfx_local_runtimes.runtimes import DeviceType, GenerationConfig, ModelConfig, RuntimeManager, RuntimeType
 from lfx_local_runtimes.runtimes.chat.template_sandbox import get_sandbox
@@ -145,12 +146,18 @@ async def outcome(manager: RuntimeManager, folder: Path, number: int) -> str:
     return end
 
 
-if __name__ == "__main__":
+def program(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=main.__doc__)
     parser.add_argument("--count", type=int, default=COUNT, help=f"default: {COUNT:,}")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if chosen.side:
         asyncio.run(side(chosen.side[0], int(chosen.side[1]), int(chosen.side[2])))
-    else:
-        main(chosen.count)
+        return 0
+    main(chosen.count)
+    return conclude()
+
+
+if __name__ == "__main__":
+    sys.exit(program())

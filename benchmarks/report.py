@@ -69,8 +69,22 @@ TARGETS = Targets()
 
 
 def verdict(value: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
-    """A tick or a cross, which is counted."""
-    return TARGETS.note((at_least is None or value >= at_least) and (at_most is None or value <= at_most))
+    """A tick; or a cross and by how much the target was missed. It is counted."""
+    if at_least is not None and value < at_least:
+        return f"{TARGETS.note(False)} by {_distance(at_least - value, at_least)}"
+    if at_most is not None and value > at_most:
+        return f"{TARGETS.note(False)} by {_distance(value - at_most, at_most)}"
+    return TARGETS.note(True)
+
+
+def _distance(by: float, target: float) -> str:
+    return f"{100 * by / abs(target):.2g} %" if target else f"{by:g}"
+
+
+def conclude() -> int:
+    """Print how many targets were missed. Returns the exit status."""
+    print(f"\n{TARGETS}")
+    return 1 if TARGETS.missed else 0
 
 
 # -- what raises ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ class Server:
 
     url: str
     process: subprocess.Popen[bytes]
+    output: Path
+
+    def log(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text(errors="replace")
 
 
 @contextlib.contextmanager
@@ -36,10 +42,11 @@ def started(command: list[str], ready: str, **environment: str) -> Iterator[Serv
     """A server as a child process, once `ready` answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    with tempfile.NamedTemporaryFile(suffix=".log") as log, subprocess.Popen(
+        [*command, "--port", str(port)], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         env=os.environ | environment,
     ) as process:  # fmt: skip
+        server = Server(url, process, Path(log.name))
         try:
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline:
@@ -48,8 +55,8 @@ def started(command: list[str], ready: str, **environment: str) -> Iterator[Serv
                         break
                 time.sleep(0.2)
             else:
-                raise RuntimeError(f"{command[:4]} did not start")
-            yield Server(url, process)
+                raise RuntimeError(f"{command[:4]} did not start: {server.log()[-2000:]}")
+            yield server
         finally:
             process.terminate()
             process.wait(20)
@@ -62,14 +69,16 @@ def served(command: list[str], ready: str, **environment: str) -> Iterator[str]:
         yield server.url
 
 
-def our_process() -> contextlib.AbstractContextManager[Server]:
+def our_process(**environment: str) -> contextlib.AbstractContextManager[Server]:
     """`lfx-local-runtimes serve`."""
     command = [sys.executable, "-m", "lfx_local_runtimes.cli", "serve"]
-    return started(
-        command, "/health", LOCAL_RUNTIMES_MODEL_DIRS=str(models.CACHE), LOCAL_RUNTIMES_OFFLINE="true",
-        LOCAL_RUNTIMES_HOME=str(models.CACHE.with_name("benchmarks")),
-        LOCAL_RUNTIMES_FORCE_DEVICE=device().type.value,
-    )  # fmt: skip
+    ours = {
+        "LOCAL_RUNTIMES_MODEL_DIRS": str(models.CACHE),
+        "LOCAL_RUNTIMES_OFFLINE": "true",
+        "LOCAL_RUNTIMES_HOME": str(models.CACHE.with_name("benchmarks")),
+        "LOCAL_RUNTIMES_FORCE_DEVICE": device().type.value,
+    }
+    return started(command, "/health", **ours | environment)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request, WebSocketException
 from pydantic import StringConstraints
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import HTTPConnection
 from starlette.status import WS_1011_INTERNAL_ERROR
 
@@ -23,6 +24,24 @@ ModelRef = Annotated[
 """How a request names a model."""
 
 MODEL_REF = "The model: its name, a path inside a model folder, or a Hugging Face id."
+
+
+class _AnyText(Convertor[str]):
+    """Any text in a path, as `{name:any_text}`.
+
+    Starlette's `path` matches no line breaks, so a name with one would get the framework's answer and not ours.
+    """
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any_text", _AnyText())
 
 
 def provider(manager_getter: Callable[[], RuntimeManager]) -> Callable[[HTTPConnection], None]:

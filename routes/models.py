@@ -60,7 +60,7 @@ async def unload_model(model_name: QueryName, manager: Manager, force: Force = F
 
 
 @router.put(
-    "/models/{model_name:path}",
+    "/models/{model_name:any_text}",
     responses={201: {"model": ModelStatus, "description": "The name was not registered before"}},
 )
 async def replace_model(
@@ -83,7 +83,7 @@ async def replace_model(
     return await run_in_threadpool(manager.model_status, model_name)
 
 
-@router.delete("/models/{model_name:path}/files")  # before models/{model_name:path}, which would match it too
+@router.delete("/models/{model_name:any_text}/files")  # before models/{model_name}, which would match it too
 async def delete_files(model_name: PathName, manager: Manager, caller: KnownCaller, force: Force = False) -> Removal:
     """Delete a model's files and its registration, if it has one.
 
@@ -104,7 +104,7 @@ async def delete_files(model_name: PathName, manager: Manager, caller: KnownCall
     return Removal.of(removed)
 
 
-@router.delete("/models/{model_name:path}")
+@router.delete("/models/{model_name:any_text}")
 async def remove_model(model_name: PathName, manager: Manager, force: Force = False) -> Removal:
     """Forget a registered model. Its files stay.
 
@@ -113,7 +113,7 @@ async def remove_model(model_name: PathName, manager: Manager, force: Force = Fa
     return Removal.of(await manager.remove_model(model_name, force=force))
 
 
-@router.post("/models/unload/{model_name:path}")
+@router.post("/models/unload/{model_name:any_text}")
 async def unload_model_by_path(model_name: PathName, manager: Manager, force: Force = False) -> ModelStatus:
     """The same as `models/unload?model_name=`."""
     return await unload_model(model_name, manager, force)
@@ -125,19 +125,19 @@ def list_models(manager: Manager) -> ModelList:
     return ModelList(models=manager.list_models())
 
 
-@router.get("/models/{model_name:path}/validate")  # before models/{model_name:path}, which would match it too
+@router.get("/models/{model_name:any_text}/validate")  # before models/{model_name}, which would match it too
 def validate_model(model_name: PathName, manager: Manager) -> ModelReport:
     """Inspect a model's files: their format, problems, and the engine that will serve them. Loads nothing."""
     return ModelReport.of(model_name, manager.validate_model(model_name))
 
 
-@router.get("/models/status/{model_name:path}")
+@router.get("/models/status/{model_name:any_text}")
 def model_status_by_path(model_name: PathName, manager: Manager) -> ModelStatus:
     """The same as `models/{model_name}`."""
     return manager.model_status(model_name)
 
 
-@router.get("/models/{model_name:path}")
+@router.get("/models/{model_name:any_text}")
 def model_status(model_name: PathName, manager: Manager) -> ModelStatus:
     """One model."""
     return manager.model_status(model_name)

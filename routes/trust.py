@@ -81,13 +81,13 @@ class Revoked(BaseModel):
     revoked: int
 
 
-@router.get("/models/{model_name:path}/code")
+@router.get("/models/{model_name:any_text}/code")
 def model_code(model_name: PathName, manager: Manager) -> ModelCode:
     """The code that comes with a model, as a static scan sees it: files, imports, notable calls. Runs nothing of it."""
     return ModelCode.of(Reviewer(manager.catalog).look(model_name))
 
 
-@router.post("/models/{model_name:path}/trust")
+@router.post("/models/{model_name:any_text}/trust")
 def trust_model(model_name: PathName, body: TrustBody, manager: Manager, caller: KnownCaller) -> ModelCode:
     """Approve a model's code as it is now. 409 if the SHA-256 is not that of its code. For superusers only."""
     reviewer = Reviewer(manager.catalog)
@@ -95,7 +95,7 @@ def trust_model(model_name: PathName, body: TrustBody, manager: Manager, caller:
     return ModelCode.of(reviewer.approve(model_name, body.sha256, caller.name))
 
 
-@router.delete("/models/{model_name:path}/trust")
+@router.delete("/models/{model_name:any_text}/trust")
 def distrust_model(model_name: PathName, manager: Manager, caller: KnownCaller) -> Revoked:
     """Take back the approval of a model's code. A model in memory stays until it is unloaded. For superusers only."""
     reviewer = Reviewer(manager.catalog)

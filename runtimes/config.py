@@ -219,7 +219,7 @@ class Defaults(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="For text.")
     top_k: Annotated[int, Field(ge=0)] | None = Field(default=None, description="For text.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, description="For text.")
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(default=None, description="For text.")
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = Field(default=None, description="For text.")
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(default=None, description="For text.")
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(default=None, description="For text.")
     stop: (

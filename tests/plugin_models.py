@@ -49,6 +49,27 @@ def tiny_gguf(tiny_llama: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma 3 as small as the tiny Llama. Its end token's score is always zero, too."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    tokenizer, folder = byte_tokenizer(), tmp_path_factory.mktemp("gemma") / "tiny-gemma"
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, sliding_window=64, bos_token_id=0, eos_token_id=1,
+        pad_token_id=1, initializer_range=0.2, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = Gemma3ForCausalLM(config)
+        model.lm_head.weight[1].zero_()
+    model.to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that Transformers does not batch: its attention would not see the cache."""
     import torch

@@ -66,7 +66,7 @@ class Sampling(Forms):
 
     top_k: int | None = Field(default=None, ge=-1, description="Not OpenAI's. 0, the default, or -1 turns it off.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Not OpenAI's. Default 0.")
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Not OpenAI's. Default 1.")
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10, description="Not OpenAI's. Default 1.")
     frequency_penalty: float | None = Field(
         default=None,
         ge=-2,

@@ -71,7 +71,7 @@ def list_models(manager: Manager) -> Response:
     return JSONResponse({"object": "list", "data": [_model(one) for one in models]})
 
 
-@router.get("/models/{model_name:path}")
+@router.get("/models/{model_name:any_text}")
 def retrieve_model(model_name: PathName, manager: Manager) -> Response:
     """One model."""
     return JSONResponse(_model(manager.model_status(model_name)))
@@ -137,7 +137,7 @@ async def responses(body: ResponsesBody, request: Request, manager: Manager, req
 add_routes(router)
 
 
-@router.api_route("/{path:path}", methods=_METHODS, include_in_schema=False)
+@router.api_route("/{path:any_text}", methods=_METHODS, include_in_schema=False)
 async def unknown(path: str, request: Request) -> None:
     """Refuse any other path or method in OpenAI's form, which clients read. It is the last route."""
     known = [

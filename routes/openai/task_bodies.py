@@ -1,15 +1,26 @@
 """What clients send to embeddings and rerank: the fields of the `Ask`, with the names of that API."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing_extensions import TypedDict
 
 from lfx_local_runtimes.routes.access import MODEL_REF, ModelRef
-from lfx_local_runtimes.routes.tasks.bodies import Limited
+from lfx_local_runtimes.routes.tasks.bodies import MAX_INPUTS, Limited
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
-from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow
+from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow, Text
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
+
+
+class Document(TypedDict):
+    """A document of Cohere's form. Other fields are ignored."""
+
+    text: Text
+
+
+_Few = Field(min_length=1, max_length=MAX_INPUTS)
+_Ids = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class Refusing(BaseModel):
@@ -41,7 +52,9 @@ class EmbeddingsBody(Named, Limited, Refusing, EmbeddingAsk):
     user: str | None = Field(default=None, description="Accepted, not used.")
 
     @field_validator(
-        "texts", mode="before", json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]
+        "texts",
+        mode="before",
+        json_schema_input_type=Text | Annotated[list[Text], _Few] | _Ids | Annotated[list[_Ids], _Few],
     )
     @classmethod
     def _as_list(cls, value: object) -> object:
@@ -56,7 +69,7 @@ class RerankBody(Named, Limited, Refusing, RerankAsk):
 
     return_documents: bool | None = Field(default=None, description="Repeat the documents in the answer. Default true.")
 
-    @field_validator("documents", mode="before", json_schema_input_type=list[str | dict[str, str]])
+    @field_validator("documents", mode="before", json_schema_input_type=Annotated[list[Text | Document], _Few])
     @classmethod
     def _as_texts(cls, value: object) -> object:
         if not isinstance(value, list):

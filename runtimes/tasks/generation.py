@@ -140,7 +140,7 @@ class GenerationConfig(Ask["GenerationResult"]):
     )  # fmt: skip
     repetition_penalty: float = Field(
         default=1.0,
-        gt=0,
+        ge=0.01,
         le=10,
         description="Above 1 makes tokens of the prompt and the answer less likely. 1 turns it off.",
     )

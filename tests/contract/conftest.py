@@ -46,12 +46,14 @@ INLINE = [
     Case("ScriptedRuntime", None, None, "scripted"),
     Case("LlamaCppRuntime", "gemma_gguf", "tiny_gguf", "llama_cpp"),
     Case("TransformersRuntime", "tiny_llama", "tiny_llama", "transformers"),
+    Case("GemmaLocalRuntime", "tiny_gemma", "tiny_gemma", "transformers"),
     Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp"),
 ]
 PROCESS = [
     Case("ScriptedRuntime", None, None, "scripted", "process"),
     Case("LlamaCppRuntime", "gemma_gguf", "tiny_gguf", "llama_cpp", "process", "llama_cpp"),
     Case("TransformersRuntime", "tiny_llama", "tiny_llama", "transformers", "process", "transformers"),
+    Case("GemmaLocalRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp", "process", "gemma_local"),
     Case("GemmaStreamingRuntime", "gemma_gguf", "gemma_gguf", "llama_cpp", "process", "gemma_streaming"),
 ]
 CARD = [

@@ -10,6 +10,7 @@ from lfx_local_runtimes.errors import EngineFailure
 from lfx_local_runtimes.runtimes import GenerationConfig, GenerationResult, LlamaCppRuntime, ModelConfig
 from lfx_local_runtimes.runtimes.engines.llama_cpp.native import Row
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import StateStore
+from tests.near_ties import same_but_for_a_near_tie
 
 pytestmark = pytest.mark.integration
 
@@ -24,8 +25,6 @@ PROMPTS = (
     "xq zv ö 7 kj " * 20,
 )
 LONG = "It was a sunny day and they walked along the river. " * 200
-NEAR_TIE_NATS = 0.7
-"""How far apart two tokens may be for rounding to choose between them; see the docstring of the test that uses it."""
 
 
 def load(path: Path, **options: object) -> LlamaCppRuntime:
@@ -82,23 +81,9 @@ def alone(runtime: LlamaCppRuntime) -> list[GenerationResult]:
 
 
 async def test_company_only_tips_near_ties(runtime: LlamaCppRuntime, alone: list[GenerationResult]) -> None:
-    """Without `deterministic` the kernels for four rows and more round K-quants differently; activations are then
-    quantized to eight bits, which turns a last bit into a step. Where an answer differs, both tokens were near the top.
-    """
     company = await together(runtime, logprobs=True)
     for one, other in zip(alone, company, strict=True):
-        check_near_tie(one, other)
-
-
-def check_near_tie(one: GenerationResult, other: GenerationResult) -> None:
-    """Two answers to one prompt are the same up to a token where both choices were near the top."""
-    assert one.logprobs is not None
-    assert other.logprobs is not None
-    for expected, got in zip(one.logprobs, other.logprobs, strict=True):
-        if expected.token != got.token:
-            rivals = {rival.token: rival.logprob for rival in expected.top}
-            assert expected.logprob - rivals[got.token] < NEAR_TIE_NATS
-            break
+        assert same_but_for_a_near_tie(one, other)
 
 
 async def test_the_next_turn_of_a_conversation_reuses_prompt_and_answer(runtime: LlamaCppRuntime) -> None:
@@ -110,7 +95,7 @@ async def test_the_next_turn_of_a_conversation_reuses_prompt_and_answer(runtime:
     await together(runtime)  # takes every sequence
     fresh = await runtime.generate(ask)
     assert fresh.metadata["cached_tokens"] < first.prompt_tokens
-    check_near_tie(fresh, hit)
+    assert same_but_for_a_near_tie(fresh, hit)
 
 
 async def test_another_thread_count_changes_no_more_than_company_does(
@@ -121,7 +106,7 @@ async def test_another_thread_count_changes_no_more_than_company_does(
     model.use_threads(1)  # between two requests the model's thread is idle
     one = await one_by_one(runtime, logprobs=True, top_logprobs=5)
     for before, after in zip(alone, one, strict=True):
-        check_near_tie(before, after)
+        assert same_but_for_a_near_tie(before, after)
 
 
 async def test_a_prompt_is_evaluated_to_the_same_bits_with_and_without_its_beginning_cached(gemma_gguf: Path) -> None:
@@ -202,7 +187,7 @@ async def test_a_failed_decode_fails_only_the_request_that_caused_it(runtime: Ll
     assert isinstance(answers[0], EngineFailure)
     assert isinstance(answers[1], GenerationResult)
     assert answers[1].finish_reason == "length"
-    check_near_tie(alone, answers[1])
+    assert same_but_for_a_near_tie(alone, answers[1])
     assert (await runtime.generate(greedy(PROMPTS[0], 2))).tokens_generated == 2
 
 

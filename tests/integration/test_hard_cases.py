@@ -1,22 +1,17 @@
-"""Hundreds of requests against one model: every one ends as it should, and nothing is left behind."""
+"""Many requests at once, and odd ones: every one ends as it should, and nothing is left behind."""
 
 import asyncio
-import contextlib
-import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from benchmarks import soak
 from lfx_local_runtimes.errors import ContextOverflow, QueueFull
 from lfx_local_runtimes.runtimes import GenerationConfig, GenerationResult, LlamaCppRuntime, ModelConfig
 
 pytestmark = pytest.mark.integration
-
-REQUESTS = 200
-WORDS = ("fox", "river", "lantern", "seven", "blue", "and", "then", "quietly", "because", "🦊", "ö", "42")
 
 
 @pytest.fixture(scope="module")
@@ -31,56 +26,13 @@ def runtime(gemma_gguf: Path) -> Iterator[LlamaCppRuntime]:
     thread.join()
 
 
-def asked(chance: random.Random) -> GenerationConfig:
-    opening = "The story so far: " + "the fox went down to the river and " * 8 if chance.random() < 0.4 else ""
-    prompt = opening + " ".join(chance.choices(WORDS, k=chance.randint(1, 40)))
-    return GenerationConfig(
-        prompt=prompt, raw=True, max_tokens=chance.randint(1, 8), temperature=chance.choice((0.0, 0.0, 1.0)),
-        seed=chance.randrange(1000), stop=(chance.choice((" the", "\n", ".")),) if chance.random() < 0.3 else (),
-    )  # fmt: skip
-
-
-async def client(runtime: LlamaCppRuntime, number: int, config: GenerationConfig) -> GenerationResult | None:
-    """One of three kinds: reads to the end, cancels in the middle, or just goes away."""
-    stream = runtime.stream(config)
-    if number % 5 == 3:
-        async for _ in stream.adeltas():
-            stream.cancel()
-        return stream.result
-    if number % 5 == 4:
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
-        stream.request.on_end(lambda: loop.call_soon_threadsafe(ended.set))
-        pieces = aiter(stream)
-        with contextlib.suppress(StopAsyncIteration):
-            await anext(pieces)
-        await pieces.aclose()
-        await ended.wait()  # at its next token, after the reader has gone
-        return None
-    return await stream.wait_async()
-
-
-async def test_two_hundred_requests_that_come_and_go(runtime: LlamaCppRuntime) -> None:
-    chance = random.Random(7)
-    configs = [asked(chance) for _ in range(REQUESTS)]
-    threads = threading.active_count()
-    memory = runtime.get_memory_usage()
-    results = await asyncio.gather(*(client(runtime, number, config) for number, config in enumerate(configs)))
-    assert threading.active_count() <= threads + 1, "the event loop's own helper may have come"
-    assert (await runtime.health_check())["requests"] == 0
-    assert runtime.get_memory_usage() == memory
-    assert runtime._scheduler is not None
-    assert not any(one.busy for one in runtime._scheduler.table.sequences)
-    for number, (config, result) in enumerate(zip(configs, results, strict=True)):
-        if result is None:
-            continue
-        if number % 5 != 3:
-            assert result.finish_reason in ("stop", "length")
-            assert (result.finish_reason == "length") == (result.tokens_generated == config.max_tokens) or config.stop
-        assert not any(stop in result.text for stop in config.stop)
-    for number in (*range(0, REQUESTS, 20), *range(1, REQUESTS, 40)):
-        alone = await runtime.generate(configs[number])
-        assert results[number] is not None
-        assert (results[number].text, results[number].finish_reason) == (alone.text, alone.finish_reason)
+def test_mixed_requests_that_come_and_go(minilm_gguf: Path, tmp_path: Path) -> None:
+    """On a live server, over every kind of route: `python -m benchmarks soak` is the same for longer."""
+    found = soak.run(tmp_path, minilm_gguf, rounds=2, calls=8)
+    assert found.wrong == []
+    assert found.left_over == []
+    assert found.ends.total() == 2 * 8 * soak.TIMES, "every request ended"
+    assert min(found.ends[end] for end in ("finished", "cancelled", "left")) > 0
 
 
 @pytest.mark.parametrize(
@@ -110,15 +62,27 @@ def test_what_cannot_be_asked_names_the_field(options: dict[str, object]) -> Non
         GenerationConfig.model_validate(options)
 
 
-async def test_too_many_waiting_are_told_so(gemma_gguf: Path) -> None:
+async def test_fifty_callers_at_once_are_answered_or_told_that_the_queue_is_full(gemma_gguf: Path) -> None:
+    """Each goes on counting where its own prompt ends."""
     runtime = LlamaCppRuntime(
-        ModelConfig(model_id=str(gemma_gguf), model_name="gemma", context_length=256, parallel=2, max_queued=5)
+        ModelConfig(
+            model_id=str(gemma_gguf), model_name="gemma", context_length=256, parallel=7, threads=1, max_queued=45
+        )
     )
     await runtime.load()
-    asks = [GenerationConfig(prompt="Count:", raw=True, max_tokens=20, temperature=0) for _ in range(9)]
+    starts = range(1, 51)
+    asks = [
+        GenerationConfig(
+            prompt=", ".join(map(str, range(start, start + 5))) + ",", raw=True, max_tokens=6, temperature=0
+        )
+        for start in starts
+    ]
     answers = await asyncio.gather(*(runtime.generate(ask) for ask in asks), return_exceptions=True)
-    refused = [answer for answer in answers if isinstance(answer, QueueFull)]
-    assert len(refused) == 4
-    assert all(error.hint for error in refused)
-    assert all(isinstance(answer, GenerationResult) for answer in answers if answer not in refused)
     await runtime.unload()
+    for start, answer in zip(starts[:45], answers[:45], strict=True):
+        assert isinstance(answer, GenerationResult)
+        assert answer.text.startswith(f" {start + 5},")
+    for refused in answers[45:]:
+        assert isinstance(refused, QueueFull)
+        assert "45 requests are in hand" in refused.message
+        assert refused.hint

@@ -139,4 +139,4 @@ def test_langflows_own_language_model_node_uses_the_provider(client: httpx.Clien
             )
     made = client.post("/api/v1/flows/", json={"name": "Provider", "data": flow}).raise_for_status().json()
     answer = client.post(f"/api/v1/run/{made['id']}", json={"input_value": "What is the capital of France?"})
-    assert text_of(answer.raise_for_status().json())
+    assert "Paris" in text_of(answer.raise_for_status().json())

@@ -25,6 +25,8 @@ FOUND_AT_LEAST = 0.8
 EMBEDDER, RERANKER = "all-minilm-l6-v2", "ms-marco-minilm-l12"
 RERANKED_AT_LEAST = 0.9
 """The same after the reranker, which has 0.93."""
+FIRST_AT_LEAST = 0.7
+"""The share of the questions whose first passage answers them, after the reranker."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_only_what_is_wired_is_searched(tmp_path: Path, monkeypatch: pytest.Monk
 async def test_reranked_questions_find_their_passages() -> None:
     """As the flow does it: some candidates, put in order by the reranker, of which the first three are cited."""
     store = search(handbook(), number_of_results=CANDIDATES)
-    missed = []
+    missed, first = [], 0
     for asked in questions():
         store.set(search_query=asked["question"])
         made = LocalRerankComponent(
@@ -99,13 +101,11 @@ async def test_reranked_questions_find_their_passages() -> None:
             top_n=PASSAGES,
         )  # fmt: skip
         rows = (await made.ranked()).to_dict(orient="records")
-        assert [row["rank"] for row in rows] == [1, 2, 3]
-        assert sorted((row["relevance_score"] for row in rows), reverse=True) == [
-            row["relevance_score"] for row in rows
-        ]
+        first += title(next(row["text"] for row in rows if row["rank"] == 1)) in asked["passages"]
         if not set(asked["passages"]) & {title(row["text"]) for row in rows}:
             missed.append(asked["question"])
     assert len(missed) <= (1 - RERANKED_AT_LEAST) * len(questions()), missed
+    assert first >= FIRST_AT_LEAST * len(questions())
 
 
 def test_an_answer_quotes_its_first_source() -> None:

@@ -191,10 +191,12 @@ def test_a_device_that_the_build_does_not_know_is_refused(
 
 def test_callers_of_an_unloaded_model_are_told(tmp_path: Path) -> None:
     runtime = started(OnnxEncoder, carried(RERANKER, tmp_path))
+    alone = answer(runtime, RerankAsk(query=QUERY, documents=DOCUMENTS))
     job = begin(runtime, RerankAsk(query=QUERY, documents=DOCUMENTS * 500))
     quick = answer(runtime, RerankAsk(query=QUERY, documents=DOCUMENTS))
     assert job.request.state is RequestState.RUNNING, "a query gets in between"
     unload(runtime)
     with pytest.raises((EngineFailure, RequestCancelled)):
         job.wait()
-    assert len(quick.ranking) == len(DOCUMENTS)
+    assert [one.index for one in quick.ranking] == [one.index for one in alone.ranking]
+    assert {one.index for one in quick.ranking[:2]} == {1, 2}

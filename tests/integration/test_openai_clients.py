@@ -171,9 +171,9 @@ async def test_eight_async_streams_at_once(asynchronous: AsyncOpenAI) -> None:
     async def ask(number: int) -> str:
         stream = await asynchronous.completions.create(
             model=MODEL,
-            prompt=f"{number} + {number} =",
+            prompt=", ".join(str(count) for count in range(number, number + 6)) + ",",
             temperature=0,
-            max_tokens=8,
+            max_tokens=10,
             stream=True,
             extra_body={"ignore_eos": True},
         )
@@ -181,8 +181,10 @@ async def test_eight_async_streams_at_once(asynchronous: AsyncOpenAI) -> None:
         assert chunks[-1].choices[0].finish_reason == "length"
         return "".join(chunk.choices[0].text for chunk in chunks)
 
-    texts = await asyncio.gather(*map(ask, range(8)))
-    assert all(texts)
+    starts = range(1, 81, 10)
+    texts = await asyncio.gather(*map(ask, starts))
+    for start, text in zip(starts, texts, strict=True):
+        assert text.startswith(f" {start + 6}, {start + 7}"), "each goes on counting where its prompt ends"
 
 
 def test_a_seed_gives_the_same_answer_again_and_n_different_ones(client: OpenAI) -> None:
@@ -223,11 +225,18 @@ def test_logprobs(client: OpenAI) -> None:
     assert len(logprobs.tokens or ()) == len(logprobs.token_logprobs or ()) == len(logprobs.text_offset or ()) == 4
 
 
-def test_stop_and_logit_bias(client: OpenAI) -> None:
+def test_stop_and_logit_bias(client: OpenAI, gemma_gguf: Path) -> None:
+    from llama_cpp import Llama
+
+    vocabulary = Llama(str(gemma_gguf), vocab_only=True, verbose=False)
+    (five,) = vocabulary.tokenize(b"5", add_bos=False)
+    vocabulary.close()
     numbers = client.completions.create(model=MODEL, prompt="1, 2, 3, 4,", temperature=0, max_tokens=20, stop=["7"])
     assert (numbers.choices[0].text, numbers.choices[0].finish_reason) == (" 5, 6, ", "stop")
-    logprobs = client.completions.create(model=MODEL, prompt="1, 2, 3,", temperature=0, max_tokens=1, logprobs=1)
-    assert logprobs.choices[0].text
+    biased = client.completions.create(
+        model=MODEL, prompt="1, 2, 3, 4,", temperature=0, max_tokens=8, logit_bias={str(five): -100}
+    )
+    assert "5" not in biased.choices[0].text
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])

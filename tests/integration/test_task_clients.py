@@ -19,9 +19,10 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from openai import AsyncOpenAI, OpenAI
 from pydantic import SecretStr
 
+from lfx_local_runtimes.errors import QueueFull
 from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager
-from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingResult
 from lfx_local_runtimes.server import Server, make_server
 from lfx_local_runtimes.settings import Settings
 
@@ -33,6 +34,8 @@ TEXTS = ["A man is eating food.", "Somebody has lunch.", "The stock market fell 
 WIDTH = 384
 CLOSE = 1e-5
 PATIENCE_S = 60.0
+CALLERS, ROOM = 50, 45
+"""How many ask at once, and how many of them the model takes."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def manager(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """It has loaded the model, in fp32: what is asked for twice comes out the same."""
     home = tmp_path_factory.mktemp("home")
     manager = RuntimeManager(Settings(home=home, model_dirs=(minilm.parent,), offline=True))
-    config = {"model_id": str(minilm), "model_name": MODEL, "quantization": "fp32"}
+    config = {"model_id": str(minilm), "model_name": MODEL, "quantization": "fp32", "max_queued": ROOM}
     manager.register_model(ModelConfig.model_validate(config))
     asyncio.run(manager.load_model(MODEL))
     yield manager
@@ -213,6 +216,18 @@ async def test_a_client_that_leaves_ends_the_computation(manager: RuntimeManager
         asking.cancel()
         await until(lambda: cancelled() == before + 1)
         await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_fifty_callers_at_once_are_answered_or_told_that_the_queue_is_full(manager: RuntimeManager) -> None:
+    texts = [tuple(f"{caller} and {number} of the texts " * 4 for number in range(4)) for caller in range(CALLERS)]
+    lone = await manager.run(MODEL, EmbeddingAsk(texts=sum(texts, ())))
+    answers = await asyncio.gather(
+        *(manager.run(MODEL, EmbeddingAsk(texts=some)) for some in texts), return_exceptions=True
+    )
+    for caller, answer in enumerate(answers[:ROOM]):
+        assert isinstance(answer, EmbeddingResult)
+        assert np.allclose(answer.vectors, lone.vectors[caller * 4 : caller * 4 + 4], atol=CLOSE)
+    assert all(isinstance(answer, QueueFull) for answer in answers[ROOM:])
 
 
 # -- in process, as LangChain asks ---------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """The report of the benchmarks: which targets were missed, and what becomes of a measurement that raises."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
 import benchmarks.__main__ as program
-from benchmarks import report
+from benchmarks import mutants, report
 from benchmarks.report import Targets, in_turns, print_all, print_table, row, verdict
 
 
@@ -16,7 +17,6 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> Targets:
     """A count of the test's own."""
     targets = Targets()
     monkeypatch.setattr(report, "TARGETS", targets)
-    monkeypatch.setattr(program, "TARGETS", targets)
     return targets
 
 
@@ -40,8 +40,23 @@ def broken() -> list[str]:
 
 
 def test_a_verdict_is_counted(targets: Targets) -> None:
-    assert [verdict(2, at_least=2), verdict(2, at_most=2), verdict(3, at_least=1, at_most=2)] == ["✓", "✓", "✗"]
+    assert [verdict(2, at_least=2), verdict(2, at_most=2), verdict(3, at_least=1, at_most=2)] == ["✓", "✓", "✗ by 50 %"]
     assert (targets.count, targets.missed) == (3, 1)
+
+
+def test_a_missed_target_says_by_how_much() -> None:
+    assert verdict(0.91, at_least=0.97) == "✗ by 6.2 %"
+    assert verdict(3, at_most=0) == "✗ by 3"
+    assert verdict(12.5, at_most=10) == "✗ by 25 %"
+
+
+def test_the_program_of_a_long_topic_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Counter({mutants.STUCK: 1, "answered": 9})
+    monkeypatch.setattr(mutants, "outcomes", lambda mode, first, count: ends)
+    assert mutants.program(["--count", "10"]) == 1
+    monkeypatch.setattr(report, "TARGETS", Targets())
+    del ends[mutants.STUCK]
+    assert mutants.program(["--count", "10"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_registration_whose_engine_was_removed_stays(tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("max_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0), ("top_p", 1.1), ("top_k", -1),
-        ("min_p", 2), ("repetition_penalty", 0), ("seed", -1), ("stop", [""]), ("stop", ["a"] * 65), ("surprise", 1),
+        ("min_p", 2), ("repetition_penalty", 0), ("repetition_penalty", 1e-120), ("seed", -1), ("stop", [""]), ("stop", ["a"] * 65), ("surprise", 1),
     ],
 )  # fmt: skip
 def test_generation_config_names_the_field(field: str, value: object) -> None:

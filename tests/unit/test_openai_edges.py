@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from lfx_local_runtimes import errors, server
 from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.routes.openai.bodies import UNLIMITED
+from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, RerankBody
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.settings import Settings
 from tests.routes_app import KEY, MODEL, Stage, make_app
@@ -38,6 +39,16 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
     return dict(body["error"])
 
 
+def test_the_description_says_what_embeddings_and_rerank_refuse() -> None:
+    documents = RerankBody.model_json_schema()
+    field = documents["properties"]["documents"]
+    assert (field["minItems"], field["maxItems"]) == (1, 2048)
+    assert documents["$defs"]["Document"]["required"] == ["text"]
+    text, texts, ids, lists = EmbeddingsBody.model_json_schema()["properties"]["input"]["anyOf"]
+    assert (text["minLength"], texts["items"]["minLength"]) == (1, 1)
+    assert (texts["minItems"], ids["minItems"], lists["minItems"]) == (1, 1, 1)
+
+
 # -- routes, methods, content types ---------------------------------------------------------------------------------------
 
 
@@ -55,6 +66,12 @@ def test_a_wrong_method_is_told_in_openais_form(client: TestClient, method: str,
     response = client.request(method, path)
     assert error_of(response, 405)["code"] == "method_not_allowed"
     assert response.headers["allow"] == allowed
+
+
+def test_a_line_break_in_a_path_is_told_in_openais_form(client: TestClient) -> None:
+    """Starlette's own convertor does not match one, and the framework would answer."""
+    assert "model_name" in error_of(client.get("/models/a%0Ab"), 400)["message"]
+    assert error_of(client.get("/nowhere%0A"), 404)["code"] == "unknown_url"
 
 
 def test_an_unknown_route_asks_for_the_key_too(client: TestClient) -> None:
