@@ -50,7 +50,6 @@ CHAT_REFUSALS: Refusals = {
     "store": ((False,), NOT_STORED),
 }
 COMPLETION_REFUSALS: Refusals = {
-    "echo": ((False,), "The prompt is not repeated in the answer."),
     "best_of": ((1,), "Ask for n answers and choose."),
 }
 
@@ -241,6 +240,10 @@ class CompletionBody(_Completions):
         default=None,
         description="The text after a gap that the answer fills. Only for GGUF models that were trained for it.",
     )
+    echo: bool | None = Field(
+        default=None,
+        description="Begin the answer with the prompt; with logprobs also with those of its tokens. Only for GGUF models.",
+    )
     max_tokens: MaxTokens | None = Field(default=None, description="Default 16. -1: no limit.")
     logprobs: int | None = Field(
         default=None, ge=0, le=20,
@@ -268,6 +271,7 @@ class CompletionBody(_Completions):
         options = self.options() | {
             "raw": True,
             "suffix": self.suffix or None,
+            "echo": bool(self.echo),
             "max_tokens": self.max_tokens,
             "logprobs": self.logprobs is not None,
             "top_logprobs": self.logprobs or 0,

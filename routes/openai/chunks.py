@@ -78,16 +78,19 @@ def completion(about: About, results: Sequence[GenerationResult], per_prompt: in
     choices = []
     for index, result in enumerate(results):
         check_complete(result)
-        logprobs = None if result.logprobs is None else completion_logprobs(result.logprobs, 0)
-        choices.append(
-            {"index": index, "text": result.text, "logprobs": logprobs, "finish_reason": result.finish_reason}
-        )
-    return Completion.model_validate(
+        choices.append({"index": index, "text": result.text, "logprobs": None, "finish_reason": result.finish_reason})
+    body = Completion.model_validate(
         {
             "id": about.id, "object": "text_completion", "created": about.created, "model": about.model,
             "choices": choices, "usage": usage_of(results, per_prompt),
         }
     ).model_dump(mode="json", exclude_unset=True)  # fmt: skip
+    for choice, result in zip(body["choices"], results, strict=True):
+        if (
+            result.logprobs is not None
+        ):  # the type has no null among them, which OpenAI's own answers have for a first token
+            choice["logprobs"] = completion_logprobs(result.logprobs, 0)
+    return body
 
 
 def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
@@ -102,7 +105,10 @@ def completion_logprobs(logprobs: Sequence[TokenLogprob], offset: int) -> dict[s
     return {
         "tokens": [one.token for one in logprobs],
         "token_logprobs": [one.logprob for one in logprobs],
-        "top_logprobs": [{other.token: other.logprob for other in (*one.top, one)} for one in logprobs],
+        "top_logprobs": [
+            None if one.logprob is None else {other.token: other.logprob for other in (*one.top, one)}
+            for one in logprobs
+        ],
         "text_offset": offsets,
     }
 

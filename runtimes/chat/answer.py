@@ -7,7 +7,7 @@ calls, and the caller's stop strings, which count in the answer's text only.
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
@@ -45,15 +45,22 @@ class Answer:
         bos: the text of the begin-of-sequence token, empty where there is none.
         eos: likewise of the end.
         fills_in: the engine and the model can fill a gap in a text.
+        echoes: the engine calls `echo` if a request wants it.
 
     Raises:
-        InvalidInput: there is a gap to fill, and they cannot.
+        InvalidInput: there is a gap to fill, or a prompt to repeat, and they cannot.
     """
 
     def __init__(
-        self, request: Request[GenerationConfig], template: Template, *, bos: str = "", eos: str = "", fills_in: bool = False
+        self, request: Request[GenerationConfig], template: Template, *, bos: str = "", eos: str = "", fills_in: bool = False,
+        echoes: bool = False,
     ) -> None:  # fmt: skip
         self._request = request
+        if request.ask.echo and not echoes:
+            raise InvalidInput(
+                f"echo: the engine of {request.model_name} does not repeat prompts.", model_name=request.model_name,
+                hint="Leave echo out, or use a GGUF model.",
+            )  # fmt: skip
         if request.ask.suffix is not None and not fills_in:
             raise InvalidInput(
                 f"suffix: {request.model_name} cannot fill a gap in a text.", model_name=request.model_name,
@@ -201,6 +208,12 @@ class Answer:
                 hint="Shorten it, set truncate, or load the model with a larger context_length.",
             )  # fmt: skip
         return min(room, self._request.ask.max_tokens)
+
+    def echo(self, prompt: str, logprobs: Sequence[TokenLogprob]) -> None:
+        """Begin the answer with the prompt, before the first token. `logprobs` are those of its tokens, if they are wanted."""
+        self._pieces.append(prompt)
+        self._logprobs += logprobs
+        self._request.emit(TextDelta(prompt, 0, logprobs=tuple(logprobs)))
 
     def push(self, text: str, logprob: TokenLogprob | None = None) -> bool:
         """A token was generated and `text` became final with it (perhaps none). False once the answer is over.

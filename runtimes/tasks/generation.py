@@ -122,6 +122,10 @@ class GenerationConfig(Ask["GenerationResult"]):
         description="The text after a gap: the answer fills the gap between the prompt and this. Needs raw and a prompt, "
         "llama.cpp, and a model that was trained for it.",
     )
+    echo: bool = Field(
+        default=False,
+        description="Begin the answer with the prompt; with logprobs also with those of its tokens. Needs raw and llama.cpp.",
+    )
     max_tokens: int = Field(default=512, ge=1, le=16_777_216, description="The answer has at most this many tokens.")
     temperature: float = Field(
         default=0.7, ge=0, le=5, allow_inf_nan=False,
@@ -217,6 +221,8 @@ class GenerationConfig(Ask["GenerationResult"]):
             raise ValueError("prompt_ids needs raw")
         if self.suffix is not None and not (self.raw and self.prompt is not None):
             raise ValueError("suffix needs raw and a prompt")
+        if self.echo and (not self.raw or self.suffix is not None):
+            raise ValueError("echo needs raw, and no suffix")
         if self.suffix is not None and self.truncate:
             raise ValueError("suffix and truncate exclude each other")
         if self.raw and self.tools:
@@ -265,10 +271,13 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 class TokenLogprob(Strict):
-    """A token with the natural logarithm of its probability. `top` are the most likely tokens at its place."""
+    """A token with the natural logarithm of its probability. `top` are the most likely tokens at its place.
+
+    The first token of a prompt follows nothing, so its `logprob` is None.
+    """
 
     token: str
-    logprob: float
+    logprob: float | None
     bytes: tuple[int, ...]
     top: tuple["TokenLogprob", ...] = ()
 

@@ -86,6 +86,39 @@ def test_drawn_tokens_are_among_the_top_ones(client: TestClient, model: str) -> 
     assert all(list(top) == [token] for token, top in zip(none["tokens"], none["top_logprobs"], strict=True))
 
 
+def test_echo_gives_the_prompt_and_its_logprobs(client: TestClient, model: str) -> None:
+    prompt = "One, two, three, four. " * 20 + "The capital of France is"
+    if model == "transformers":
+        error = ask(client, "/completions", 400, model=model, prompt=prompt, echo=True)["error"]
+        assert "GGUF" in error["message"]
+        return
+    made = ask(client, "/completions", model=model, prompt=prompt, logprobs=1, max_tokens=4)["choices"][0]
+    echoed = ask(client, "/completions", model=model, prompt=prompt + made["text"], logprobs=1, max_tokens=2, echo=True)
+    (choice,) = echoed["choices"]
+    assert choice["text"].startswith(prompt + made["text"])
+    rows = choice["logprobs"]
+    assert "".join(rows["tokens"]) == choice["text"]
+    assert len(rows["tokens"]) == echoed["usage"]["total_tokens"]
+    assert (rows["token_logprobs"][0], rows["top_logprobs"][0]) == (None, None)
+    assert rows["tokens"][-6:-2] == made["logprobs"]["tokens"]
+    assert rows["token_logprobs"][-6:-2] == pytest.approx(made["logprobs"]["token_logprobs"], abs=0.05)
+    spelled = [choice["text"][at:][: len(token)] for at, token in zip(rows["text_offset"], rows["tokens"], strict=True)]
+    assert spelled == rows["tokens"]
+    plain = ask(client, "/completions", model=model, prompt=prompt, max_tokens=4, echo=True)["choices"][0]
+    assert (plain["text"], plain["logprobs"]) == (prompt + made["text"], None)
+
+    body = {"model": model, "prompt": "Once upon a", "echo": True, "logprobs": 0, "max_tokens": 3, "temperature": 0}
+    whole = ask(client, "/completions", **body)["choices"][0]
+    lines = client.post("/completions", json={**body, "stream": True}).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        assert [one for choice in choices for one in (choice["logprobs"] or {}).get(name, [])] == whole["logprobs"][
+            name
+        ]
+
+
 def test_ids_outside_of_the_vocabulary(client: TestClient, model: str) -> None:
     error = ask(client, "/chat/completions", 400, model=model, logit_bias={"999999": 5})["error"]
     assert "logit_bias" in error["message"]

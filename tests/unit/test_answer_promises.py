@@ -10,8 +10,14 @@ from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN, Template
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler as LlamaSampler
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import logprob as torch_logprob
-from lfx_local_runtimes.runtimes.requests import GenerationStream, Request, Run
-from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult, TokenLogprob, Tool
+from lfx_local_runtimes.runtimes.requests import Finished, GenerationStream, Request, Run
+from lfx_local_runtimes.runtimes.tasks.generation import (
+    GenerationConfig,
+    GenerationResult,
+    TextDelta,
+    TokenLogprob,
+    Tool,
+)
 
 ADD = Tool(name="add", parameters={"properties": {"a": {"type": "integer"}}})
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
@@ -146,6 +152,21 @@ def test_a_suffix_counts_and_wants_an_engine_that_fills_a_gap() -> None:
         Answer(request, BUILT_IN["none"])
     with pytest.raises(ContextOverflow, match=r"1,000,008 characters"):
         Answer(request, BUILT_IN["none"], fills_in=True).check_size(4096, len)
+
+
+def test_an_echo_is_no_part_of_what_stop_looks_at() -> None:
+    request = Request("m", GenerationConfig(prompt="a stop b", raw=True, echo=True, stop=("stop",), logprobs=True))
+    answer = Answer(request, BUILT_IN["none"], echoes=True)
+    first = TokenLogprob(token="a stop b", logprob=None, bytes=())
+    answer.echo("a stop b", [first])
+    assert answer.push(" c")
+    answer.finish("length", "", {})
+    echoed, delta, last = request.channel.drain()
+    assert isinstance(echoed, TextDelta)
+    assert isinstance(delta, TextDelta)
+    assert isinstance(last, Finished)
+    assert (echoed.text, echoed.tokens, echoed.logprobs, delta.text) == ("a stop b", 0, (first,), " c")
+    assert (last.result.text, last.result.tokens_generated, last.result.logprobs) == ("a stop b c", 1, (first,))
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,9 @@ def test_run_does_not_download_where_a_first_use_may_not(invoke: Invoke, hub: Fa
     assert f"lfx-local-runtimes pull {REPO}" in fault.hint
 
 
-def test_ctrl_c_stops_a_pull_and_the_same_command_goes_on(invoke: Invoke, hub: FakeHub, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_pull_and_the_same_command_goes_on(
+    sigint: None, invoke: Invoke, hub: FakeHub, tmp_path: Path
+) -> None:
     hub.hold = threading.Event()
 
     def press() -> None:
@@ -284,7 +286,15 @@ def test_run_takes_what_is_piped_in(invoke: Invoke, registered: str) -> None:
 
 
 @pytest.fixture
-def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+def sigint() -> Iterator[None]:
+    """Python reacts to Ctrl-C. It does not if a shell has started it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def ctrl_c(sigint: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who presses Ctrl-C when they read "one"."""
     show = cli.Chat._show
 

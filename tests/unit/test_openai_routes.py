@@ -222,6 +222,13 @@ def test_a_suffix_reaches_models_that_fill_a_gap(client: TestClient, stage: Stag
         assert "suffix" in error_of(complete(client, suffix=" two", **wrong), 400)["message"]
 
 
+def test_echo_reaches_engines_that_repeat_prompts(client: TestClient, stage: Stage) -> None:
+    refused = error_of(complete(client, prompt="one", echo=True), 400)
+    assert "does not repeat prompts" in refused["message"]
+    assert stage.requests[-1].ask.echo
+    assert "echo" in error_of(complete(client, prompt="one", echo=True, suffix=" two"), 400)["message"]
+
+
 def test_response_items_become_turns(client: TestClient, stage: Stage) -> None:
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
@@ -385,7 +392,6 @@ def test_models_that_write_text_are_first(client: TestClient, manager: RuntimeMa
         ("chat", {"web_search_options": {}}, "web_search_options"),
         ("chat", {"functions": [{"name": "f"}]}, "functions"),
         ("chat", {"store": True}, "store"),
-        ("complete", {"echo": True}, "echo"),
         ("complete", {"best_of": 3}, "best_of"),
         ("respond", {"previous_response_id": "resp_1"}, "previous_response_id"),
         ("respond", {"conversation": "conv_1"}, "conversation"),

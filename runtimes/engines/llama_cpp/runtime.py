@@ -113,6 +113,7 @@ class LlamaCppRuntime(BatchingRuntime):
             bos=bos[1] if bos else "",
             eos=eos[1] if eos else "",
             fills_in=model.fim is not None,
+            echoes=True,
         )
         answer.check_size(plan.context_length, lambda text: len(model.tokenize(text, add_special=False)))
         answer.check_ids(model.n_vocab)

@@ -114,13 +114,15 @@ class Sampler:
         return self._told(token, shares, tuple(self._told(one, shares) for one in top))
 
     def _told(self, token: int, shares: Any, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        return self._row(token, max(_LEAST, float(shares[token])), top)
+
+    def first(self, token: int) -> TokenLogprob:
+        """The same for the first token of a prompt, which follows nothing."""
+        return self._row(token, None)
+
+    def _row(self, token: int, logprob: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         piece = self._model.piece(token)
-        return TokenLogprob(
-            token=piece.decode("utf-8", "replace"),
-            logprob=max(float(shares[token]), _LEAST),
-            bytes=tuple(piece),
-            top=top,
-        )
+        return TokenLogprob(token=piece.decode("utf-8", "replace"), logprob=logprob, bytes=tuple(piece), top=top)
 
     def close(self) -> None:
         """Free the chain."""

@@ -27,7 +27,7 @@ from lfx_local_runtimes.runtimes.engines.llama_cpp.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.llama_cpp.sequences import Cached, Placement, SequenceTable, next_piece
 from lfx_local_runtimes.runtimes.engines.llama_cpp.threads import Threads
 from lfx_local_runtimes.runtimes.requests import Failed, Request
-from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig, TokenLogprob
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,13 @@ class Job:
     """Control tokens whose text belongs to the answer."""
     forced: deque[int] = field(default_factory=deque)
     """Tokens that come next, whatever the model would say."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens so far, if they are wanted."""
+
+    @property
+    def scores_prompt(self) -> bool:
+        """The log-probabilities of the prompt's tokens are wanted."""
+        return self.request.ask.echo and self.request.ask.logprobs
 
 
 class Scheduler(QueuedScheduler[Job]):
@@ -117,7 +124,9 @@ class Scheduler(QueuedScheduler[Job]):
         """Give waiting requests sequences, in order; one that waits for another's prompt lets those behind it pass."""
         waiting, self._waiting = self._waiting, deque()
         for job in waiting:
-            placement = self.table.place(job.prompt) if not job.request.cancelled else None
+            placement = None
+            if not job.request.cancelled:
+                placement = self.table.place_whole() if job.scores_prompt else self.table.place(job.prompt)
             if placement is not None and job.request.start():
                 self._place(job, placement)
             elif not job.request.cancelled:
@@ -137,7 +146,8 @@ class Scheduler(QueuedScheduler[Job]):
                 keep = 0
             if not self._model.cut(target.id, keep):
                 keep = 0
-            self.table.take(target, job.prompt, keep)
+            # a prompt whose scores are wanted is evaluated in other pieces: an exact model reuses nothing of it
+            self.table.take(target, [] if job.scores_prompt else job.prompt, keep)
             job.sequence, job.cached_tokens = target, keep
             self._running.append(job)
             job.sampler = Sampler(self._model, job.request.ask, job.answer.seed, job.prompt, job.constraint)
@@ -199,21 +209,51 @@ class Scheduler(QueuedScheduler[Job]):
         """
         assert job.sequence is not None
         start, last = len(job.sequence.tokens), len(job.prompt) - 1
-        end = start + next_piece((last if self._exact else last + 1) - start, self._model.n_batch)
+        left = (last if self._exact else last + 1) - start
+        if job.scores_prompt:  # the context has room for as many rows of scores as it has sequences
+            end = start + min(left, len(self.table.sequences))
+        else:
+            end = start + next_piece(left, self._model.n_batch)
         piece = job.prompt[start:end]
+        wanted = range(last if job.scores_prompt else 0)
         try:
             if piece:
-                self._compute([Row(token, at, job.sequence.id, at == last) for at, token in enumerate(piece, start)])
+                rows = enumerate(piece, start)
+                self._compute([Row(token, at, job.sequence.id, at == last or at in wanted) for at, token in rows])
         except EngineFailure as error:
             self._recover(job)
             self._fail(job, error)
             return
         job.sequence.tokens += piece
+        if job.request.ask.echo and not self._echo(job, range(start, end)):
+            return
         if end == last:
             job.next_token = job.prompt[last]
         elif end > last:
             self._sample(job, len(piece) - 1)
             time.sleep(READER_SECONDS)
+
+    def _echo(self, job: Job, evaluated: range) -> bool:
+        """Keep the scores of the prompt's tokens that follow those just `evaluated`. At the prompt's end, deliver it.
+
+        False if the request has failed.
+        """
+        assert job.sampler is not None
+        prompt, last = job.prompt, len(job.prompt) - 1
+        try:
+            if job.scores_prompt and not job.logprobs:
+                job.logprobs.append(job.sampler.first(prompt[0]))
+            for row, at in enumerate(evaluated):
+                if job.scores_prompt and at < last:
+                    job.logprobs.append(job.sampler.logprob(prompt[at + 1], self._model.logits(row)))
+            if evaluated.stop >= last:
+                text = job.request.ask.prompt
+                whole = b"".join(map(self._model.piece, prompt)).decode("utf-8", "replace") if text is None else text
+                job.answer.echo(whole, job.logprobs)
+        except Exception as error:  # noqa: BLE001 - this request's alone
+            self._fail(job, error)
+            return False
+        return True
 
     def _compute(self, rows: Sequence[Row]) -> None:
         self.steps += 1

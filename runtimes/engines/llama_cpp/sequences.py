@@ -110,6 +110,10 @@ class StateStore:
         return self._states[tokens]
 
 
+def _oldest(places: Sequence[Cached]) -> Cached:
+    return min(places, key=lambda one: (bool(one.tokens), one.used))
+
+
 class SequenceTable:
     """The sequences of a context.
 
@@ -142,7 +146,7 @@ class SequenceTable:
         )
         if coming >= keep + WORTH_MOVING:
             return None
-        oldest = min(places, key=lambda one: (bool(one.tokens), one.used))
+        oldest = _oldest(places)
         stored, saved = self.store.find(prompt, self._block)
         if stored >= keep + WORTH_MOVING:
             return Placement(oldest, stored, saved=saved)
@@ -151,6 +155,11 @@ class SequenceTable:
         if oldest is not best and keep >= WORTH_MOVING:
             return Placement(oldest, keep, source=best)
         return Placement(oldest, self._spares(prompt, oldest))
+
+    def place_whole(self) -> Placement | None:
+        """Choose a sequence for a prompt of which nothing may be reused; None while it has to wait."""
+        places = self._places()
+        return Placement(_oldest(places)) if places else None
 
     def held(self, sequence: Cached) -> Sequence[int]:
         """The tokens of a sequence that may be reused."""
