@@ -10,10 +10,10 @@ class RefusedLoad(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    engine: str
-    device: str
-    dtype: str | None = Field(description="null: the usual one of the engine and the device.")
-    why: str
+    engine: str = Field(description="What would compute it.")
+    device: str = Field(description="Where it would run: cpu, cuda:0, mps; several are joined by `and`.")
+    dtype: str | None = Field(description="The type of its weights. null: the usual one of the engine and the device.")
+    why: str = Field(description="The reason against it.")
 
 
 class Acceleration(BaseModel):
@@ -21,9 +21,9 @@ class Acceleration(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    engine: str
-    device: str
-    dtype: str
+    engine: str = Field(description="What computes it.")
+    device: str = Field(description="Where it runs: cpu, cuda:0, mps.")
+    dtype: str = Field(description="The type of its weights.")
     context_length: int = Field(description="Tokens.")
     memory_mb: dict[str, float] = Field(description="MiB by device, as they are reserved.")
     why: str = Field(description="Why this engine, this device and this type.")

@@ -16,7 +16,7 @@ from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResul
 class Document(TypedDict):
     """A document of Cohere's form. Other fields are ignored."""
 
-    text: Text
+    text: Annotated[Text, Field(description="What is compared with the query.")]
 
 
 _Few = Field(min_length=1, max_length=MAX_INPUTS)
