@@ -43,6 +43,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+def pytest_configure_node(node: Any) -> None:
+    """Side by side, each process has cores of its own, as have the models that it starts. The threads of a model wait for each
+    other many times in a step, so two models on the same two cores take far longer than each on one.
+    """
+    if node.config.getvalue("dist") == "loadfile" and hasattr(os, "sched_getaffinity"):
+        cores, number = sorted(os.sched_getaffinity(0)), int(node.gateway.id.removeprefix("gw"))
+        node.workerinput["cores"] = cores[number :: node.workerinput["workercount"]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In a process of several: keep to its cores."""
+    if cores := getattr(config, "workerinput", {}).get("cores"):
+        os.sched_setaffinity(0, cores)
+
+
 @functools.cache
 def _uses_langflow(file: Path) -> bool:
     return file.parent.name == "browser" or "langflow_server:" in file.read_text()
