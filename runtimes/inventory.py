@@ -57,7 +57,8 @@ class Inventory:
             for slot in slots.values():
                 if slot.config is not None and slot.name not in rows:
                     rows[slot.name] = Resolved(slot.config, slot.source)
-        return [self._status(row) for row in rows.values()]
+        rooms = self._residency.rooms()
+        return [self._status(row, rooms) for row in rows.values()]
 
     def status(self, model_name: str) -> ModelStatus:
         """One model.
@@ -112,7 +113,7 @@ class Inventory:
         except (RuntimeFault, OSError) as error:  # a list goes on, and says what is wrong with this one
             return None, str(error)
 
-    def _choice(self, config: ModelConfig, info: Inspection | None) -> tuple[Choice, str]:
+    def _choice(self, config: ModelConfig, info: Inspection | None, rooms: Mapping[str, int]) -> tuple[Choice, str]:
         """How a model would be loaded now, or why it cannot be. Neither is known of a model that is not here.
 
         If it fits nowhere, that is the load that would be tried first.
@@ -120,7 +121,6 @@ class Inventory:
         problem = _problem(config, info)
         if problem or info is None:
             return _NONE, problem
-        rooms = self._residency.rooms()
         try:
             considered = consider_loads(
                 config, info, settings=self._settings, rules=self._rules, probe=self._probe, rooms=rooms
@@ -135,12 +135,13 @@ class Inventory:
             return _NONE, str(fault)
         return choice, ""
 
-    def _status(self, row: Resolved) -> ModelStatus:
+    def _status(self, row: Resolved, rooms: Mapping[str, int] | None = None) -> ModelStatus:
+        """`rooms` are the residency's, if somebody has asked for them already."""
         info, problem = self._info(row)
         unreadable = bool(problem)
         choice = _NONE
         if not unreadable:
-            choice, problem = self._choice(row.config, info)
+            choice, problem = self._choice(row.config, info, self._residency.rooms() if rooms is None else rooms)
         with self._residency.slots():
             slot = self._residency.find(row.config.model_name)
             slot = slot or Slot(ModelKey(row.config.model_name), row.config, row.source)

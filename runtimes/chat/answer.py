@@ -35,6 +35,9 @@ _PIECE = 32_768
 _CUT = 64
 """Tokens that a text may have more in two pieces than in one."""
 
+MOST_SCORED = 16_384
+"""Tokens of a prompt whose log-probabilities may be asked for. An answer has to fit into one message between processes."""
+
 
 class Answer:
     """Follows one request from its prompt to its result. Times run from `begin`, or else from the moment it is made.
@@ -198,8 +201,14 @@ class Answer:
 
         Raises:
             ContextOverflow: the prompt leaves no room for an answer.
+            InvalidInput: the log-probabilities of its tokens are wanted, and there are too many.
         """
         self.prompt_tokens = prompt_tokens
+        if self._request.ask.echo and self._request.ask.logprobs and prompt_tokens > MOST_SCORED:
+            raise InvalidInput(
+                f"echo: the prompt has {prompt_tokens:,} tokens; log-probabilities are given for {MOST_SCORED:,} at most.",
+                model_name=self._request.model_name, hint="Shorten the prompt, or leave logprobs out.",
+            )  # fmt: skip
         room = context_length - prompt_tokens
         if room < 1:
             raise ContextOverflow(

@@ -154,6 +154,16 @@ def test_a_suffix_counts_and_wants_an_engine_that_fills_a_gap() -> None:
         Answer(request, BUILT_IN["none"], fills_in=True).check_size(4096, len)
 
 
+def test_the_tokens_of_a_very_long_prompt_are_not_scored() -> None:
+    def admit(**options: Any) -> int:
+        config = GenerationConfig.model_validate({"prompt": "a", "raw": True, "echo": True, **options})
+        return Answer(Request("m", config), BUILT_IN["none"], echoes=True).admit(20_000, 32_768)
+
+    assert admit() == 512
+    with pytest.raises(InvalidInput, match="20,000 tokens"):
+        admit(logprobs=True)
+
+
 def test_an_echo_is_no_part_of_what_stop_looks_at() -> None:
     request = Request("m", GenerationConfig(prompt="a stop b", raw=True, echo=True, stop=("stop",), logprobs=True))
     answer = Answer(request, BUILT_IN["none"], echoes=True)
