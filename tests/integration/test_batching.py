@@ -228,3 +228,11 @@ async def test_a_prompt_too_long_is_cut_where_that_is_asked_for(runtime: LlamaCp
     assert result.metadata["truncated_tokens"] > 1000
     assert result.prompt_tokens == 1024 - 8
     assert "Paris" in result.text
+
+
+async def test_a_prompt_that_is_scored_does_not_hold_others_up(runtime: LlamaCppRuntime) -> None:
+    scored = runtime.run(greedy("one two three " * 300, 1, echo=True, logprobs=True))
+    answer = await runtime.generate(greedy("The capital of France is", 4))
+    assert answer.tokens_generated == 4
+    assert not scored.request.ended, "it is scored meanwhile"
+    scored.cancel()

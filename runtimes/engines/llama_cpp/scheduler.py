@@ -191,9 +191,13 @@ class Scheduler(QueuedScheduler[Job]):
         return Row(job.next_token, len(job.sequence.tokens), job.sequence.id, True)
 
     def _evaluate_prompts(self) -> None:
-        """Evaluate prompts in the order of their requests, until their share of the step is over."""
+        """Evaluate prompts in the order of their requests, until their share of the step is over.
+
+        Those whose tokens are scored come last: that is slow.
+        """
         deadline = time.monotonic() + self._prompt_seconds
-        for job in [job for job in self._running if job.next_token is None]:
+        waiting = [job for job in self._running if job.next_token is None]
+        for job in sorted(waiting, key=lambda job: job.scores_prompt):
             while job in self._running and job.next_token is None:
                 if job.request.cancelled:
                     self._finish(job, "cancelled")
