@@ -108,6 +108,7 @@ def _environment(folder: Path, home: Path) -> dict[str, str]:
         "LANGFLOW_AUTO_LOGIN": "true",
         "LANGFLOW_SUPERUSER_PASSWORD": "only for this test run",
         "LANGFLOW_LOG_LEVEL": "info",
+        "LANGFLOW_AUTO_SAVING_INTERVAL": "300",  # milliseconds; the default of 5,000 is waited for after every change
         "LOCAL_RUNTIMES_HOME": str(home),
         "LOCAL_RUNTIMES_OFFLINE": "true",
     }
