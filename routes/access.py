@@ -19,7 +19,12 @@ _MAX_REASON = 40
 
 ModelRef = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_NAME_CHARS, pattern=r"^[^\x00-\x1f\x7f]+$"),
+    StringConstraints(
+        strip_whitespace=True,
+        min_length=1,
+        max_length=MAX_NAME_CHARS,
+        pattern=r"^\s*[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$",
+    ),
 ]
 """How a request names a model."""
 

@@ -13,6 +13,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     StringConstraints,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
@@ -123,7 +124,10 @@ class Strict(BaseModel):
 
 
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f\\]+$")
+    str,
+    StringConstraints(
+        strip_whitespace=True, min_length=1, max_length=200, pattern=r"^\s*[^\x00-\x1f\x7f\\\s][^\x00-\x1f\x7f\\]*$"
+    ),
 ]
 KeepAlive = Annotated[float, Field(ge=FOREVER, allow_inf_nan=False)]
 
@@ -134,19 +138,24 @@ def task_named(text: str) -> str:
     return _TASK_ALIASES.get(name, name)
 
 
-def _known_quantization(value: str | None) -> str | None:
-    for form in (value, value.lower(), value.upper()) if value is not None else ():
+def _known_quantization(value: str) -> str:
+    for form in (value, value.lower(), value.upper()):
         if _QUANTIZATION.fullmatch(form):
             return form
-    if value is not None:
-        raise ValueError("must be one of fp32, fp16, bf16, int8, int4, or a GGUF type such as Q4_K_M")
-    return None
+    raise ValueError("must be one of fp32, fp16, bf16, int8, int4, or a GGUF type such as Q4_K_M")
 
 
 ContextLength = Annotated[int, Field(ge=16, le=16_777_216)]
 """Tokens."""
 
-Quantization = Annotated[str | None, AfterValidator(_known_quantization)]
+Quantization = (
+    Annotated[
+        str,
+        AfterValidator(_known_quantization),
+        WithJsonSchema({"type": "string", "pattern": f"^(?:{_QUANTIZATION.pattern})$"}),
+    ]
+    | None
+)
 
 
 class LoadOptions(Strict):
@@ -241,7 +250,10 @@ class ModelConfig(Strict):
     """
 
     model_id: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")
+        str,
+        StringConstraints(
+            strip_whitespace=True, min_length=1, max_length=1024, pattern=r"^\s*[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$"
+        ),
     ] = Field(description="Where it comes from: a Hugging Face id, a folder or a file, or the name of a found model.")
     model_name: Name = Field(default="", description="What requests call it. Unset: the model_id.")
     model_type: Annotated[

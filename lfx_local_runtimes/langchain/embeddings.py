@@ -9,8 +9,7 @@ from langchain_core.embeddings import Embeddings
 from pydantic import Field, SecretStr
 
 from lfx_local_runtimes.langchain.task_model import TaskModel
-from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingResult
-from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingOverflow, EmbeddingResult
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
 
 
@@ -34,7 +33,7 @@ class LocalRuntimeEmbeddings(TaskModel, Embeddings):
     normalize: bool | None = Field(
         default=None, description="Scale vectors to length 1. Unset: as the model's files say."
     )
-    overflow: Overflow = Field(
+    overflow: EmbeddingOverflow = Field(
         default="truncate",
         description="If a text is too long: truncate it, raise an error, or chunk: the mean of its parts.",
     )

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from lfx_local_runtimes.routes.access import MODEL_REF, ModelRef
 from lfx_local_runtimes.routes.faults import InvalidField, validation_fault
@@ -17,10 +24,11 @@ from lfx_local_runtimes.routes.openai.conversation import (
     tools_of,
     turns,
 )
-from lfx_local_runtimes.routes.openai.forms import Forms
+from lfx_local_runtimes.routes.openai.forms import FORMS, Forms, form_rules
 from lfx_local_runtimes.runtimes.config import KeepAlive
 from lfx_local_runtimes.runtimes.tasks.base import TokenId
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.generation_rules import TOKEN_IDS, at_most_one, fields
 
 UNLIMITED = 16_777_216
 """`max_tokens` if the client sends none. The answer ends by itself, or at the end of the context."""
@@ -54,6 +62,28 @@ COMPLETION_REFUSALS: Refusals = {
 }
 
 
+_STOP = {"type": "string", "minLength": 1, "maxLength": 1000}
+Stop = Annotated[str | list[str], WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": 64}]})]
+"""The limits are those of `GenerationConfig`, which checks them: its error does not name both kinds."""
+
+ToolChoice = Annotated[
+    str | dict[str, Any],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["none", "auto", "required"]},
+                {
+                    "type": "object",
+                    "required": ["type"],
+                    "properties": {"type": {"enum": ["function", "allowed_tools"]}},
+                },
+            ]
+        }
+    ),
+]
+"""Which tools may be called. An object names tools of the request."""
+
+
 class Sampling(Forms):
     """The fields that all three kinds of request share. The defaults are OpenAI's."""
 
@@ -76,9 +106,10 @@ class Sampling(Forms):
         default=None, ge=-2, le=2, description="Above 0 makes tokens that the answer already has less likely."
     )
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        default=None, max_length=1024, description="For token ids: a number that is added to the token's logit."
-    )
-    stop: str | list[str] | None = Field(default=None, description="The answer ends before any of these texts.")
+        default=None, max_length=1024, description="For token ids: a number that is added to the token's logit.",
+        json_schema_extra=TOKEN_IDS,
+    )  # fmt: skip
+    stop: Stop | None = Field(default=None, description="The answer ends before any of these texts.")
     seed: int | None = Field(default=None, description="The same seed gives the same answer.")
     min_tokens: int | None = Field(
         default=None, ge=0, description="Not OpenAI's. The answer has at least this many tokens."
@@ -174,8 +205,15 @@ class _Completions(Sampling):
         return [config.model_copy(update={"seed": (first + index) % _SEEDS}) for index in range(count)]
 
 
+PLAIN_FORMAT = {"properties": {"type": {"const": "text"}}}
+"""Or none."""
+_LOGPROBS = {"anyOf": [fields(top_logprobs={"enum": [0, None]}), fields("logprobs", logprobs={"const": True})]}
+
+
 class ChatBody(_Completions):
     """The body of chat/completions."""
+
+    model_config = ConfigDict(json_schema_extra=form_rules(_LOGPROBS, response_format=PLAIN_FORMAT))
 
     messages: list[Message] = Field(min_length=1, max_length=10_000, description="The conversation to answer.")
     max_completion_tokens: MaxTokens | None = Field(default=None, description="-1, or none: no limit.")
@@ -188,7 +226,7 @@ class ChatBody(_Completions):
     tools: list[FunctionTool] | None = Field(
         default=None, max_length=128, description="The functions that the model may call."
     )
-    tool_choice: str | dict[str, Any] | None = Field(
+    tool_choice: ToolChoice | None = Field(
         default=None, description="none, auto, required, or an object that names a function."
     )
     parallel_tool_calls: bool | None = Field(default=None, description="Allow more than one call. Default true.")
@@ -230,12 +268,33 @@ class ChatBody(_Completions):
         return self.choices(configure(options))
 
 
+_OFF = {"enum": [False, None]}
+_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_GAP: dict[str, Any] = {"anyOf": [fields(suffix={"enum": ["", None]}), fields(prompt=_TEXTS, echo=_OFF, truncate=_OFF)]}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+Prompts = Annotated[
+    str | list[str] | list[TokenId] | list[list[TokenId]],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                _IDS,
+                *(
+                    {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_CHOICES}
+                    for one in ({"type": "string"}, _IDS)
+                ),
+            ]
+        }
+    ),
+]
+
+
 class CompletionBody(_Completions):
     """The body of completions: a text to continue without a chat template, or token ids."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
-        description="The text to continue, or the model's token ids; or several of either."
-    )
+    model_config = ConfigDict(json_schema_extra={"allOf": [at_most_one(*FORMS), _GAP]})
+
+    prompt: Prompts = Field(description="The text to continue, or the model's token ids; or several of either.")
     suffix: str | None = Field(
         default=None,
         description="The text after a gap that the answer fills. Only for GGUF models that were trained for it.",

@@ -6,19 +6,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
-from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Grammar, Tool
+from lfx_local_runtimes.runtimes.tasks.generation import CallName, ChatMessage, Grammar, Tool, ToolName
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def _part(field: str, *kinds: str) -> dict[str, Any]:
+    properties = {"type": {"enum": [*kinds]}, field: {"type": "string"}}
+    return {"type": "object", "properties": properties, "required": ["type", field]}
+
+
 _CONTENT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {
             "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"enum": [*_TEXT_PARTS, "refusal"]}, "text": {"type": "string"}},
-                "required": ["type"],
-            },
+            "items": {"anyOf": [_part("text", *_TEXT_PARTS), _part("refusal", "refusal")]},
         },
         {"type": "null"},
     ]
@@ -54,20 +57,36 @@ Content = Annotated[str | None, BeforeValidator(_text), WithJsonSchema(_CONTENT_
 class CalledFunction(Lenient):
     """The function of a call."""
 
-    name: str = Field(description="The function's name.")
+    name: CallName = Field(description="The function's name.")
     arguments: str = Field(description="JSON text.")
 
 
 class MessageToolCall(Lenient):
     """A call that the assistant made."""
 
-    id: str = Field(description="The call's id.")
+    id: CallName = Field(description="The call's id.")
     type: Literal["function"] = Field(default="function", description="Only functions are supported.")
     function: CalledFunction = Field(description="The function that was called.")
 
 
+_SAID = {"type": ["string", "array"]}
+_MESSAGE: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {"role": {"const": "assistant"}}},
+        {"required": ["content"], "properties": {"role": {"enum": ["system", "developer", "user"]}, "content": _SAID}},
+        {
+            "required": ["content", "tool_call_id"],
+            "properties": {"role": {"const": "tool"}, "tool_call_id": {"type": "string"}, "content": _SAID},
+        },
+    ]
+}
+"""What a message needs, by its role."""
+
+
 class Message(Lenient):
     """One message of a chat. `reasoning_content` is accepted and not shown to the model."""
+
+    model_config = ConfigDict(json_schema_extra=_MESSAGE)
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Who says it. developer means system. tool: the result of a call."
@@ -107,7 +126,7 @@ class Message(Lenient):
 class Function(Lenient):
     """A function that the model may call. `strict` is accepted: a forced call always follows the schema."""
 
-    name: str = Field(description="The function's name.")
+    name: ToolName = Field(description="The function's name.")
     description: str | None = Field(default=None, description="What it does. The model reads this.")
     parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of an object.")
 

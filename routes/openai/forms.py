@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from lfx_local_runtimes.routes.faults import InvalidField
 from lfx_local_runtimes.routes.openai.conversation import Lenient, Refusals, grammar_of, refuse
 from lfx_local_runtimes.runtimes.tasks.generation import Grammar
+from lfx_local_runtimes.runtimes.tasks.generation_rules import NULL, at_most_one, fields
 
 _FORM = "A form of the answer is asked for by response_format, grammar, regex or guided_choice."
 
@@ -53,7 +54,10 @@ def _choice_regex(choices: list[str] | None) -> str | None:
 class StructuredOutputs(BaseModel):
     """vLLM's form. Exactly one field."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True,
+        json_schema_extra=at_most_one("json", "regex", "choice", "grammar", "json_object"),
+    )  # fmt: skip
 
     schema_: Schema | None = Field(default=None, alias="json", description="A JSON schema that the answer must follow.")
     regex: Source | None = Field(default=None, description="A regular expression that the answer must match.")
@@ -84,8 +88,34 @@ def _text(kind: str, text: str | None) -> dict[str, Any] | None:
     return None if text is None else {"kind": kind, "text": text}
 
 
+_JSON_FORMS = ("json_schema", "guided_json")
+_TEXT_FORMS = ("grammar", "regex", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+FORMS = (*_JSON_FORMS, *_TEXT_FORMS)
+
+
+def form_rules(*more: dict[str, Any], **text: dict[str, Any]) -> dict[str, Any]:
+    """Which fields go together, for the JSON schema of a body: at most one asks for a form, and tools go with JSON only.
+
+    Args:
+        more: other rules.
+        text: OpenAI's own field for a form, and its schema if it asks for none.
+    """
+    alone = {name: {other: NULL for other in FORMS if other != name} | text for name in FORMS}
+    ways = [fields(**dict.fromkeys(FORMS, NULL))]
+    ways += [
+        fields(**rest, **({"tools": {"maxItems": 0}} if name in _TEXT_FORMS else {})) for name, rest in alone.items()
+    ]
+    choices = [
+        fields(tool_choice={"enum": ["none", "auto", None]}),
+        fields("tools", tools={"type": "array", "minItems": 1}),
+    ]
+    return {"allOf": [{"anyOf": ways}, {"anyOf": choices}, *more]}
+
+
 class Forms(Lenient):
     """The fields that ask for a form of the answer, besides OpenAI's own. A request may have one of them."""
+
+    model_config = ConfigDict(json_schema_extra=at_most_one(*FORMS))
 
     grammar: Source | None = Field(
         default=None, description="Not OpenAI's. A grammar in GBNF that the answer must follow."

@@ -1,11 +1,11 @@
 """What clients send to responses. Its items become `ChatMessage`s."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
-from lfx_local_runtimes.routes.openai.bodies import NOT_STORED, MaxTokens, Sampling, configure
+from lfx_local_runtimes.routes.openai.bodies import NOT_STORED, PLAIN_FORMAT, MaxTokens, Sampling, ToolChoice, configure
 from lfx_local_runtimes.routes.openai.conversation import (
     Content,
     Function,
@@ -18,7 +18,8 @@ from lfx_local_runtimes.routes.openai.conversation import (
     tools_of,
     turns,
 )
-from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
+from lfx_local_runtimes.routes.openai.forms import form_rules
+from lfx_local_runtimes.runtimes.tasks.generation import CallName, GenerationConfig
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -35,27 +36,38 @@ RESPONSES_REFUSALS: Refusals = {
 class Said(Lenient):
     """A message. Its type may be left out."""
 
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    type: Literal["message"] = Field(default="message", description="The kind of item.")
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who says it.")
+    content: Content = Field(description="A text, or parts with text.")
 
 
 class Called(Lenient):
     """A call the assistant made."""
 
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
+    type: Literal["function_call"] = Field(description="The kind of item.")
+    call_id: CallName = Field(description="The call's id.")
+    name: CallName = Field(description="The function's name.")
+    arguments: str = Field(description="JSON text.")
 
 
 class Returned(Lenient):
     """The result of a call."""
 
-    type: Literal["function_call_output"]
-    call_id: str
-    output: Content
+    type: Literal["function_call_output"] = Field(description="The kind of item.")
+    call_id: str = Field(description="The id of the call.")
+    output: Content = Field(description="A text, or parts with text.")
 
+
+class Thought(Lenient):
+    """The reasoning of an earlier answer. It is not shown to the model again."""
+
+    type: Literal["reasoning"] = Field(description="The kind of item.")
+
+
+Item = Annotated[
+    dict[str, Any], BeforeValidator(lambda item: item, json_schema_input_type=Said | Called | Returned | Thought)
+]
+"""Read later, so that an error names the field of the kind that is meant, not those of every kind."""
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "message": TypeAdapter(Said),
@@ -94,7 +106,9 @@ class Reasoning(Lenient):
 class ResponsesBody(Sampling):
     """The body of responses. `input` is a text, or a list of messages, function calls and their outputs."""
 
-    input: str | list[dict[str, Any]] = Field(
+    model_config = ConfigDict(json_schema_extra=form_rules(text={"properties": {"format": PLAIN_FORMAT}}))
+
+    input: str | Annotated[list[Item], Field(json_schema_extra={"minItems": 1})] = Field(
         description="A text, or the conversation: messages, function calls and their outputs."
     )
     instructions: str | None = Field(default=None, description="The system message.")
@@ -102,7 +116,7 @@ class ResponsesBody(Sampling):
     tools: list[ResponseTool] | None = Field(
         default=None, max_length=128, description="The functions that the model may call."
     )
-    tool_choice: str | dict[str, Any] | None = Field(
+    tool_choice: ToolChoice | None = Field(
         default=None, description="none, auto, required, or an object that names a function."
     )
     parallel_tool_calls: bool | None = Field(default=None, description="Allow more than one call. Default true.")

@@ -7,8 +7,8 @@ from typing_extensions import TypedDict
 
 from lfx_local_runtimes.routes.access import MODEL_REF, ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import MAX_INPUTS, Limited
-from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId
-from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId, is_token_id
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingOverflow
 from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow, Text
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
 
@@ -29,7 +29,7 @@ class Refusing(BaseModel):
     overflow: Overflow = Field(
         default="error",
         description="Not OpenAI's. If a text is too long. error: the request fails. truncate: its end is not read, and "
-        "`truncated` says so. chunk, for embeddings only: the text is read in parts, and the vector is their mean.",
+        "`truncated` says so.",
     )
 
 
@@ -41,11 +41,16 @@ class Named(BaseModel):
     model: ModelRef = Field(description=MODEL_REF, examples=["all-MiniLM-L6-v2"])
 
 
-class EmbeddingsBody(Named, Limited, Refusing, EmbeddingAsk):
+class EmbeddingsBody(Named, Limited, EmbeddingAsk):
     """The body of embeddings. prompt, normalize, overflow and keep_alive are not OpenAI's."""
 
     model_config = ConfigDict(extra="ignore", alias_generator=lambda name: "input" if name == "texts" else name)
 
+    overflow: EmbeddingOverflow = Field(
+        default="error",
+        description="Not OpenAI's. If a text is too long. error: the request fails. truncate: its end is not read, and "
+        "`truncated` says so. chunk: the text is read in parts, and the vector is their mean.",
+    )
     encoding_format: Literal["float", "base64"] | None = Field(
         default=None, description="base64 encodes little-endian float32. Default float."
     )
@@ -58,7 +63,7 @@ class EmbeddingsBody(Named, Limited, Refusing, EmbeddingAsk):
     )
     @classmethod
     def _as_list(cls, value: object) -> object:
-        one = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
+        one = isinstance(value, str) or (isinstance(value, list) and bool(value) and is_token_id(value[0]))
         return [value] if one else value
 
 

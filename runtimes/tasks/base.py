@@ -6,15 +6,29 @@ A task knows nothing of engines. An engine names the tasks that it serves, by th
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import Self
 
 from lfx_local_runtimes.runtimes.config import Defaults, KeepAlive, Prompts
 
 ResultT = TypeVar("ResultT")
 
-TokenId = Annotated[int, Field(ge=0, strict=True)]
-"""A number in a model's vocabulary. A boolean is none, though Python counts it as an integer."""
+
+def is_token_id(value: object) -> bool:
+    """Whether a value can be a number in a vocabulary. JSON may write it as 69.0. A boolean is none, though Python counts it
+    as an integer.
+    """
+    return type(value) in (int, float) and value >= 0 and value % 1 == 0  # type: ignore[operator]
+
+
+def _token_id(value: object) -> object:
+    if not is_token_id(value):
+        raise ValueError("Input should be a token id: a whole number of 0 or more")
+    return value
+
+
+TokenId = Annotated[int, Field(ge=0), BeforeValidator(_token_id)]
+"""A number in a model's vocabulary."""
 
 
 def _with_int_keys(metadata: dict[str, Any]) -> dict[str, Any]:

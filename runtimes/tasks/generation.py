@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
 
 from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Defaults, Prompts, Strict
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow, TokenId
+from lfx_local_runtimes.runtimes.tasks.generation_rules import GENERATION, GRAMMAR, TOKEN_IDS
 
 MAX_SCHEMA_CHARS = 120_000
 """Characters of a JSON schema, as JSON."""
@@ -34,13 +35,15 @@ def _plain(value: Any) -> Any:
 JsonSchema = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
+CallName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
 class ToolCall(Strict):
     """A call that the model made: the function's name, and its arguments as JSON text."""
 
-    id: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
-        description="The call's id. The message with its result names it in tool_call_id."
-    )
-    name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(description="The function.")
+    id: CallName = Field(description="The call's id. The message with its result names it in tool_call_id.")
+    name: CallName = Field(description="The function.")
     arguments: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = Field(
         description="A JSON object, as text."
     )
@@ -65,7 +68,7 @@ class ChatMessage(Strict):
 class Tool(Strict):
     """A function that the model may call."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] = Field(description="The function.")
+    name: ToolName = Field(description="The function.")
     description: Annotated[str, StringConstraints(max_length=100_000)] = Field(
         default="", description="What it does. The model reads this."
     )
@@ -79,6 +82,8 @@ class Grammar(Strict):
 
     `json_schema` needs a schema; `regex`, `gbnf` and `lark` need their text; `json_object` needs nothing.
     """
+
+    model_config = ConfigDict(json_schema_extra=GRAMMAR)
 
     kind: Literal["json_object", "json_schema", "regex", "gbnf", "lark"] = Field(description="The kind of form.")
     json_schema: JsonSchema | bool | None = Field(default=None, description="The schema, for the kind json_schema.")
@@ -102,6 +107,8 @@ class GenerationConfig(Ask["GenerationResult"]):
     They are applied in this order: `logit_bias`, `grammar`, repetition penalty (over prompt and answer), frequency
     and presence penalty (over the answer), top-k, top-p, min-p, temperature. Temperature 0 is greedy.
     """
+
+    model_config = ConfigDict(json_schema_extra=GENERATION)
 
     task: ClassVar[str] = "llm"
     prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = Field(
@@ -158,6 +165,7 @@ class GenerationConfig(Ask["GenerationResult"]):
         default_factory=dict,
         max_length=1024,
         description="For token ids: a number that is added to the token's logit. -100 bans a token.",
+        json_schema_extra=TOKEN_IDS,
     )
     logprobs: bool = Field(
         default=False,

@@ -1,6 +1,7 @@
 """Whatever the OpenAPI description allows, and much that it does not, a live server with real models answers as described."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,23 @@ COMPUTING = {
     "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank", "/v1/classify", "/v1/ner",
 }  # fmt: skip
 """Paths that must have answered with a result."""
+NOT_IN_A_SCHEMA = re.compile(
+    "context holds|context length|in the model's vocabulary|is more than the [0-9]+ the model has|cannot fill a gap"
+    "|, not zero_shot"  # about the model
+    "|none of the tools|function of the tools|two tools have the same name|a last message of the assistant"
+    "|more than 64 bits|half of a character|prompts of [0-9]+ answers|the path|input: is empty"  # about values that belong together
+    "|grammar has|grammar is|regular expression|schema cannot|JSON schema"  # about texts in languages of their own
+    "|no engine|is not a task|neither a path nor a hub repository|allowed model folder|valid path|running already"  # about this machine and this moment
+)
+"""What a request is refused for though its JSON schema allows it, because no schema can say it."""
+
+
+def accepted(context: Any, response: Any, case: Any) -> None:
+    """A request that the description allows is refused only for what it cannot say, or because nothing has the name."""
+    if response.status_code in (400, 422):
+        assert NOT_IN_A_SCHEMA.search(str(response.json())), f"{case.method} {case.path}: {response.text[:500]}"
+
+
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
@@ -84,10 +102,8 @@ def test_every_answer_is_as_described(description: Any, mode: GenerationMode) ->
         @given(case=operation.as_strategy(generation_mode=mode))
         def check(case: Any) -> None:
             name_models(case)
-            if mode is GenerationMode.POSITIVE:
-                give_text(case)
             response = case.call(headers={"x-api-key": KEY}, timeout=PATIENCE_S)
-            case.validate_response(response, checks=CHECKS)
+            case.validate_response(response, checks=[*CHECKS, *([accepted] if mode is GenerationMode.POSITIVE else [])])
             statuses.setdefault(case.path.removeprefix(PREFIX), set()).add(response.status_code)
 
         with contextlib.suppress(Unsatisfiable):  # nothing of it can be wrong
@@ -104,13 +120,5 @@ def name_models(case: Any) -> None:
         for name in ("model", "model_name"):
             if isinstance(case.body.get(name), str):
                 case.body[name] = MODELS.get(case.path.rpartition("/")[2], TEXT)
-
-
-def give_text(case: Any) -> None:
-    """A description cannot say that one of several fields is needed."""
-    if case.path.endswith(("/generate", "/generate/stream")):
-        case.body.update(prompt="Hello", prompt_ids=None, messages=None)
-    elif case.path.endswith("/chat/completions"):
-        case.body["messages"] = [{"role": "user", "content": "Hello"}]
-    elif case.path.endswith("/inference"):
-        case.body.update(task=None, options={"prompt": "Hello"}, stream=False)
+        if case.path.endswith("/inference"):  # its options are those of any task
+            case.body.update(task=None, options={"prompt": "Hello"}, stream=False)

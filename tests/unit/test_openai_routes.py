@@ -434,7 +434,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
         ("chat", {"logit_bias": {"x": 1}}, "logit_bias.x.[key]", "integer"),
         ("chat", {"top_logprobs": 2}, None, "top_logprobs needs logprobs"),
         ("chat", {"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type", "function"),
-        ("chat", {"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools.0.name", "pattern"),
+        ("chat", {"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools.0.function.name", "pattern"),
         ("chat", {"tools": [TOOL, TOOL]}, None, "same name"),
         ("chat", {"tool_choice": "required"}, None, "required"),
         ("chat", {"tool_choice": {"type": "function", "function": {"name": "nobody"}}}, None, "nobody"),

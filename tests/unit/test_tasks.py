@@ -169,7 +169,7 @@ def test_a_result_says_that_it_was_judged_by_entailment() -> None:
         (EmbeddingAsk, {"texts": ((1, True),)}, "input 0 must be"),
         (EmbeddingAsk, {"texts": ("a",), "dimensions": 0}, "dimensions"),
         (RerankAsk, {"query": "", "documents": ("a",)}, "query"),
-        (RerankAsk, {"query": "a", "documents": ("a",), "overflow": "chunk"}, "chunk is for embeddings"),
+        (RerankAsk, {"query": "a", "documents": ("a",), "overflow": "chunk"}, "should be 'truncate' or 'error'"),
         (ClassificationAsk, {"texts": ("a",), "top_k": 0}, "top_k"),
         (ZeroShotAsk, {"texts": ("a",), "labels": ("x", "x")}, "twice"),
         (ZeroShotAsk, {"texts": ("a",), "labels": ("x",), "hypothesis": "It is so."}, "replaced by the label"),

@@ -7,9 +7,9 @@ result. An engine knows no reading. It tokenizes pieces and computes batches of 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints
 
 from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT, TaskResult
@@ -20,27 +20,18 @@ if TYPE_CHECKING:
 MAX_TEXTS = 1_000_000
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
-Overflow = Literal["truncate", "error", "chunk"]
+Overflow = Literal["truncate", "error"]
 """What happens if a text is longer than the model can read. truncate: the end is cut, and the result says so. error: the
-request fails. chunk: the text is read in parts, if the task can join them."""
+request fails."""
 
 
 class ReadingAsk(Ask[ResultT]):
     """A request to a model that reads."""
 
-    can_chunk: ClassVar[bool] = False
     overflow: Overflow = Field(
         default="truncate",
-        description="If a text is too long. truncate: its end is not read, and the metadata says so. error: the request "
-        "fails. chunk, for embeddings only: the text is read in parts, and the vector is their mean.",
+        description="If a text is too long. truncate: its end is not read, and the metadata says so. error: the request fails.",
     )
-
-    @field_validator("overflow")
-    @classmethod
-    def _can_be_done(cls, value: Overflow) -> Overflow:
-        if value == "chunk" and not cls.can_chunk:
-            raise ValueError("chunk is for embeddings; use truncate or error")
-        return value
 
 
 @dataclass(frozen=True, slots=True)

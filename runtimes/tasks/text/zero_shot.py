@@ -40,12 +40,14 @@ class ZeroShotAsk(ReadingAsk[ZeroShotResult]):
     task: ClassVar[str] = "zero_shot"
     texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS, description="The texts to label.")
     labels: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)], ...] = Field(
-        min_length=1, max_length=MAX_LABELS, description="The labels to choose from."
-    )
+        min_length=1, max_length=MAX_LABELS, description="The labels to choose from.",
+        json_schema_extra={"uniqueItems": True},
+    )  # fmt: skip
     hypothesis: Annotated[str, StringConstraints(max_length=1000)] | None = Field(
         default=None,
         description="The sentence that stands for a label; {} is replaced by the label. "
         f"Unset: {HYPOTHESES['entailment']} for an NLI model, the label itself for an embedding model.",
+        json_schema_extra={"pattern": r"\{\}"},
     )
     multi_label: bool = Field(default=False, description="Score each label on its own, so that several can be true.")
 
