@@ -29,8 +29,9 @@ from lfx_local_runtimes.flows.canvas import Flow
 from lfx_local_runtimes.flows.retrieval import handbook
 from lfx_local_runtimes.nodes.provider import PROVIDER
 from lfx_local_runtimes.runtimes.sources.packages import BGE_SMALL, SMOLLM
-from tests.integration.test_lfx_run import LFX, NEEDS_SMOLLM
+from tests.integration.test_lfx_run import NEEDS_SMOLLM
 from tests.langflow_server import LangflowServer
+from tests.lfx_process import LFX
 
 pytestmark = pytest.mark.integration
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,27 +14,22 @@ from lfx_local_runtimes.flows import text
 from lfx_local_runtimes.flows.build import FOLDER
 from lfx_local_runtimes.runtimes.sources.packages import SMOLLM
 from lfx_local_runtimes.settings import PREFIX
+from tests.lfx_process import LFX, answer_of, lfx_run
 
 pytestmark = pytest.mark.integration
 
-END_LIMIT_S = 120.0
-"""For the process to end after its answer. A model's idle time is five minutes, so nothing waits for that."""
 SAVED = Path(__file__).parents[1] / "saved_flows"
 
 Runs = Callable[[str], str]
 """The answer of a flow's run."""
-
-LFX = str(Path(sys.executable).parent / "lfx")
-
 
 NEEDS_SMOLLM = pytest.mark.skipif(not SMOLLM.installed, reason="the demo's SmolLM2 is not installed")
 
 
 @pytest.fixture(scope="module")
 def runs(packaged_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The runs of this file's flows, two at a time: most of the time each of them imports, on one core."""
+    """The runs of this file's flows, two at a time."""
     wanted: dict[str, tuple[str, ...]] = {
-        "local_chat": (text.CHAT_QUESTION,),
         "model_status": (),
         "code_pipeline": (text.TASK,),
         "tools_agent": (text.SUM,),
@@ -53,36 +47,13 @@ def runs(packaged_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             run.cancel()
 
 
-def lfx_run(flow: str, *arguments: str, **environment: str) -> str:
-    """Run a flow in a process of its own, to the end of that process. Returns the answer.
-
-    The data folder is the test's, unless the environment names another one.
-    """
-    command = [LFX, "run", str(FOLDER / f"{flow}.json"), *arguments]
-    home = f"{PREFIX}HOME"
-    env = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    env |= {f"{PREFIX}OFFLINE": "true", f"{PREFIX}SPARE_PROCESSES": "0", "DO_NOT_TRACK": "true", **environment}
-    if home not in env:
-        env[home] = os.environ[home]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        line = ""
-        while not line.startswith("{"):  # the answer is one line of JSON
-            line = process.stdout.readline()
-            if not line:
-                raise AssertionError(f"lfx run said nothing: {process.stderr.read()[-3000:]}")
-        process.wait(END_LIMIT_S)
-    said: dict[str, Any] = json.loads(line)
-    assert said["success"], said
-    assert process.returncode == 0
-    return str(said["result"])
-
-
-def test_local_chat_answers(runs: Runs) -> None:
-    assert "Paris" in runs("local_chat")
+def test_local_chat_answers() -> None:
+    """By the command itself; the others fork from a process that has imported it."""
+    command = [LFX, "run", str(FOLDER / "local_chat.json"), text.CHAT_QUESTION]
+    env = {**os.environ, f"{PREFIX}OFFLINE": "true", f"{PREFIX}SPARE_PROCESSES": "0", "DO_NOT_TRACK": "true"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "Paris" in answer_of(ran.stdout)
 
 
 @pytest.mark.parametrize("version", sorted(folder.name for folder in SAVED.iterdir()))

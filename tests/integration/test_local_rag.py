@@ -15,7 +15,7 @@ from lfx_local_runtimes.flows.in_memory_faiss import InMemoryFaissComponent
 from lfx_local_runtimes.flows.retrieval import CANDIDATES, PASSAGES, QUESTION, SPLIT, handbook, questions
 from lfx_local_runtimes.runtimes import RuntimeManager
 from lfx_local_runtimes.settings import Settings
-from tests.integration.test_lfx_run import lfx_run
+from tests.lfx_process import lfx_run
 
 pytestmark = pytest.mark.integration
 

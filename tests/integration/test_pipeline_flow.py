@@ -9,7 +9,7 @@ import pytest
 from lfx_local_runtimes.flows.pipeline import pipeline_flow
 from lfx_local_runtimes.runtimes import OrchestrationPipeline, RuntimeManager, StepInput
 from lfx_local_runtimes.settings import load_settings
-from tests.integration.test_lfx_run import lfx_run
+from tests.lfx_process import lfx_run
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ from lfx_local_runtimes.flows.build import FOLDER
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
 from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk
 from tests.encoder_models import answer, load_encoder, unload
-from tests.integration.test_lfx_run import lfx_run
 from tests.langflow_server import LangflowServer
+from tests.lfx_process import lfx_run
 
 pytestmark = pytest.mark.integration
 
