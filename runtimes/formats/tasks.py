@@ -26,6 +26,8 @@ _NOT_PLAIN_TEXT = frozenset({
     "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
 })  # fmt: skip
 """Their heads for classification have the same names as those for text, but they read sound or scanned pages."""
+_SIGHT = (("ForImageClassification", "image_classification"),)
+"""The ends of the names of architectures that see."""
 _OTHER_TAGS = frozenset({
     "audio-classification", "audio-to-audio", "automatic-speech-recognition", "depth-estimation", "graph-ml",
     "image-classification", "image-feature-extraction", "image-segmentation", "image-to-3d", "image-to-image",
@@ -84,6 +86,9 @@ def _by_head(config: Mapping[str, Any], name: str, kind: str, sentence_transform
         return _classifier(config)
     if name.endswith("ForTokenClassification"):
         return "ner"
+    for head, task in _SIGHT:
+        if name.endswith(head):
+            return task
     encoder = kind in _TEXT_ENCODERS and (not name or name.endswith(_ENCODERS))
     return "embedding" if sentence_transformer or encoder else None
 

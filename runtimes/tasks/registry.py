@@ -10,10 +10,14 @@ from lfx_local_runtimes.errors import WrongTask
 from lfx_local_runtimes.runtimes.tasks import generation
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 from lfx_local_runtimes.runtimes.tasks.text import classification, embedding, ner, rerank, zero_shot
+from lfx_local_runtimes.runtimes.tasks.vision import classification as image_classification
 
 ENTRY_POINT_GROUP = "lfx_local_runtimes.tasks"
 
-_SHIPPED = (generation, embedding, rerank, classification, zero_shot, ner)
+_SHIPPED = (
+    generation, embedding, rerank, classification, zero_shot, ner,
+    image_classification,
+)  # fmt: skip
 _registered: dict[str, TaskRow] = {}
 
 

@@ -44,6 +44,7 @@ from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, Embed
 from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk, NerResult
 from lfx_local_runtimes.runtimes.tasks.text.rerank import Ranked, RerankAsk, RerankResult
 from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk, ZeroShotResult
+from lfx_local_runtimes.runtimes.tasks.vision.classification import ImageClassificationAsk, ImageClassificationResult
 from lfx_local_runtimes.runtimes.trust.report import Clearance
 from lfx_local_runtimes.settings import Settings
 from tests.isolated_engines import Actor, runtime_of
@@ -127,6 +128,7 @@ JSON = st.recursive(
 )
 METADATA = st.dictionaries(TEXT.filter(lambda name: name not in ("truncated", "warnings")), JSON, max_size=3)
 MEDIA = st.builds(Media, TEXT, st.binary(max_size=50))
+IMAGES = st.lists(st.builds(Media, TEXT, st.binary(min_size=1, max_size=50)), min_size=1, max_size=3).map(tuple)
 TEXTS = st.lists(SOME, min_size=1, max_size=3).map(tuple)
 CALL = st.builds(ToolCall, id=SOME, name=SOME, arguments=TEXT)
 LOGPROB = st.builds(
@@ -171,6 +173,9 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
         ZeroShotAsk, texts=TEXTS, labels=st.just(("one", "two")), hypothesis=st.none() | TEXT.map("{} ".__add__)
     ),
     "ner": st.builds(NerAsk, texts=TEXTS, min_score=st.floats(0, 1)),
+    "image_classification": st.builds(
+        ImageClassificationAsk, images=IMAGES, top_k=st.none() | st.integers(1, 9), multi_label=st.none() | st.booleans()
+    ),
     "dictation": st.builds(DictationAsk, sound=MEDIA),
 }  # fmt: skip
 ABOUT = {"model_name": TEXT, "metadata": METADATA}
@@ -198,6 +203,7 @@ RESULTS: dict[str, st.SearchStrategy[Any]] = {
         ).map(tuple),
         **ABOUT,
     ),
+    "image_classification": st.builds(ImageClassificationResult, labels=LABELS, **ABOUT),
     "dictation": st.builds(DictationResult, sounds=st.lists(MEDIA, max_size=3).map(tuple), **ABOUT),
 }  # fmt: skip
 TEXT_DELTA = st.builds(
@@ -472,5 +478,7 @@ def made(task: str) -> Ask[Any]:
         "llm": {"prompt": "x"}, "rerank": {"query": "x", "documents": ["x"]},
         "zero_shot": {"texts": ["x"], "labels": ["x"]}, "dictation": {"sound": {"mime": "x", "data": ""}},
     }  # fmt: skip
-    ask: Ask[Any] = task_rows()[task].ask.model_validate(plain.get(task, {"texts": ["x"]}))
+    row = task_rows()[task]
+    usual = {"images": [b"a picture"]} if row.family == "seeing" else {"texts": ["x"]}
+    ask: Ask[Any] = row.ask.model_validate(plain.get(task, usual))
     return ask

@@ -70,6 +70,8 @@ def write(folder: Path, config: Any, card: str | None = None) -> Path:
         ({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}, "image-text-to-text", "llm"),
         ({"architectures": ["BlipForConditionalGeneration"], "text_config": {}}, "image-to-text", "unsupported"),
         ({"architectures": ["ViTModel"], "model_type": "vit"}, None, "unsupported"),
+        ({"architectures": ["ViTForImageClassification"], "model_type": "vit"}, None, "image_classification"),
+        ({"architectures": ["ConvNextForImageClassification"]}, "image-classification", "image_classification"),
         ({"architectures": ["ChatGLMModel"], "auto_map": {"AutoModelForCausalLM": "m.X"}}, None, "llm"),
         ({"architectures": ["ChatGLMModel"], "auto_map": ["AutoModelForCausalLM"]}, None, "unsupported"),
         ({"vocab_size": 9}, None, "llm"),
