@@ -272,7 +272,7 @@ def test_only_inputs_of_one_shape_share_a_batch() -> None:
         def values(self, output: Any, batch: Sequence[Any], spec: Spec) -> Sequence[Any]:
             return [float(one) for one in output]
 
-        def keep(self, ask: SumAsk, value: Any, row: Any) -> Any:
+        def keep(self, ask: SumAsk, value: Any, row: Any, spec: Spec) -> Any:
             return value / 2
 
     scheduler = EncoderScheduler(compute, Spec("sum", 1000), BUDGET, lambda job: None, dict)

@@ -12,6 +12,7 @@ from lfx_local_runtimes.runtimes.engines.encoder.scheduler import EncoderSchedul
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.tasks import task_row
+from lfx_local_runtimes.runtimes.tasks.base import Ask
 from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec, Tokens
 from lfx_local_runtimes.runtimes.tasks.text.zero_shot import entailment
 
@@ -137,20 +138,25 @@ class EncoderRuntime(PieceRuntime[TextNetwork]):
         return frozenset({spec.task, also or spec.task})
 
     def _rows(self, network: TextNetwork, job: Job, pieces: Sequence[Any]) -> list[list[Any]]:
-        overflow = job.request.ask.overflow
-        parts = network.tokenize(pieces, chunks=overflow == "chunk")
-        for place, those in enumerate(parts, job.arrived):
-            if not all(tokens.ids for tokens in those):
-                raise InvalidInput(
-                    f"Input {place} has no tokens.", model_name=self.config.model_name, hint="Leave it out."
-                )
-        too_long = next(
-            ((place, one) for place, those in enumerate(parts, job.arrived) for one in those if one.cut), None
-        )
-        if overflow == "error" and too_long is not None:
-            place, tokens = too_long
+        return text_rows(network, job.request.ask, pieces, range(job.arrived, job.arrived + len(pieces)))
+
+
+def text_rows(network: TextNetwork, ask: Ask[Any], pieces: Sequence[Piece], places: Sequence[int]) -> list[list[Any]]:
+    """The rows of texts, as the ask says what happens to those that are too long. `places`: their numbers, for errors.
+
+    Raises:
+        InvalidInput: a text has no tokens.
+        ContextOverflow: a text is too long, and the ask wants an error then.
+    """
+    overflow = getattr(ask, "overflow", "truncate")
+    parts = network.tokenize(pieces, chunks=overflow == "chunk")
+    for place, those in zip(places, parts, strict=True):
+        if not all(tokens.ids for tokens in those):
+            raise InvalidInput(f"Input {place} has no tokens.", hint="Leave it out.")
+        cut = next((one for one in those if one.cut), None)
+        if overflow == "error" and cut is not None:
             raise ContextOverflow(
-                f"Input {place} has {len(tokens.ids) + tokens.cut:,} tokens, the model reads {network.spec.max_length:,}.",
-                model_name=self.config.model_name, hint="Shorten it, or let it be truncated.",
-            )  # fmt: skip
-        return parts
+                f"Input {place} has {len(cut.ids) + cut.cut:,} tokens, the model reads {network.spec.max_length:,}.",
+                hint="Shorten it, or let it be truncated.",
+            )
+    return list(parts)

@@ -187,7 +187,7 @@ class EncoderScheduler:
             found = reading.values(theirs, [batch[index][1].input for index in places], self._spec)
             for index, value in zip(places, found, strict=True):
                 job, row = batch[index]
-                values[index] = reading.keep(job.request.ask, value, row.input)
+                values[index] = reading.keep(job.request.ask, value, row.input, self._spec)
         for index, value in values.items():
             self._keep(*batch[index], value)
         for job in dict.fromkeys(job for job, _ in batch):

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lfx_local_runtimes.runtimes.engines.encoder.runtime import Network, PieceRuntime
+from lfx_local_runtimes.runtimes.engines.encoder.runtime import PieceRuntime, TextNetwork, text_rows
 from lfx_local_runtimes.runtimes.engines.encoder.scheduler import Job
-from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Tokens
+from lfx_local_runtimes.runtimes.tasks.text.reading import Piece
 from lfx_local_runtimes.runtimes.tasks.vision.seeing import Look, Pixels
 
 SLICE = 8
 """Pictures of a job that are decoded at once, while those before them are computed."""
 
 
-class SightNetwork(Network, Protocol):
+class SightNetwork(TextNetwork, Protocol):
     """A loaded model for pictures; some also read texts. `look` and `tokenize` are called beside `compute`."""
 
     def look(self, look: Look) -> Pixels:
@@ -20,13 +20,6 @@ class SightNetwork(Network, Protocol):
 
         Raises:
             InvalidInput: it cannot be decoded, or is over a limit.
-        """
-
-    def tokenize(self, pieces: Sequence[Piece]) -> list[list[Tokens]]:
-        """For each text its one row.
-
-        Raises:
-            WrongTask: the model reads no texts.
         """
 
 
@@ -41,15 +34,19 @@ class SeeingRuntime(PieceRuntime[SightNetwork]):
         if self._network is None:
             return frozenset()
         task = self._network.spec.task
-        also = {
-            "zero_shot_image_classification": ("image_embedding", "embedding"),
-        }.get(task, ())
+        also = ("image_embedding", "embedding") if task == "zero_shot_image_classification" else ()
         return frozenset({task, *also})
 
     def _rows(self, network: SightNetwork, job: Job, pieces: Sequence[Any]) -> list[list[Any]]:
-        rows: list[list[Any]] = []
-        for piece in pieces:
-            if job.request.cancelled:  # its rows are dropped by the scheduler
-                break
-            rows.append([network.look(piece)] if isinstance(piece, Look) else network.tokenize([piece])[0])
-        return rows
+        places = range(job.arrived, job.arrived + len(pieces))
+        texts = [(place, piece) for place, piece in zip(places, pieces, strict=True) if isinstance(piece, Piece)]
+        rows: dict[int, list[Any]] = {}
+        if texts:
+            numbers, those = zip(*texts, strict=True)
+            rows = dict(zip(numbers, text_rows(network, job.request.ask, those, numbers), strict=True))
+        for place, piece in zip(places, pieces, strict=True):
+            if isinstance(piece, Look):
+                if job.request.cancelled:
+                    return []  # the scheduler drops the job
+                rows[place] = [network.look(piece)]
+        return [rows[place] for place in places]

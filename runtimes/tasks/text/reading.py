@@ -104,6 +104,8 @@ class Spec:
     """By what a model of pictures and texts multiplies their cosines,"""
     bias: float = 0.0
     """and what it adds to them."""
+    most: int = 0
+    """How many objects a detector finds in a picture at most; 0 is one for each of its queries."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,9 @@ class Reading(ABC, Generic[AskT, ResultT]):
     def result(self, ask: AskT, values: Sequence[Any], spec: Spec, about: TaskResult) -> ResultT:
         """Make the result. `values` has one value for each piece, in order."""
 
-    def keep(self, ask: AskT, value: Any, row: Any) -> Any:
+    def keep(self, ask: AskT, value: Any, row: Any, spec: Spec) -> Any:
         """What is kept of a value until the result is made, for values that are large. `row` is what was computed."""
-        del ask, row
+        del ask, row, spec
         return value
 
     def join(self, values: Sequence[Any], lengths: Sequence[int]) -> Any:
