@@ -1,6 +1,6 @@
 """Tiny models that see, with random weights, the same at every call, of the real architectures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,18 @@ def clip(folder: Path) -> Path:
     return _saved(folder, lambda: transformers.CLIPModel(made), words, processor)
 
 
+def siglip(folder: Path) -> Path:
+    """The same, trained with texts of one length; each label is scored on its own."""
+    import transformers
+
+    words = _letters(model_max_length=64, names=["input_ids"])
+    both = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
+    text = both | {"vocab_size": len(words), "max_position_embeddings": 64, "projection_size": 32, "pad_token_id": 3}
+    made = transformers.SiglipConfig(text_config=text, vision_config=both | {"image_size": 32, "patch_size": 8})
+    processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    return _saved(folder, lambda: transformers.SiglipModel(made), words, processor)
+
+
 def dinov2(folder: Path) -> Path:
     """Vectors of pictures alone."""
     import transformers
@@ -126,6 +138,25 @@ def dpt(folder: Path) -> Path:
     return _saved(folder, lambda: transformers.DPTForDepthEstimation(made), processor)
 
 
+def depth_anything(folder: Path) -> Path:
+    """Depths, of pictures whose proportions are kept."""
+    import transformers
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14,
+        out_features=stages, reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    made = transformers.DepthAnythingConfig(
+        backbone_config=backbone, reassemble_hidden_size=24, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=8,
+        head_in_index=-1, head_hidden_size=8, patch_size=14,
+    )  # fmt: skip
+    processor = transformers.DPTImageProcessorPil(
+        size={"height": 28, "width": 28}, ensure_multiple_of=14, keep_aspect_ratio=True
+    )
+    return _saved(folder, lambda: transformers.DepthAnythingForDepthEstimation(made), processor)
+
+
 def segformer(folder: Path) -> Path:
     """A class for each pixel. The photograph has all three."""
     import torch
@@ -147,7 +178,7 @@ def segformer(folder: Path) -> Path:
     return _saved(folder, balanced, processor)
 
 
-def _letters(**options: Any) -> Any:
+def _letters(names: Sequence[str] = ("input_ids", "attention_mask"), **options: Any) -> Any:
     """A tokenizer whose tokens are bytes."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -159,7 +190,7 @@ def _letters(**options: Any) -> Any:
     made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-        model_input_names=["input_ids", "attention_mask"], **options,
+        model_input_names=list(names), **options,
     )  # fmt: skip
 
 

@@ -47,14 +47,22 @@ def of(architecture: str) -> Any:
     return loaded
 
 
-vit, clip, dinov2, dpt, segformer = of("vit"), of("clip"), of("dinov2"), of("dpt"), of("segformer")
+def one_of(name: str, *architectures: str) -> Any:
+    """The same for each of several architectures."""
+
+    @pytest.fixture(scope="module", name=name, params=architectures)
+    def loaded(folder: Path, request: pytest.FixtureRequest) -> Iterator[TransformersSight]:
+        runtime = load_sight(getattr(vision_models, request.param)(folder / request.param))
+        yield runtime
+        unload(runtime)
+
+    return loaded
 
 
-@pytest.fixture(scope="module", params=["detr", "rt_detr", "yolos"])
-def detector(folder: Path, request: pytest.FixtureRequest) -> Iterator[TransformersSight]:
-    runtime = load_sight(getattr(vision_models, request.param)(folder / request.param))
-    yield runtime
-    unload(runtime)
+vit, clip, dinov2, segformer = of("vit"), of("clip"), of("dinov2"), of("segformer")
+detector = one_of("detector", "detr", "rt_detr", "yolos")
+both = one_of("both", "clip", "siglip")
+depths = one_of("depths", "dpt", "depth_anything")
 
 
 def upstream(task: str, model: TransformersSight) -> Any:
@@ -82,7 +90,8 @@ def test_labels_are_those_of_the_library(vit: TransformersSight) -> None:
 def test_pictures_of_several_callers_share_batches(vit: TransformersSight) -> None:
     first = answer(vit, ImageClassificationAsk(images=(photo(),)))
     before = vit._scheduler.batches  # type: ignore[union-attr]
-    runs = [begin(vit, ImageClassificationAsk(images=(photo(),) * 4)) for _ in range(8)]
+    data = file_of(photo())
+    runs = [begin(vit, ImageClassificationAsk(images=(data,) * 4)) for _ in range(8)]
     results = [run.wait() for run in runs]
     assert vit._scheduler.batches - before < 32  # type: ignore[union-attr]
     for result in results:
@@ -128,11 +137,11 @@ def library_boxes(model: TransformersSight, picture: Any, threshold: float) -> l
 # -- pictures and texts ------------------------------------------------------------------------------------------------
 
 
-def test_labels_of_ones_own_are_scored_as_by_the_library(clip: TransformersSight) -> None:
+def test_labels_of_ones_own_are_scored_as_by_the_library(both: TransformersSight) -> None:
     labels = ("a temple", "a cat", "two dogs on a sofa")
     pictures = (photo(), drawn())
-    result = answer(clip, ImageZeroShotAsk(images=pictures, labels=labels))
-    pipeline = upstream("zero-shot-image-classification", clip)
+    result = answer(both, ImageZeroShotAsk(images=pictures, labels=labels))
+    pipeline = upstream("zero-shot-image-classification", both)
     for picture, found in zip(pictures, result.labels, strict=True):
         expected = pipeline(picture, candidate_labels=list(labels))
         assert [one.label for one in found] == [one["label"] for one in expected]
@@ -175,18 +184,18 @@ def test_a_model_of_pictures_alone_gives_its_own_vectors(dinov2: TransformersSig
 # -- depth and classes ---------------------------------------------------------------------------------------------------
 
 
-def test_depths_are_those_of_the_library(dpt: TransformersSight) -> None:
+def test_depths_are_those_of_the_library(depths: TransformersSight) -> None:
     import numpy as np
 
-    result = answer(dpt, DepthAsk(images=(photo(), drawn()), raw=True, draw=True))
+    result = answer(depths, DepthAsk(images=(photo(), drawn()), raw=True, draw=True))
     for picture, found in zip((photo(), drawn()), result.depths, strict=True):
-        expected = upstream("depth-estimation", dpt)(picture)["predicted_depth"].numpy()
+        expected = upstream("depth-estimation", depths)(picture)["predicted_depth"].numpy()
         assert np.allclose(found.values, expected, atol=1e-3)
         assert (found.width, found.height) == picture.size
         assert (found.min, found.max) == pytest.approx((expected.min(), expected.max()), abs=1e-3)
         assert (found.mean, found.median) == pytest.approx((expected.mean(), np.median(expected)), abs=1e-3)
         assert open_picture(found.drawing, "drawing").size == picture.size
-    plain = answer(dpt, DepthAsk(images=(photo(),))).depths[0]
+    plain = answer(depths, DepthAsk(images=(photo(),))).depths[0]
     assert (plain.values, plain.drawing) == (None, None)
 
 
