@@ -48,7 +48,7 @@ class Pixels:
     size: tuple[int, int]
     """Width and height of the picture before it was scaled, in pixels."""
     picture: Any = None
-    """The picture itself, if it is needed for the result."""
+    """The picture itself, if marks are to be drawn on it, no larger than a drawing is."""
 
     unit: ClassVar[str] = "pixels"
     cut: ClassVar[int] = 0
