@@ -81,4 +81,4 @@ class Seeing(Reading[AskT, ResultT]):
         return [Look(image, f"images.{index}", keeps) for index, image in enumerate(ask.images)]
 
     def values(self, output: Any, batch: Sequence[Any], spec: Spec) -> Sequence[Any]:
-        return [row.copy() if hasattr(row, "copy") else row for row in output]
+        return [row.copy() for row in output]  # a view would keep the whole batch in memory
