@@ -46,6 +46,14 @@ class Settings(BaseSettings):
         default=(),
         description="Allowed model folders, separated like the entries of PATH. Unset: the folder `models` in HOME.",
     )
+    media_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Folders from which requests may read pictures and documents by their paths, separated like the entries of "
+        "PATH. Unset: the folder `media` in HOME.",
+    )
+    media_urls: bool = Field(
+        default=False, description="Fetch pictures and documents from http and https URLs of the public internet."
+    )
     memory_budget_gb: float | None = Field(
         default=None, gt=0, description="RAM for models. Unset: 90 % of the machine's."
     )
@@ -158,7 +166,7 @@ class Settings(BaseSettings):
         "every page, and needs a key.",
     )
 
-    @field_validator("model_dirs", mode="before")
+    @field_validator("model_dirs", "media_dirs", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
@@ -187,9 +195,10 @@ class Settings(BaseSettings):
     def _consistent(self) -> "Settings":
         if self.force_device == "cpu" and self.max_gpu_mem_gb is not None:
             raise ValueError("MAX_GPU_MEM_GB has no meaning with FORCE_DEVICE=cpu: unset one of them")
-        for folder in self.model_dirs:
-            if not folder.is_dir():
-                raise ValueError(f"MODEL_DIRS names {folder}, which is not a folder")
+        for name, folders in (("MODEL_DIRS", self.model_dirs), ("MEDIA_DIRS", self.media_dirs)):
+            for folder in folders:
+                if not folder.is_dir():
+                    raise ValueError(f"{name} names {folder}, which is not a folder")
         for name, file in (("RULES_FILE", self.rules_file), ("MODELS_FILE", self.models_file)):
             if file is not None and not file.is_file():
                 raise ValueError(f"{name} names {file}, which is not a file")
@@ -204,6 +213,11 @@ class Settings(BaseSettings):
     def model_roots(self) -> tuple[Path, ...]:
         """The folders in which model paths may lie, resolved. They need not exist yet."""
         return tuple(path.expanduser().resolve() for path in self.model_dirs or (self.home / "models",))
+
+    @property
+    def media_roots(self) -> tuple[Path, ...]:
+        """The folders from which requests may read files, resolved. They need not exist yet."""
+        return tuple(path.expanduser().resolve() for path in self.media_dirs or (self.home / "media",))
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -25,12 +25,12 @@ _SHOWN_ERRORS = 5
 
 
 class BodyTooLarge(InvalidInput):
-    """A request body over `MAX_BODY_BYTES`."""
+    """A request body over its route's limit."""
 
     code = "body_too_large"
 
-    def __init__(self) -> None:
-        super().__init__(f"The body is larger than {MAX_BODY_BYTES // 2**20} MiB.", hint="Send a shorter prompt.")
+    def __init__(self, limit: int = MAX_BODY_BYTES) -> None:
+        super().__init__(f"The body is larger than {limit // 2**20} MiB.", hint="Send less at once.")
 
 
 class InvalidField(InvalidInput):
@@ -219,13 +219,20 @@ def as_fault(error: Exception) -> RuntimeFault:
 class FaultRoute(APIRoute):
     """A route that limits the body and answers faults with the envelope. Exceptions of authentication pass through."""
 
+    max_body_bytes = MAX_BODY_BYTES
+
+    @classmethod
+    def with_body(cls, limit: int) -> type["FaultRoute"]:
+        """The same kind of route with another limit for the body, in bytes."""
+        return cls if limit == cls.max_body_bytes else type(cls.__name__, (cls,), {"max_body_bytes": limit})
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
             try:
-                return await handle(Request(request.scope, _bounded(request)))
+                return await handle(Request(request.scope, _bounded(request, self.max_body_bytes)))
             except ClientGone:
                 return Response(status_code=499)  # nobody reads this
             except HTTPException as error:
@@ -262,19 +269,19 @@ def _not_json(request: Request) -> InvalidInput | None:
     return InvalidInput(f"The body {said}, not as JSON.", hint="Send the header content-type: application/json.")
 
 
-def _bounded(request: Request) -> Receive:
+def _bounded(request: Request, limit: int) -> Receive:
     """The request's `receive`. It raises `BodyTooLarge` if the body is too large by its header or by its chunks."""
     announced = request.headers.get("content-length", "")
     received = 0
 
     async def receive() -> Message:
         nonlocal received
-        if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-            raise BodyTooLarge
+        if announced.isdecimal() and int(announced) > limit:
+            raise BodyTooLarge(limit)
         message = await request.receive()
         received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
-            raise BodyTooLarge
+        if received > limit:
+            raise BodyTooLarge(limit)
         return message
 
     return receive

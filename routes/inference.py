@@ -11,18 +11,19 @@ from lfx_local_runtimes.routes.access import MODEL_REF, Manager, ModelRef
 from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.faults import FaultRoute, Unsupported, validation_fault
 from lfx_local_runtimes.routes.schemas import RequestId
-from lfx_local_runtimes.routes.tasks.bodies import by_path, chosen, read_ask
+from lfx_local_runtimes.routes.tasks.bodies import at_hand, by_path, chosen, read_ask
 from lfx_local_runtimes.runtimes.requests import GenerationStream
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 from lfx_local_runtimes.runtimes.tasks.generation import TextDelta
+from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 from lfx_local_runtimes.runtimes.tasks.registry import task_row
 
-router = APIRouter(route_class=FaultRoute)
+router = APIRouter(route_class=FaultRoute.with_body(MEDIA_BODY_BYTES))
 
 _OTHER_NAMES = {
     "generate": "llm", "text_generation": "llm", "feature_extraction": "embedding", "sentence_similarity": "embedding",
     "text_ranking": "rerank", "text_classification": "classification", "zero_shot_classification": "zero_shot",
-    "token_classification": "ner",
+    "token_classification": "ner", "image_feature_extraction": "image_embedding",
 }  # fmt: skip
 """The route of text, and the names of tasks on the Hugging Face hub."""
 
@@ -65,6 +66,7 @@ async def inference(body: InferenceBody, request: Request, manager: Manager) -> 
     except ValidationError as error:
         places = [{**one, "loc": ("options", *one["loc"])} for one in error.errors(include_url=False)]
         raise validation_fault(places) from error
+    ask = await at_hand(ask, manager)
     run = manager.start(body.model, ask, request_id=body.request_id)
     gone = disconnected(request.receive)
     if body.stream:

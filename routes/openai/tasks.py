@@ -14,9 +14,9 @@ from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager
 from lfx_local_runtimes.routes.delivery import disconnected, wait_for_all
-from lfx_local_runtimes.routes.openai.route import RequestId
-from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, Named, RerankBody
-from lfx_local_runtimes.routes.tasks.bodies import ask_of, body_of, by_path
+from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
+from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, ImageEmbeddingsBody, Named, RerankBody
+from lfx_local_runtimes.routes.tasks.bodies import ask_of, at_hand, body_of, by_path
 from lfx_local_runtimes.routes.tasks.native import body_annotation
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
@@ -35,7 +35,7 @@ class Form:
     """The answer's type, for the documentation."""
 
 
-def _write_embeddings(body: EmbeddingsBody, result: Any, request_id: str) -> bytes:
+def _write_embeddings(body: EmbeddingsBody | ImageEmbeddingsBody, result: Any, request_id: str) -> bytes:
     from lfx_local_runtimes.routes.openai.vectors import embeddings_json
 
     return embeddings_json(body.model, result, base64=body.encoding_format == "base64")
@@ -47,10 +47,10 @@ def _write_ranking(body: RerankBody, result: Any, request_id: str) -> bytes:
 
 FORMS: Mapping[str, Form] = {
     "embedding": Form(
-        "embeddings", [EmbeddingsBody], _write_embeddings,
+        "embeddings", [EmbeddingsBody, ImageEmbeddingsBody], _write_embeddings,
         "A vector for each input. In addition to OpenAI's fields: prompt, normalize, overflow, keep_alive. Token ids are those "
         "of the model. Too long an input is refused; with `overflow` it is cut, and `truncated` says which ones and by how many "
-        "tokens. `warnings` says if the model was not made for `dimensions`.",
+        "tokens. `warnings` says if the model was not made for `dimensions`. With `images` also of pictures, before those of `input`.",
     ),
     "rerank": Form(
         "rerank", [RerankBody], _write_ranking,
@@ -82,10 +82,14 @@ def _add(router: APIRouter, rows: Sequence[TaskRow], form: Form) -> None:
     asks = dict(zip(form.bodies, (row.ask for row in rows), strict=True))
 
     async def serve(body: Any, request: Request, manager: Manager, request_id: RequestId) -> Response:
-        run = manager.start(body.model, ask_of(body, asks[type(body)]), request_id=request_id)
+        ask = await at_hand(ask_of(body, asks[type(body)]), manager)
+        run = manager.start(body.model, ask, request_id=request_id)
         (result,) = await wait_for_all([run], disconnected(request.receive))
         return Response(await run_in_threadpool(form.write, body, result, request_id), media_type="application/json")
 
     serve.__annotations__["body"] = body_annotation(rows, form.bodies)
     serve.__doc__ = form.about
-    router.add_api_route(f"/{form.path}", serve, methods=["POST"], name=form.path, response_model=form.response)
+    router.add_api_route(
+        f"/{form.path}", serve, methods=["POST"], name=form.path, response_model=form.response,
+        route_class_override=OpenAIRoute.with_body(max(row.body_bytes for row in rows)),
+    )  # fmt: skip

@@ -5,7 +5,10 @@ from functools import lru_cache
 from typing import Any, TypeVar, Union
 
 from pydantic import BaseModel, PlainValidator, ValidationInfo, field_validator
+from starlette.concurrency import run_in_threadpool
 
+from lfx_local_runtimes.runtimes.manager import RuntimeManager
+from lfx_local_runtimes.runtimes.media.sources import fetched, has_sources
 from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskRow
 
 MAX_INPUTS = 2048
@@ -20,7 +23,7 @@ class Limited(BaseModel):
     A zero-shot classifier may read every text with every label, so the product counts.
     """
 
-    @field_validator("texts", "documents", mode="before", check_fields=False)
+    @field_validator("texts", "documents", "images", mode="before", check_fields=False)
     @classmethod
     def _few(cls, value: object) -> object:
         if isinstance(value, list) and len(value) > MAX_INPUTS:
@@ -46,6 +49,15 @@ def ask_of(body: BaseModel, ask: type[AskT]) -> AskT:
     """The part of a validated body for the engine room."""
     fields = {name: getattr(body, name) for name in ask.model_fields}
     return ask.model_construct(body.model_fields_set & fields.keys(), **fields)
+
+
+async def at_hand(ask: AskT, manager: RuntimeManager) -> AskT:
+    """The ask with the pictures and documents that it names by a path or a URL.
+
+    Raises:
+        RuntimeFault: one of them cannot be read, or may not be.
+    """
+    return await run_in_threadpool(fetched, ask, manager.settings) if has_sources(ask) else ask
 
 
 def read_ask(row: TaskRow, fields: dict[str, Any]) -> Ask[Any]:

@@ -11,7 +11,7 @@ from lfx_local_runtimes.routes.access import Manager
 from lfx_local_runtimes.routes.delivery import disconnected, wait_for_all
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Addressed
-from lfx_local_runtimes.routes.tasks.bodies import ask_of, body_of, by_path, one_of
+from lfx_local_runtimes.routes.tasks.bodies import ask_of, at_hand, body_of, by_path, one_of
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
 _LOADS = "The model is loaded if necessary. If the client leaves, the computation ends."
@@ -31,7 +31,8 @@ def _add(router: APIRouter, path: str, rows: Sequence[TaskRow]) -> None:
     writers = {row.result: TypeAdapter(row.result) for row in rows}
 
     async def serve(body: Any, request: Request, manager: Manager) -> Response:
-        run = manager.start(body.model_name, ask_of(body, asks[type(body)]), request_id=body.request_id)
+        ask = await at_hand(ask_of(body, asks[type(body)]), manager)
+        run = manager.start(body.model_name, ask, request_id=body.request_id)
         (result,) = await wait_for_all([run], disconnected(request.receive))
         written = await run_in_threadpool(writers[type(result)].dump_json, result)  # it may contain many numbers
         return Response(written, media_type="application/json")
@@ -39,7 +40,10 @@ def _add(router: APIRouter, path: str, rows: Sequence[TaskRow]) -> None:
     serve.__annotations__["body"] = body_annotation(rows, bodies)
     serve.__doc__ = "\n\n".join([*(row.summary for row in rows), _LOADS])
     response: Any = Union[tuple(writers)]  # noqa: UP007 - the types are known at run time only
-    router.add_api_route(f"/{path}", serve, methods=["POST"], name=path, response_model=response)
+    router.add_api_route(
+        f"/{path}", serve, methods=["POST"], name=path, response_model=response,
+        route_class_override=FaultRoute.with_body(max(row.body_bytes for row in rows)),
+    )  # fmt: skip
 
 
 def body_annotation(rows: Sequence[TaskRow], bodies: Sequence[type[BaseModel]]) -> Any:

@@ -101,6 +101,7 @@ class TaskRow:
             written by hand.
         needed: of several tasks with one path, this one is meant if the body has this field.
         summary: the route's description.
+        body_bytes: the most bytes of a route's body.
     """
 
     name: str
@@ -113,3 +114,4 @@ class TaskRow:
     path: str = ""
     needed: str | None = None
     summary: str = ""
+    body_bytes: int = 8 * 2**20

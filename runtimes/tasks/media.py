@@ -1,39 +1,211 @@
-"""`Media`: the one binary value of asks and results: an image, a sound, a document."""
+"""`Media`: the one binary value of asks and results: an image, a sound, a document. `Image`: the field of an ask that takes one.
 
-from dataclasses import dataclass
-from pathlib import Path
+Asks and results hold bytes, never paths: the model's process cannot open a caller's files. Whoever takes a request reads them
+first (`runtimes.media.sources`).
+"""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator, SerializationInfo, TypeAdapter, ValidationInfo, WithJsonSchema
 
 from lfx_local_runtimes.runtimes.tasks.binary import Blob
+
+MAX_IMAGE_BYTES = 20 * 2**20
+"""The most bytes of an image's file."""
+
+MEDIA_BODY_BYTES = 64 * 2**20
+"""The most bytes of a body with media in it, for a task's row."""
+
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII)
+_UNKNOWN = "application/octet-stream"
+_FORM = 'an image must be a data URL, base64, {"path": …} or {"url": …}'
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Bytes with their MIME type, or a file that holds them.
+    """Bytes with their MIME type.
 
     Args:
         mime: such as `image/png` or `audio/wav`.
-        data: the bytes; None if they are in a file.
-        path: the file; None if the bytes are here.
+        data: the bytes.
+    """
+
+    mime: str
+    data: Blob = field(repr=False)
+
+    @property
+    def data_url(self) -> str:
+        """The same as a text that browsers and other APIs take."""
+        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Media that still has to be read: a file, or a URL. `runtimes.media.sources.fetched` reads those of an ask.
 
     Raises:
         ValueError: neither or both are given.
     """
 
-    mime: str
-    data: Blob | None = None
-    path: Path | None = None
+    path: str | None = None
+    url: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.data is None) == (self.path is None):
-            raise ValueError("give either data or path")
+        if (self.path is None) == (self.url is None):
+            raise ValueError("give either path or url")
 
-    def read(self) -> bytes:
-        """The bytes.
 
-        Raises:
-            OSError: the file cannot be read.
-        """
-        if self.data is not None:
-            return self.data
-        assert self.path is not None
-        return self.path.read_bytes()
+def image_mime(data: bytes) -> str:
+    """The MIME type of an image, by its first bytes; `application/octet-stream` if they are none of an image."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    for start, mime in _STARTS:
+        if data.startswith(start):
+            return mime
+    return _UNKNOWN
+
+
+_STARTS = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"),
+    (b"II*\0", "image/tiff"), (b"MM\0*", "image/tiff"),
+)  # fmt: skip
+
+
+def media_of_url(text: str) -> Media | Source:
+    """What a URL stands for: the content of a data URL, or a source that is to be fetched.
+
+    Raises:
+        ValueError: it is neither a data URL in base64 nor an http URL.
+    """
+    if text[:5].lower() != "data:":
+        if text[:8].lower().startswith(("http://", "https://")):
+            return Source(url=text)
+        raise ValueError("the URL must begin with data:, http:// or https://")
+    head = _DATA_URL.match(text[:1000])
+    if head is None or head[3] is None:
+        raise ValueError("the data URL must have the form data:image/png;base64,…")
+    data = _decoded(text[head.end() :])
+    return Media(head[1] or image_mime(data), data)
+
+
+def _decoded(text: str) -> bytes:
+    if len(text) * 3 // 4 > MAX_IMAGE_BYTES + MAX_IMAGE_BYTES // 16:  # some room for line breaks
+        raise ValueError(_too_large())
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"the base64 text is not valid: {error}") from error
+
+
+def _too_large() -> str:
+    return f"the image is larger than {MAX_IMAGE_BYTES // 2**20} MiB; scale it down"
+
+
+def as_image(value: Any) -> Media | Source:
+    """An image in any form that callers in Python have: `Media`, bytes, a text (see `Image`), a PIL image, a numpy array.
+
+    A numpy array is uint8, of shape (height, width), (height, width, 3) or (height, width, 4).
+
+    Raises:
+        ValueError: it is in none of these forms, or too large.
+    """
+    if isinstance(value, Source):
+        return value
+    if isinstance(value, Media):
+        found: Media | Source = value
+    elif isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+        found = Media(image_mime(data), data)
+    elif isinstance(value, str):
+        found = _of_text(value)
+    else:
+        found = _of_pixels(value)
+    if isinstance(found, Media):
+        if not found.data:
+            raise ValueError("the image is empty")
+        if len(found.data) > MAX_IMAGE_BYTES:
+            raise ValueError(_too_large())
+    return found
+
+
+def _of_text(text: str) -> Media | Source:
+    if text[:8].lower().startswith(("data:", "http://", "https://")):
+        return media_of_url(text)
+    if not text.strip():
+        raise ValueError(_FORM)
+    data = _decoded(text)
+    return Media(image_mime(data), data)
+
+
+def _of_pixels(value: Any) -> Media:
+    """A PNG file of a PIL image or an array. Neither library is imported unless the caller has a value of it."""
+    kind = type(value).__module__.partition(".")[0]
+    if kind == "numpy":
+        if str(value.dtype) != "uint8" or value.ndim not in (2, 3) or value.shape[2:] not in ((), (3,), (4,)):
+            raise ValueError("an array must be uint8, of shape (height, width) or (height, width, 3 or 4)")
+        from PIL import Image as pillow  # noqa: N813
+
+        value, kind = pillow.fromarray(value), "PIL"
+    if kind != "PIL":
+        raise ValueError(_FORM)
+    plain = value if value.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else value.convert("RGB")
+    file = BytesIO()
+    plain.save(file, "PNG", compress_level=1)
+    return Media("image/png", file.getvalue())
+
+
+# -- as a field of an ask ----------------------------------------------------------------------------------------------
+
+_MEDIA: TypeAdapter[Media] = TypeAdapter(Media)
+
+
+_BASE64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})"
+_URL = f"^(?:https?://|data:image/[a-z]+;base64,{_BASE64}$)"
+
+
+def _read_image(value: Any, info: ValidationInfo) -> Media | Source:
+    if not isinstance(value, dict):
+        return as_image(value)
+    if info.context is not None and "data" in value:  # from one half of an engine to the other
+        return _MEDIA.validate_python(value, context=info.context)
+    names = value.keys()
+    if names in ({"path"}, {"url"}):
+        (text,) = value.values()
+        if isinstance(text, str) and text:
+            return as_image(media_of_url(text)) if "url" in names else Source(path=text)
+    elif names == {"mime", "data"} and isinstance(value["data"], str):
+        return as_image(Media(str(value["mime"]), _decoded(value["data"])))
+    raise ValueError(_FORM)
+
+
+def _write_image(value: Media | Source, info: SerializationInfo) -> Any:
+    if isinstance(value, Source):
+        return {"path": value.path} if value.url is None else {"url": value.url}
+    return _MEDIA.dump_python(value, mode="json", context=info.context)
+
+
+Image = Annotated[
+    Media | Source, PlainValidator(_read_image), PlainSerializer(_write_image),
+    WithJsonSchema({
+        "anyOf": [
+            {"type": "string", "pattern": f"^{_BASE64}$", "description": "The file in base64."},
+            {"type": "string", "pattern": _URL, "description": "A data URL, or an http URL if the operator allows it."},
+            {
+                "type": "object", "properties": {"path": {"type": "string", "minLength": 1}}, "required": ["path"],
+                "additionalProperties": False, "description": "A file in a folder of LOCAL_RUNTIMES_MEDIA_DIRS.",
+            },
+            {
+                "type": "object", "properties": {"url": {"type": "string", "pattern": _URL}}, "required": ["url"],
+                "additionalProperties": False, "description": "A data URL, or an http URL if the operator allows it.",
+            },
+        ]
+    }),
+]  # fmt: skip
+"""An image in an ask. In JSON: a data URL, base64, `{"path": …}` or `{"url": …}`. In Python also bytes, a PIL image, an array.
+
+A path or an http URL becomes a `Source`. A route or a node reads it before the request starts."""

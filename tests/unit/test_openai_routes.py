@@ -360,7 +360,7 @@ def test_models_that_cannot_be_loaded_are_not_listed(client: TestClient, manager
     models = manager.settings.model_roots[0]
     (models / "broken.gguf").write_bytes(b"GGUF")
     write_model(models / "painter")
-    (models / "painter" / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+    (models / "painter" / "config.json").write_text('{"architectures": ["ViTMAEModel"], "model_type": "vit_mae"}')
 
     def listed() -> set[str]:
         return {row["id"] for row in client.get("/models").json()["data"]}
@@ -609,8 +609,8 @@ async def test_a_client_that_leaves_ends_all_its_answers(manager: RuntimeManager
         exchange.leave()
         await exchange.ended
         await asyncio.to_thread(stage.wait_until, lambda: manager.stats()["running_requests"] == 0)
+    await asyncio.to_thread(stage.wait_until, lambda: manager.model_status(MODEL).leases == 0)
     assert len(stage.requests) == 1
-    assert manager.model_status(MODEL).leases == 0
 
 
 # -- the application -----------------------------------------------------------------------------------------------------
@@ -627,6 +627,8 @@ def test_openapi_describes_the_contract(manager: RuntimeManager) -> None:
     assert set(described) == {
         ("GET", "/models"), ("GET", "/models/{model_name}"), ("POST", "/chat/completions"), ("POST", "/completions"),
         ("POST", "/responses"), ("POST", "/embeddings"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
+        ("POST", "/vision/classify"), ("POST", "/vision/clip"), ("POST", "/vision/detect"), ("POST", "/vision/depth"),
+        ("POST", "/vision/segment"),
     }  # fmt: skip
     for operation in described.values():
         assert operation["description"]
