@@ -63,6 +63,7 @@ class ModelStatus(BaseModel):
         "`error` says what does.",
     )
     tool_calling: bool = Field(default=False, description="Its chat template says how to call tools.")
+    vision: bool = Field(default=False, description="It is a language model that reads pictures too.")
     parameters: int | None = Field(default=None, description="How many numbers its weights have.")
     instruct: bool | None = Field(
         default=None,

@@ -63,6 +63,8 @@ class ScriptedRuntime(ModelRuntime):
     load_error: Exception | None = None
     load_gate: Gate | None = None
     memory_bytes: int = 2**20
+    vision: bool = False
+    """The model reads pictures. In its prompts `<image>` stands for one."""
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class ScriptedRuntime(ModelRuntime):
 
     def _serve(self, request: Request[GenerationConfig]) -> None:
         assert self._plan is not None
-        answer = Answer(request, self._template)
+        answer = Answer(request, self._template, picture="<image>" if self.vision else None)
         limit = answer.admit(len(answer.prompt.split()), self._plan.context_length)
         config = request.ask.model_copy(update={"seed": answer.seed})
         steps = self.script(config) if callable(self.script) else self.script

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, Grammar, Tool
+from lfx_local_runtimes.runtimes.tasks.media import media_of_url
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_IMAGE_PARTS = ("image_url", "input_image")
 _CONTENT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -16,7 +18,17 @@ _CONTENT_SCHEMA = {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"type": {"enum": [*_TEXT_PARTS, "refusal"]}, "text": {"type": "string"}},
+                "properties": {
+                    "type": {"enum": [*_TEXT_PARTS, "refusal", *_IMAGE_PARTS]},
+                    "text": {"type": "string"},
+                    "image_url": {
+                        "description": "A data URL, or an http URL if the operator allows it. With image_url in an object.",
+                        "anyOf": [
+                            {"type": "string"},
+                            {"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]},
+                        ],
+                    },
+                },
                 "required": ["type"],
             },
         },
@@ -31,24 +43,47 @@ class Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
-def _text(value: object) -> object:
-    """Content as one text: its parts, joined by line breaks."""
+def _read_content(value: object) -> object:
+    """Content as one text: its parts, joined by line breaks. If there are pictures, the parts of a `ChatMessage`."""
+    if value is None or isinstance(value, str):
+        return None if value is None else _sound(value)
     if not isinstance(value, list):
-        return value
-    texts = []
-    for place, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in (*_TEXT_PARTS, "refusal"):
-            raise ValueError(f"part {place} is {str(kind)[:40]}, which is not supported; only text is")
-        text = part.get("refusal" if kind == "refusal" else "text")
-        if not isinstance(text, str):
-            raise ValueError(f"part {place} has no text")
-        texts.append(text)
-    return "\n".join(texts)
+        raise ValueError("must be a text or a list of parts")
+    parts = [_part(part, place) for place, part in enumerate(value)]
+    if any(part["type"] == "image" for part in parts):
+        return parts
+    return "\n".join(part["text"] for part in parts)
 
 
-Content = Annotated[str | None, BeforeValidator(_text), WithJsonSchema(_CONTENT_SCHEMA)]
-"""Text, or a list of parts with text."""
+def _sound(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("has half of a character (a lone surrogate)") from error
+    return text
+
+
+def _part(part: object, place: int) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or kind not in (*_TEXT_PARTS, "refusal", *_IMAGE_PARTS):
+        raise ValueError(f"part {place} is {str(kind)[:40]}, which is not supported; text and image_url are")
+    if kind in _IMAGE_PARTS:
+        url = part.get("image_url")
+        url = url.get("url") if isinstance(url, dict) else url
+        if not isinstance(url, str):
+            raise ValueError(f"part {place} has no image_url; files that are stored elsewhere are not supported")
+        try:
+            return {"type": "image", "image": media_of_url(url)}
+        except ValueError as error:
+            raise ValueError(f"part {place}: {error}") from error
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
+        raise ValueError(f"part {place} has no text")
+    return {"type": "text", "text": _sound(text)}
+
+
+Content = Annotated[str | list[dict[str, Any]] | None, PlainValidator(_read_content), WithJsonSchema(_CONTENT_SCHEMA)]
+"""Text, or a list of parts: text and pictures."""
 
 
 class CalledFunction(Lenient):
@@ -72,7 +107,7 @@ class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Who says it. developer means system. tool: the result of a call."
     )
-    content: Content = Field(default=None, description="A text, or parts with text.")
+    content: Content = Field(default=None, description="A text, or parts: text and pictures.")
     name: str | None = Field(default=None, description="For a tool message: the name of its function.")
     tool_calls: list[MessageToolCall] | None = Field(
         default=None, description="For an assistant message: the calls that the model made."

@@ -55,6 +55,8 @@ class ModelInfo:
     layers: tuple[AttentionLayer, ...] = ()
     task: str = "llm"
     """llm, embedding, rerank, classification, zero_shot, ner; unsupported; unknown if the files cannot be read."""
+    vision: bool = False
+    """It is a language model that reads pictures too: it has a part that encodes them, and the files that prepare them."""
     unsupported: str = ""
     """Why nothing here serves it; empty if the task is another one."""
     problems: tuple[str, ...] = ()

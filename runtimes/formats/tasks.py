@@ -54,6 +54,12 @@ def pipeline_tag(folder: Path) -> str | None:
     return found[1] if found else None
 
 
+def has_vision(config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a language model reads pictures too: it has a part that encodes them, and a file that says how to prepare them."""
+    prepares = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    return prepares and isinstance(config.get("vision_config"), dict)
+
+
 def task_of(
     config: Mapping[str, Any], *, tag: str | None = None, sentence_transformer: bool = False
 ) -> tuple[str, str]:
@@ -96,7 +102,7 @@ def _by_card(config: Mapping[str, Any], name: str, card: str | None) -> str | No
     if writes or name.endswith(("ForCausalLM", "LMHeadModel")):
         return "embedding" if card == "embedding" else "llm"
     if name.endswith("ForConditionalGeneration"):
-        return "llm" if "text_config" in config else None
+        return "llm" if "text_config" in config or "vision_config" in config else None
     if name:
         return "embedding" if name.endswith("Model") and has_words and card == "embedding" else None
     return card if card in ("llm", "embedding") else "llm" if has_words else None
