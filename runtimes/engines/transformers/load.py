@@ -53,6 +53,8 @@ class Loaded:
     """The special tokens, which are left out of text."""
     piece: Callable[[int], bytes]
     """Tells the bytes a token stands for."""
+    processor: Any = None
+    """What prepares pictures; None for a model that reads text only."""
 
     def tokenize(self, text: str) -> list[int]:
         """Text inside of an answer: nothing is put around it."""
@@ -100,12 +102,26 @@ def load(plan: LoadPlan, context: LoadContext) -> Loaded:
         if plan.info.format is ModelFormat.GGUF:
             model, tokenizer, missing = _from_gguf(torch, transformers, plan)
         else:
-            model, tokenizer, missing = _from_folder("AutoModelForCausalLM", plan, context)
+            auto = "AutoModelForImageTextToText" if plan.info.vision else "AutoModelForCausalLM"
+            model, tokenizer, missing = _from_folder(auto, plan, context)
+        processor = _processor(plan, context) if plan.info.vision else None
     _check_complete(plan, missing)
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
     compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
-    return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer))
+    return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer), processor)
+
+
+def _processor(plan: LoadPlan, context: LoadContext) -> Any:
+    """What prepares a model's pictures.
+
+    Raises:
+        ImportError: it needs a library that is not installed.
+    """
+    _, transformers = libraries()
+    trust = context.may_run(REMOTE_CODE)
+    folder = str(plan.info.folder)
+    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
 
 
 def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any]:

@@ -1,0 +1,154 @@
+"""Tiny seeded models that read pictures and write text, and pictures for them."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHAT = (
+    "{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}MARK{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+_TEXT: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "intermediate_size": 64, "max_position_embeddings": 4096, "initializer_range": 0.2, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 3, "tie_word_embeddings": False,
+}  # fmt: skip
+_VISION: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32,
+    "patch_size": 8, "initializer_range": 0.2,
+}  # fmt: skip
+_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
+
+
+def png(seed: int = 0, width: int = 48, height: int = 32) -> bytes:
+    """A picture of random pixels, as a PNG file."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_idefics3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The architecture of SmolVLM, a picture as one tile of four tokens."""
+    import transformers as hf
+
+    tokenizer = _tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+    text = {**_TEXT, "num_key_value_heads": 2, "model_type": "llama", "vocab_size": len(tokenizer)}
+    config = hf.Idefics3Config(
+        vision_config=_VISION,
+        text_config=text,
+        scale_factor=2,
+        image_token_id=4,
+        pad_token_id=3,
+        tie_word_embeddings=False,
+    )
+    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    processor = hf.Idefics3Processor(
+        hf.Idefics3ImageProcessorPil(**sizes, do_image_splitting=False), tokenizer, image_seq_len=4,
+        chat_template=CHAT.replace("MARK", "<image>"),
+    )  # fmt: skip
+    return _save(hf.Idefics3ForConditionalGeneration, config, processor, tmp_path_factory.mktemp("idefics3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 with eyes. The tokens of a picture see each other, and a window slides."""
+    import transformers as hf
+
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    tokenizer = _tokenizer("<start_of_turn>", "<end_of_turn>", *named.values(), extra_special_tokens=named)
+    begin, end, soft = (tokenizer.convert_tokens_to_ids(token) for token in named.values())
+    config = hf.Gemma3Config(
+        text_config={**_TEXT, "vocab_size": len(tokenizer), "sliding_window": 32}, vision_config=_VISION,
+        mm_tokens_per_image=4, boi_token_index=begin, eoi_token_index=end, image_token_index=soft, tie_word_embeddings=False,
+    )  # fmt: skip
+    processor = hf.Gemma3Processor(
+        hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, image_seq_length=4,
+        chat_template=CHAT.replace("MARK", "<start_of_image>"),
+    )  # fmt: skip
+    return _save(hf.Gemma3ForConditionalGeneration, config, processor, tmp_path_factory.mktemp("gemma3"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP encoder before a Llama. Its template takes parts only, and puts pictures before texts."""
+    import transformers as hf
+
+    tokenizer = _tokenizer("<image>")
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**{**_VISION, "num_hidden_layers": 2, "projection_dim": 16}),
+        text_config=hf.LlamaConfig(**{**_TEXT, "vocab_size": len(tokenizer)}), image_token_index=4, vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    chat = (
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+        "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+    pixels = hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = hf.LlavaProcessor(
+        pixels, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=chat,
+    )  # fmt: skip
+    return _save(hf.LlavaForConditionalGeneration, config, processor, tmp_path_factory.mktemp("llava"))
+
+
+def by_upstream(folder: Path, messages: Sequence[dict[str, Any]], count: int) -> str:
+    """The library's own answer to a conversation, greedy. A picture is {"type": "image", "image": a PIL image}."""
+    import transformers as hf
+
+    model = hf.AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
+    processor = hf.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    inputs = processor.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        processor_kwargs={"return_token_type_ids": "gemma3" in model.config.model_type},
+    )  # fmt: skip
+    tokens = model.generate(**inputs, do_sample=False, max_new_tokens=count)[0, inputs["input_ids"].shape[1] :]
+    return str(processor.decode(tokens, skip_special_tokens=True))
+
+
+def _tokenizer(*special: str, **options: Any) -> Any:
+    """A token per byte, after the special ones. Nothing is put around a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*_SPECIAL, *special]
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: index for index, token in enumerate([*tokens, *letters])}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(tokens)
+    unknown, begin, end, padding = _SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=unknown, bos_token=begin, eos_token=end, pad_token=padding,
+        clean_up_tokenization_spaces=False, **options,
+    )  # fmt: skip
+
+
+def _save(kind: Any, config: Any, processor: Any, folder: Path) -> Path:
+    import torch
+
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = kind(config).to(torch.float32)
+        for name, weights in model.named_parameters():
+            if "projection_weight" in name:  # Gemma's is zero when it is new: pictures would change nothing
+                weights.normal_(std=0.5)
+        if (head := model.get_output_embeddings()) is not None and head.weight.data_ptr() != (
+            model.get_input_embeddings().weight.data_ptr()
+        ):
+            head.weight[2].zero_()  # the end token: an answer does not end by itself
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
