@@ -45,8 +45,8 @@ class ModelStatus(BaseModel):
         description="Where it comes from: a Hugging Face id, a path, or the name of a packaged model."
     )
     model_type: str = Field(
-        description="The task: llm, embedding, rerank, classification, zero_shot, ner; unsupported, with the reason in "
-        "`error`; unknown, if the files cannot be read."
+        description="The task: llm, embedding, rerank, classification, zero_shot, ner, caption, vqa; unsupported, with the "
+        "reason in `error`; unknown, if the files cannot be read."
     )
     source: str = Field(
         description="How its name is known: registered, models file, folder, hub cache, package; variant, a copy with other "

@@ -21,6 +21,8 @@ _VISION: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32,
     "patch_size": 8, "initializer_range": 0.2,
 }  # fmt: skip
+_WORDS = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 2}
+"""Four special tokens and a token for each byte."""
 _SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 
@@ -102,6 +104,69 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(hf.LlavaForConditionalGeneration, config, processor, tmp_path_factory.mktemp("llava"))
 
 
+@pytest.fixture(scope="session")
+def tiny_blip_caption(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BLIP that writes captions."""
+    return _blip("BlipForConditionalGeneration", tmp_path_factory.mktemp("blip-caption"))
+
+
+@pytest.fixture(scope="session")
+def tiny_blip_vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BLIP that answers questions."""
+    return _blip("BlipForQuestionAnswering", tmp_path_factory.mktemp("blip-vqa"))
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT before a GPT-2 that looks at it."""
+    import transformers as hf
+
+    decoder = hf.GPT2Config(
+        n_embd=32, n_layer=1, n_head=2, n_positions=128, initializer_range=0.5, add_cross_attention=True, **_WORDS
+    )
+    return _encoder_decoder(decoder, tmp_path_factory.mktemp("vit-gpt2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_trocr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT before TrOCR's decoder, which reads a line of text."""
+    import transformers as hf
+
+    decoder = hf.TrOCRConfig(
+        d_model=32, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, cross_attention_hidden_size=32,
+        max_position_embeddings=128, init_std=0.5, decoder_start_token_id=1, is_decoder=True, add_cross_attention=True,
+        pad_token_id=3, **_WORDS,
+    )  # fmt: skip
+    return _encoder_decoder(decoder, tmp_path_factory.mktemp("trocr"))
+
+
+def _encoder_decoder(decoder: Any, folder: Path) -> Path:
+    import transformers as hf
+
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(hf.ViTConfig(**_VISION), decoder)
+    config.decoder_start_token_id, config.pad_token_id = 1, 3
+    pixels = hf.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    _tokenizer().save_pretrained(_save(hf.VisionEncoderDecoderModel, config, pixels, folder))
+    return folder
+
+
+def _blip(name: str, folder: Path) -> Path:
+    import transformers as hf
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
+    words = ["a", "the", "dog", "cat", "what", "is", "this", "photo", "of", "in", "red", "blue", "?", "yes", "no"]
+    letters = [chr(code) for code in range(ord("b"), ord("z") + 1)]
+    vocabulary = [*special, *words, *letters, *(f"##{letter}" for letter in ["a", *letters])]
+    tokenizer = hf.BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}, bos_token="[DEC]")
+    text = {
+        **_TEXT, "vocab_size": len(vocabulary), "encoder_hidden_size": 32, "projection_dim": 16, "pad_token_id": 0,
+        "bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "max_position_embeddings": 128,
+    }  # fmt: skip
+    config = hf.BlipConfig(text_config=text, vision_config=_VISION, projection_dim=16, image_text_hidden_size=16)
+    processor = hf.BlipProcessor(hf.BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
+    return _save(getattr(hf, name), config, processor, folder)
+
+
 def by_upstream(folder: Path, messages: Sequence[dict[str, Any]], count: int) -> str:
     """The library's own answer to a conversation, greedy. A picture is {"type": "image", "image": a PIL image}."""
     import transformers as hf
@@ -149,6 +214,9 @@ def _save(kind: Any, config: Any, processor: Any, folder: Path) -> Path:
             model.get_input_embeddings().weight.data_ptr()
         ):
             head.weight[2].zero_()  # the end token: an answer does not end by itself
+    if hasattr(config, "decoder_start_token_id"):
+        model.generation_config.decoder_start_token_id = config.decoder_start_token_id
+        model.generation_config.pad_token_id = config.pad_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

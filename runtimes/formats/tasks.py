@@ -26,6 +26,10 @@ _NOT_PLAIN_TEXT = frozenset({
     "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
 })  # fmt: skip
 """Their heads for classification have the same names as those for text, but they read sound or scanned pages."""
+_DESCRIBING = {
+    "BlipForConditionalGeneration": "caption", "BlipForQuestionAnswering": "vqa", "VisionEncoderDecoderModel": "caption",
+}  # fmt: skip
+"""Architectures that write about a picture and do not chat."""
 _OTHER_TAGS = frozenset({
     "audio-classification", "audio-to-audio", "automatic-speech-recognition", "depth-estimation", "graph-ml",
     "image-classification", "image-feature-extraction", "image-segmentation", "image-to-3d", "image-to-image",
@@ -90,6 +94,8 @@ def _by_head(config: Mapping[str, Any], name: str, kind: str, sentence_transform
         return _classifier(config)
     if name.endswith("ForTokenClassification"):
         return "ner"
+    if name in _DESCRIBING:
+        return _DESCRIBING[name]
     encoder = kind in _TEXT_ENCODERS and (not name or name.endswith(_ENCODERS))
     return "embedding" if sentence_transformer or encoder else None
 

@@ -108,8 +108,15 @@ def load(plan: LoadPlan, context: LoadContext) -> Loaded:
     _check_complete(plan, missing)
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
-    compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
-    return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer), processor)
+    return Loaded(
+        model,
+        tokenizer,
+        _compute_dtype(model),
+        end_ids,
+        silent_tokens(tokenizer),
+        bytes_of_tokens(tokenizer),
+        processor,
+    )
 
 
 def _processor(plan: LoadPlan, context: LoadContext) -> Any:
@@ -134,6 +141,32 @@ def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
         model, tokenizer, missing = _from_folder(auto, plan, context)
     _check_complete(plan, [name for name in missing if "pooler." not in name])  # BERT's own pooler is not used
     return model.eval(), tokenizer
+
+
+def load_captioner(plan: LoadPlan, context: LoadContext) -> Loaded:
+    """The same for a model that describes a picture or answers a question about it. Its processor prepares pixels only.
+
+    Raises:
+        RuntimeFault: as `load`.
+    """
+    _, transformers = libraries()
+    auto = "AutoModelForVisualQuestionAnswering" if plan.task == "vqa" else "AutoModelForImageTextToText"
+    with progress_events(context, plan.info.size_bytes), faults(plan):
+        model, tokenizer, missing = _from_folder(auto, plan, context)
+        processor = transformers.AutoImageProcessor.from_pretrained(str(plan.info.folder), local_files_only=True)
+    _check_complete(plan, missing)
+    ends = _end_ids(model, tokenizer)
+    if (separator := getattr(getattr(model.config, "text_config", None), "sep_token_id", None)) is not None:
+        ends |= {separator}  # BLIP ends a caption so
+    return Loaded(
+        model.eval(),
+        tokenizer,
+        _compute_dtype(model),
+        ends,
+        silent_tokens(tokenizer),
+        bytes_of_tokens(tokenizer),
+        processor,
+    )
 
 
 def _check_complete(plan: LoadPlan, missing: Collection[str]) -> None:
@@ -223,8 +256,14 @@ def _quantization(torch: Any, transformers: Any, plan: LoadPlan) -> Any:
     return None
 
 
+def _compute_dtype(model: Any) -> str:
+    """fp32, fp16 or bf16."""
+    torch, _ = libraries()
+    return next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
+
+
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """What the tokenizer, the generation config and the known families end an answer with."""
+    """What the tokenizer, the generation config, the configuration and the known families end an answer with."""
     ids: set[int] = set()
     for source in (tokenizer, model.generation_config, model.config):
         named = getattr(source, "eos_token_id", None)

@@ -49,6 +49,8 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
     found = sized_offer(config, info, device, terms, dtype, loaded=dtype)
     if family_of(terms.task) == "reading":
         return found
+    if family_of(terms.task) == "describing":
+        return replace(found, sequences=1)
     if terms.rooms:
         return _divided(found, config, dtype, terms)
     memory = Counter(found.memory) + Counter({device.key: _masks(found, dtype), CPU.key: _BATCHING})

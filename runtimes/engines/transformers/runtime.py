@@ -1,6 +1,8 @@
 """Safetensors models, and GGUF where nothing else takes it, in Hugging Face Transformers."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +23,9 @@ from lfx_local_runtimes.runtimes.engines.transformers.sight import Seen, Sight
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Request
-from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
+from lfx_local_runtimes.runtimes.tasks.generation import Grammar
+from lfx_local_runtimes.runtimes.tasks.multimodal.caption import CaptionAsk
+from lfx_local_runtimes.runtimes.tasks.multimodal.vqa import VqaAsk
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt evaluated at once by a model that is not batched: a cancel lands between two chunks."""
@@ -40,8 +44,13 @@ class TransformersRuntime(BatchingRuntime):
         """llguidance's view of the vocabulary, made when the first request needs it."""
         self._sight: Sight | None = None
         """What reads pictures; None for a model that reads text only."""
-        self._request: Request[GenerationConfig] | None = None
+        self._request: Request[Any] | None = None
         """The one that is computed alone."""
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """Text, and if the model reads pictures what can be asked about one."""
+        return frozenset({"llm"} if self._sight is None else {"llm", "caption", "vqa"})
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -93,7 +102,7 @@ class TransformersRuntime(BatchingRuntime):
         scheduler = Scheduler(self._batch, plan.sequences, self._generate, self._about, lambda: faults(plan))
         self._batch_work(inbox, scheduler)
 
-    def _prepare(self, request: Request[GenerationConfig]) -> Job:
+    def _prepare(self, request: Request[Any]) -> Job:
         """The request's tokens and pictures, and what chooses the tokens of its answer.
 
         Raises:
@@ -102,6 +111,8 @@ class TransformersRuntime(BatchingRuntime):
         loaded, plan = self._loaded, self._plan
         assert loaded is not None
         assert plan is not None
+        if isinstance(request.ask, CaptionAsk | VqaAsk):
+            request.ask = request.ask.conversation()
         tokenizer, config, length, sight = loaded.tokenizer, request.ask, plan.context_length, self._sight
         answer = Answer(
             request, self._template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "",
@@ -147,9 +158,15 @@ class TransformersRuntime(BatchingRuntime):
     def _generate(self, job: Job) -> None:
         """Compute a request from its first to its last token, by the library's `generate`."""
         assert self._loaded is not None
-        self._request = job.request
-        try:
+        with self._watched(job.request):
             _generate(self._loaded.model, job, self._sight)
+
+    @contextlib.contextmanager
+    def _watched(self, request: Request[Any]) -> Iterator[None]:
+        """Look at the request before every forward pass in here, and leave if it is cancelled."""
+        self._request = request
+        try:
+            yield
         except _Cancelled:
             pass
         finally:
@@ -169,14 +186,6 @@ class _Cancelled(Exception):
 def _generate(model: Any, job: Job, sight: Sight | None) -> None:
     """`generate`, run greedy and made to take the job's choice, as often as it takes one."""
     torch, transformers = libraries()
-
-    def choose(input_ids: Any, scores: Any) -> Any:
-        scores[0, job.choose(scores[0])] = math.inf
-        return scores
-
-    def ended(input_ids: Any, scores: Any) -> Any:
-        return input_ids.new_full((1,), job.ended, dtype=torch.bool)
-
     ids = torch.tensor([job.tokens], device=model.device)
     pictures = sight.features(ids, job.pictures) if sight is not None and job.pictures else {}
     # A chunk may not end inside a picture: some models let its tokens see each other.
@@ -186,14 +195,21 @@ def _generate(model: Any, job: Job, sight: Sight | None) -> None:
         prefill_chunk_size=PREFILL_CHUNK if chunked else None,
     )  # fmt: skip
     with torch.inference_mode():
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            logits_processor=[choose],
-            stopping_criteria=[ended],
-            **pictures,
-        )
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **steering(job), **pictures)
+
+
+def steering(job: Job) -> dict[str, Any]:
+    """The arguments of a greedy `generate` that let the job choose each token, and end with it."""
+    torch, _ = libraries()
+
+    def choose(input_ids: Any, scores: Any) -> Any:
+        scores[0, job.choose(scores[0])] = math.inf
+        return scores
+
+    def ended(input_ids: Any, scores: Any) -> Any:
+        return input_ids.new_full((1,), job.ended, dtype=torch.bool)
+
+    return {"logits_processor": [choose], "stopping_criteria": [ended]}
 
 
 def _tokenize(tokenizer: Any, answer: Answer, text: str) -> list[int]:

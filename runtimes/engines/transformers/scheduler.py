@@ -36,6 +36,8 @@ class Job:
     loaded: Loaded
     pictures: list[Seen] = field(default_factory=list)
     """Those in the prompt, in their order."""
+    pixels: Any = None
+    """The picture that a captioner describes."""
     forced: deque[int] = field(default_factory=deque, init=False)
     """Tokens that come next, whatever the model would say."""
     key: str = ""
