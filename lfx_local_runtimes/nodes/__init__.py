@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lfx_local_runtimes.nodes.describing import ImageDescriberBaseComponent
     from lfx_local_runtimes.nodes.inputs import (
         ENCODER_ENGINES,
         ENGINES,
@@ -57,6 +58,7 @@ _WHERE = {
     "EntityTaggerBaseComponent": "reading",
     "GEMMA_PRESETS": "inputs",
     "GemmaBaseComponent": "text",
+    "ImageDescriberBaseComponent": "describing",
     "LocalEmbeddingsBaseComponent": "reading",
     "LocalModelBaseComponent": "text",
     "LocalRerankBaseComponent": "reading",
@@ -92,6 +94,7 @@ __all__ = [
     "GEMMA_PRESETS",
     "EntityTaggerBaseComponent",
     "GemmaBaseComponent",
+    "ImageDescriberBaseComponent",
     "LocalEmbeddingsBaseComponent",
     "LocalModelBaseComponent",
     "LocalRerankBaseComponent",

@@ -20,6 +20,7 @@ from lfx_local_runtimes.runtimes.engines.isolated import codec
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.tasks.generation import MAX_PICTURES, ChatMessage, Tool
 from lfx_local_runtimes.runtimes.tasks.media import Media, Source
+from lfx_local_runtimes.runtimes.tasks.multimodal.caption import INSTRUCTION
 from tests.pictures import drawn, media_of
 from tests.routes_app import KEY, MODEL, Stage, make_app
 from tests.scripted_manager import Theatre, theatre
@@ -271,3 +272,28 @@ def test_errors_of_pictures_name_them(client: TestClient) -> None:
     status, says = ask("data:image/png;base64,???")
     assert status == 400
     assert "part 1" in says
+
+
+@pytest.mark.usefixtures("seeing")
+@pytest.mark.parametrize(
+    ("path", "fields", "said"),
+    [
+        ("multimodal/caption", {"max_length": 2}, INSTRUCTION),
+        ("multimodal/caption", {"prompt": "Name its colour.", "max_length": 2}, "Name its colour."),
+        ("multimodal/vqa", {"question": "Which colour?", "max_length": 2}, "Which colour?"),
+    ],
+)
+def test_a_chat_model_describes_pictures_over_rest(
+    client: TestClient, stage: Stage, path: str, fields: dict[str, Any], said: str
+) -> None:
+    for route, model in ((path, "model_name"), (f"v1/{path}", "model")):
+        response = client.post(f"/{route}", json={model: MODEL, "image": DATA_URL, **fields})
+        assert response.status_code == 200, response.text
+        assert response.json()["text"] == "t0 t1 "
+        (turn,) = stage.requests[-1].ask.turns
+        assert contents(turn) == [PICTURE, said]
+
+
+def test_a_text_model_describes_no_pictures(client: TestClient) -> None:
+    response = client.post("/multimodal/caption", json={"model_name": MODEL, "image": DATA_URL})
+    assert response.json()["error"]["code"] == "wrong_task"

@@ -19,8 +19,8 @@ from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded, faults
 from lfx_local_runtimes.runtimes.engines.transformers.offer import KEPT_PICTURES
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.transformers.scheduler import Job, Scheduler
-from lfx_local_runtimes.runtimes.engines.transformers.sight import Seen, Sight
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
+from lfx_local_runtimes.runtimes.engines.transformers.vision_language import Seen, Sight
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.tasks.generation import Grammar

@@ -13,8 +13,8 @@ from lfx_local_runtimes.runtimes.chat.answer import Answer
 from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, logprob
-from lfx_local_runtimes.runtimes.engines.transformers.sight import Seen
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
+from lfx_local_runtimes.runtimes.engines.transformers.vision_language import Seen
 from lfx_local_runtimes.runtimes.requests import Failed, Request
 from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
 
