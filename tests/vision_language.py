@@ -1,6 +1,7 @@
 """Tiny seeded models that read pictures and write text, and pictures for them."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,60 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolVLM with pictures in four tiles and a whole. Its own processor needs torchvision, for videos."""
+    import transformers as hf
+
+    tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer = _tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *tiles)
+    tokenizer.chat_template = CHAT.replace("MARK", "<image>")
+    text = {**_TEXT, "num_key_value_heads": 2, "model_type": "llama", "vocab_size": len(tokenizer)}
+    config = hf.SmolVLMConfig(
+        vision_config=_VISION,
+        text_config=text,
+        scale_factor=2,
+        image_token_id=4,
+        pad_token_id=3,
+        tie_word_embeddings=False,
+    )
+    pixels = hf.SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    folder = _save(hf.SmolVLMForConditionalGeneration, config, pixels, tmp_path_factory.mktemp("smolvlm"))
+    return _named(folder, tokenizer, "SmolVLMProcessor", image_seq_len=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen2-VL: as many tokens as a picture needs, with positions in rows and columns."""
+    import transformers as hf
+
+    tokenizer = _tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    tokenizer.chat_template = CHAT.replace("MARK", "<|vision_start|><|image_pad|><|vision_end|>")
+    text = {key: value for key, value in _TEXT.items() if key != "head_dim"}
+    text |= {"vocab_size": len(tokenizer), "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    vision = {
+        "depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "mlp_ratio": 2,
+    }  # fmt: skip
+    config = hf.Qwen2VLConfig(
+        text_config=text, vision_config=vision, image_token_id=4, video_token_id=5, vision_start_token_id=6,
+        vision_end_token_id=7, tie_word_embeddings=False,
+    )  # fmt: skip
+    sizes = {"shortest_edge": 64, "longest_edge": 1024}
+    pixels = hf.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=sizes)
+    folder = _save(hf.Qwen2VLForConditionalGeneration, config, pixels, tmp_path_factory.mktemp("qwen2-vl"))
+    return _named(folder, tokenizer, "Qwen2VLProcessor")
+
+
+def _named(folder: Path, tokenizer: Any, kind: str, **options: Any) -> Path:
+    """Complete a folder as the library writes one where it can make the processor."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "processor_class": kind}))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": kind, **options}))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_blip_caption(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """BLIP that writes captions."""
     return _blip("BlipForConditionalGeneration", tmp_path_factory.mktemp("blip-caption"))
@@ -171,10 +226,14 @@ def by_upstream(folder: Path, messages: Sequence[dict[str, Any]], count: int) ->
     """The library's own answer to a conversation, greedy. A picture is {"type": "image", "image": a PIL image}."""
     import transformers as hf
 
+    from lfx_local_runtimes.runtimes.engines.transformers.load import read_processor
+
     model = hf.AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
-    processor = hf.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    processor = read_processor(folder, tokenizer)
     inputs = processor.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        list(messages), chat_template=processor.chat_template or tokenizer.chat_template, add_generation_prompt=True,
+        tokenize=True, return_dict=True, return_tensors="pt",
         processor_kwargs={"return_token_type_ids": "gemma3" in model.config.model_type},
     )  # fmt: skip
     tokens = model.generate(**inputs, do_sample=False, max_new_tokens=count)[0, inputs["input_ids"].shape[1] :]

@@ -58,10 +58,13 @@ CONVERSATIONS = (
 )
 
 
-@pytest.mark.parametrize("model", ["tiny_idefics3", "tiny_gemma3_vision", "tiny_llava"])
+@pytest.mark.parametrize(
+    "model", ["tiny_idefics3", "tiny_smolvlm", "tiny_gemma3_vision", "tiny_llava", "tiny_qwen2_vl"]
+)
 def test_answers_are_upstreams_token_by_token(
     start: Start, request: pytest.FixtureRequest, model: str, idefics3: TransformersRuntime
 ) -> None:
+    """SmolVLM's and Qwen2-VL's own processors need torchvision for videos. Pictures do without it."""
     folder = request.getfixturevalue(model)
     info = inspect_model(folder)
     assert (info.task, info.vision, info.engine) == ("llm", True, "transformers")

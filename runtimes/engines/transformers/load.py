@@ -26,6 +26,7 @@ from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.transformers.offer import sizes_of
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.formats.jsonfile import read_json
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE
@@ -104,7 +105,9 @@ def load(plan: LoadPlan, context: LoadContext) -> Loaded:
         else:
             auto = "AutoModelForImageTextToText" if plan.info.vision else "AutoModelForCausalLM"
             model, tokenizer, missing = _from_folder(auto, plan, context)
-        processor = _processor(plan, context) if plan.info.vision else None
+        processor = None
+        if plan.info.vision:
+            processor = read_processor(plan.info.folder, tokenizer, trust_remote_code=context.may_run(REMOTE_CODE))
     _check_complete(plan, missing)
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
@@ -119,16 +122,45 @@ def load(plan: LoadPlan, context: LoadContext) -> Loaded:
     )
 
 
-def _processor(plan: LoadPlan, context: LoadContext) -> Any:
+def read_processor(folder: Path, tokenizer: Any, *, trust_remote_code: bool = False) -> Any:
     """What prepares a model's pictures.
 
     Raises:
         ImportError: it needs a library that is not installed.
     """
     _, transformers = libraries()
-    trust = context.may_run(REMOTE_CODE)
-    folder = str(plan.info.folder)
-    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+    source = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    try:
+        return transformers.AutoProcessor.from_pretrained(str(folder), **source)
+    except ImportError:
+        if (made := _without_videos(folder, tokenizer)) is None:
+            raise
+        return made
+
+
+def _without_videos(folder: Path, tokenizer: Any) -> Any:
+    """A processor for pictures alone: the part for videos needs torchvision. None if the class does not have such a part."""
+    _, transformers = libraries()
+    described: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        described |= read_json(folder / name) if (folder / name).is_file() else {}
+    name = str(described.get("processor_class"))
+    if name == "SmolVLMProcessor":
+        name = "Idefics3Processor"  # pictures are prepared alike
+    kind = getattr(transformers, name, None)
+    if not name.startswith(("Idefics3", "Qwen2", "Qwen3")) or kind is None:
+        return None
+
+    class Still(kind):  # type: ignore[misc, valid-type]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            """The library's, but there may be no video processor."""
+            if argument_name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    pixels = transformers.AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+    options = {"image_seq_len": described["image_seq_len"]} if "image_seq_len" in described else {}
+    return Still(image_processor=pixels, tokenizer=tokenizer, **options)
 
 
 def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from lfx_local_runtimes.runtimes.engines.transformers.offer import KEPT_PICTURES
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler
 from lfx_local_runtimes.runtimes.engines.transformers.scheduler import Job, Scheduler
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
-from lfx_local_runtimes.runtimes.engines.transformers.vision_language import Seen, Sight
+from lfx_local_runtimes.runtimes.engines.transformers.vision_language import Seen, Sight, make_sight
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.tasks.generation import Grammar
@@ -61,7 +61,12 @@ class TransformersRuntime(BatchingRuntime):
         torch.set_num_threads(self.config.threads or physical_cores())  # counts for this thread
         # The model stays as it is loaded: requires_grad_(False) made prefill in bf16 ten times slower on the CPU.
         loaded = self._loaded = load(plan, context)
-        self._sight = None if loaded.processor is None else Sight(loaded.model, loaded.processor)
+        if loaded.processor is not None:
+            self._sight = make_sight(loaded.model, loaded.processor)
+            if self._sight is None:
+                self.warnings.append(
+                    f"{type(loaded.model).__name__} reads text only here; its pictures are not supported."
+                )
         exact = self.config.deterministic  # what a row's neighbours are shows in its last bits
         if exact:
             plan = replace(plan, sequences=1)

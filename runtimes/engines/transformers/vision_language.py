@@ -140,6 +140,13 @@ class Sight:
             total -= self._kept.popitem(last=False)[1].size
 
 
+def make_sight(model: Any, processor: Any) -> Sight | None:
+    """The eyes of a model; None if the library encodes its pictures in a way of its own."""
+    encodes = hasattr(model.base_model, "get_image_features") and getattr(processor, "image_token", None)
+    takes = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+    return Sight(model, processor) if encodes and takes else None
+
+
 def _parts(features: Any) -> list[Any]:
     """The tensors of a picture's features: one, or a list of them."""
     return [] if features is None else list(features) if isinstance(features, list | tuple) else [features]
