@@ -282,6 +282,10 @@ class ChatLocalRuntime(BaseChatModel):
         options["stop"] = tuple((self.stop if stop is None else stop) or ())
         conversation = [to_chat_message(message) for message in messages]
         if chosen("raw"):
+            if any(message.pictures for message in conversation):
+                raise InvalidInput(
+                    "raw: a plain continuation has no place for a picture.", model_name=model, hint="Set raw to False."
+                )
             options |= {"prompt": "\n".join(message.text for message in conversation), "raw": True}
         else:
             options["messages"] = tuple(conversation)

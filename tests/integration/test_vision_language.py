@@ -11,7 +11,9 @@ from PIL import Image
 
 from lfx_local_runtimes.errors import ContextOverflow, InvalidInput
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
+from lfx_local_runtimes.runtimes.engines.transformers.vision_language import Sight
 from lfx_local_runtimes.runtimes.planning import inspect_model
+from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, Grammar, Tool
 from lfx_local_runtimes.runtimes.tasks.media import Media
 from tests.transformers_runtimes import Start, run, starter, together
@@ -132,6 +134,27 @@ def test_an_answer_streams_and_can_be_cancelled(idefics3: TransformersRuntime) -
     result = stream.wait()
     assert result.finish_reason == "cancelled"
     assert result.tokens_generated < 200
+
+
+def test_a_cancel_lands_between_two_pictures(idefics3: TransformersRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    sight = idefics3._sight
+    assert sight is not None
+    request = Request(
+        "test", GenerationConfig(messages=(said(*[Media("image/png", png(seed)) for seed in range(40, 44)]),))
+    )
+    looked: list[str] = []
+
+    def look(picture: Any, place: str) -> Any:
+        looked.append(place)
+        request.cancel()
+        return Sight.look(sight, picture, place)
+
+    monkeypatch.setattr(sight, "look", look)
+    idefics3.submit(request)
+    assert request.channel.get() is not None
+    monkeypatch.undo()
+    assert run(idefics3, messages=CONVERSATIONS[0], **GREEDY).finish_reason == "length"  # the others go on
+    assert looked == ["images.0"]
 
 
 def test_tools_and_schemas_hold_beside_pictures(idefics3: TransformersRuntime) -> None:

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.runtimes import GenerationConfig, ScriptedRuntime
 from lfx_local_runtimes.runtimes.chat.templates import BUILT_IN, Template, render
 from lfx_local_runtimes.runtimes.engines.isolated import codec
+from lfx_local_runtimes.runtimes.engines.transformers.vision_language import make_sight
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.tasks.generation import MAX_PICTURES, ChatMessage, Tool
 from lfx_local_runtimes.runtimes.tasks.media import Media, Source
@@ -167,6 +169,16 @@ def test_a_text_that_has_the_mark_is_refused(scene: Theatre) -> None:
     assert parrot().invoke("What is <image> in HTML?").content == "Hello"
 
 
+def test_a_model_that_encodes_in_a_way_of_its_own_reads_text_only() -> None:
+    class Model:
+        base_model = None
+
+        def forward(self, input_ids: Any, pixel_values: Any = None) -> None:
+            """As older architectures take pictures."""
+
+    assert make_sight(Model(), SimpleNamespace(image_token="<image>")) is None
+
+
 # -- LangChain -------------------------------------------------------------------------------------------------------
 
 DATA_URL = f"data:image/png;base64,{BASE64}"
@@ -212,6 +224,13 @@ async def test_a_picture_reaches_the_model(scene: Theatre) -> None:
     assert parrot().invoke([message]).content == "Hello"
     assert "".join([str(chunk.content) async for chunk in parrot().astream([message])]) == "Hello"
     assert [request.pictures for request in scene.requests] == [(PICTURE,)] * 2
+
+
+@pytest.mark.usefixtures("seeing")
+def test_a_plain_continuation_takes_no_pictures(scene: Theatre) -> None:
+    with pytest.raises(InvalidInput, match="no place for a picture"):
+        parrot(raw=True).invoke([HumanMessage([FORMS[0]])])
+    assert scene.requests == []
 
 
 @pytest.mark.usefixtures("seeing")

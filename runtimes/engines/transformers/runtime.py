@@ -2,11 +2,12 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.errors import InvalidInput, RequestCancelled
 from lfx_local_runtimes.runtimes.base import Inbox, LoadContext
 from lfx_local_runtimes.runtimes.batching import BatchingRuntime
 from lfx_local_runtimes.runtimes.chat.answer import Answer
@@ -23,7 +24,7 @@ from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDec
 from lfx_local_runtimes.runtimes.engines.transformers.vision_language import Seen, Sight, make_sight
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Request
-from lfx_local_runtimes.runtimes.tasks.generation import Grammar
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, Grammar
 from lfx_local_runtimes.runtimes.tasks.multimodal.caption import CaptionAsk
 from lfx_local_runtimes.runtimes.tasks.multimodal.vqa import VqaAsk
 
@@ -129,7 +130,7 @@ class TransformersRuntime(BatchingRuntime):
         text = answer.prompt
         pictures: list[Seen] = []
         if sight is not None and config.pictures:
-            pictures = [sight.look(picture, f"images.{place}") for place, picture in enumerate(config.pictures)]
+            pictures = self._look(sight, request)
             text = sight.expand(text, pictures)
         prompt = _tokenize(tokenizer, answer, text) if given is None else list(given)
         if not pictures:  # a part of a picture is of no use
@@ -140,6 +141,21 @@ class TransformersRuntime(BatchingRuntime):
         silent = loaded.silent - shown
         decoder = TokenDecoder(lambda ids: loaded.text([token for token in ids if token not in silent]), prompt[-8:])
         return Job(request, answer, prompt, limit, sampler, decoder, loaded, pictures)
+
+    def _look(self, sight: Sight, request: Request[GenerationConfig]) -> list[Seen]:
+        """The pictures of a request. Each counts as a step; a cancel lands between two.
+
+        Raises:
+            RequestCancelled: nobody wants the answer any more.
+            RuntimeFault: a picture cannot be decoded.
+        """
+        pictures = []
+        for place, picture in enumerate(request.ask.pictures):
+            if request.cancelled:
+                raise RequestCancelled.of(request.id)
+            self._preparing_since = time.monotonic()
+            pictures.append(sight.look(picture, f"images.{place}"))
+        return pictures
 
     def _compile(self, grammar: Grammar | None) -> Constraint | None:
         if grammar is None:
