@@ -82,6 +82,17 @@ def test_answers_are_upstreams_token_by_token(
     assert other.logprobs != first.logprobs
 
 
+@pytest.mark.parametrize("model", ["tiny_smolvlm", "tiny_gemma3_vision", "tiny_llava", "tiny_qwen2_vl"])
+def test_pictures_in_sixteen_bits(start: Start, request: pytest.FixtureRequest, model: str) -> None:
+    """The pixels come in 32 bits."""
+    runtime = start(request.getfixturevalue(model), quantization="bf16", context_length=1024)
+    one, other = (
+        run(runtime, messages=(said("What is this? ", picture),), **GREEDY, logprobs=True) for picture in (CAT, DOG)
+    )
+    assert one.tokens_generated == other.tokens_generated == 12
+    assert one.logprobs != other.logprobs
+
+
 def test_a_picture_is_encoded_once(idefics3: TransformersRuntime) -> None:
     """By its content: also in the next turn, in another place, and in another chat."""
     sight = idefics3._sight

@@ -114,7 +114,7 @@ class Sight:
         device = self._model.device
         for seen in pictures:
             if seen.features is None:
-                given = {name: value.to(device) for name, value in seen.inputs.items() if name in self._taken}
+                given = {name: self._ready(value) for name, value in seen.inputs.items() if name in self._taken}
                 with torch.inference_mode():
                     seen.features = self._encode(**given, return_dict=True).pooler_output
                 self.encoded += 1
@@ -132,6 +132,10 @@ class Sight:
         for name in pictures[0].kinds:
             arguments[name] = torch.isin(tokens, ids).long()
         return arguments
+
+    def _ready(self, tensor: Any) -> Any:
+        """On the model's device. Pixels also in its type."""
+        return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else tensor.dtype)
 
     def _shrink(self) -> None:
         """Let the pictures go that were not asked for the longest, until the others have room. The last one stays."""
