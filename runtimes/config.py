@@ -34,6 +34,7 @@ _TASK_ALIASES = {
     "classifier": "classification", "text_classification": "classification",
     "image_captioning": "caption", "image_to_text": "caption", "visual_question_answering": "vqa",
     "zero_shot_classification": "zero_shot", "token_classification": "ner", "entities": "ner",
+    "image_feature_extraction": "image_embedding", "clip": "zero_shot_image_classification",
 }  # fmt: skip
 """Other words for the tasks, among them the hub's."""
 

@@ -226,11 +226,11 @@ def by_upstream(folder: Path, messages: Sequence[dict[str, Any]], count: int) ->
     """The library's own answer to a conversation, greedy. A picture is {"type": "image", "image": a PIL image}."""
     import transformers as hf
 
-    from lfx_local_runtimes.runtimes.engines.transformers.load import read_processor
+    from lfx_local_runtimes.runtimes.engines.transformers.load import read_chat_processor
 
     model = hf.AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True)
     tokenizer = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    processor = read_processor(folder, tokenizer)
+    processor = read_chat_processor(folder, tokenizer)
     inputs = processor.apply_chat_template(
         list(messages), chat_template=processor.chat_template or tokenizer.chat_template, add_generation_prompt=True,
         tokenize=True, return_dict=True, return_tensors="pt",

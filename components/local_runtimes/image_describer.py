@@ -1,13 +1,14 @@
 """The Image Describer node."""
 
-from lfx.io import FileInput, IntInput, MessageInput, MultilineInput
+from lfx.io import IntInput, MultilineInput
 
 from lfx_local_runtimes.nodes import (
-    ENGINES,
+    SEEING_ENGINES,
     ImageDescriberBaseComponent,
     loading_inputs,
     model_input,
     other_model_input,
+    picture_inputs,
 )
 
 
@@ -28,17 +29,7 @@ class ImageDescriberComponent(ImageDescriberBaseComponent):
             "is not on this machine is downloaded on first use.",
         ),
         other_model_input(),
-        MessageInput(
-            name="input_value",
-            display_name="Image",
-            info="A message with a picture, such as one that was dropped into the chat. The first picture is described.",
-        ),
-        FileInput(
-            name="image_file",
-            display_name="Image File",
-            file_types=["png", "jpg", "jpeg", "webp", "gif", "bmp", "tiff"],
-            info="A picture to describe if the message has none.",
-        ),
+        *picture_inputs(),
         MultilineInput(
             name="question",
             display_name="Question",
@@ -53,5 +44,5 @@ class ImageDescriberComponent(ImageDescriberBaseComponent):
             advanced=True,
             info="The longest text, in tokens.",
         ),
-        *loading_inputs(engines=ENGINES),
+        *loading_inputs(engines=SEEING_ENGINES),
     ]

@@ -75,15 +75,15 @@ async def test_the_describer_describes_and_answers(stage: Theatre, picture: str)
     assert node.status == "Hello"
     (turn,) = stage.requests[-1].turns
     assert (turn.text, turn.pictures, stage.requests[-1].max_tokens) == (INSTRUCTION, (PICTURE,), 7)
-    await describer(image_file=picture, question=" Which colour? ").described()
+    await describer(image_file=[picture], question=" Which colour? ").described()
     assert stage.requests[-1].turns[0].text == "Which colour?"
 
 
 async def test_what_the_describer_needs(stage: Theatre, picture: str) -> None:
-    with pytest.raises(InvalidInput, match="no picture to describe"):
+    with pytest.raises(InvalidInput, match="no picture to look at"):
         await describer(input_value=Message(text="no picture here")).described()
     with pytest.raises(ModelNotFound, match="Choose one"):
-        await describer(model_name="", image_file=picture).described()
+        await describer(model_name="", image_file=[picture]).described()
 
 
 async def test_the_describer_offers_models_that_read_pictures(stage: Theatre) -> None:

@@ -107,22 +107,14 @@ def load(plan: LoadPlan, context: LoadContext) -> Loaded:
             model, tokenizer, missing = _from_folder(auto, plan, context)
         processor = None
         if plan.info.vision:
-            processor = read_processor(plan.info.folder, tokenizer, trust_remote_code=context.may_run(REMOTE_CODE))
+            processor = read_chat_processor(plan.info.folder, tokenizer, trust_remote_code=context.may_run(REMOTE_CODE))
     _check_complete(plan, missing)
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
-    return Loaded(
-        model,
-        tokenizer,
-        _compute_dtype(model),
-        end_ids,
-        silent_tokens(tokenizer),
-        bytes_of_tokens(tokenizer),
-        processor,
-    )
+    return _loaded(model, tokenizer, end_ids, processor)
 
 
-def read_processor(folder: Path, tokenizer: Any, *, trust_remote_code: bool = False) -> Any:
+def read_chat_processor(folder: Path, tokenizer: Any, *, trust_remote_code: bool = False) -> Any:
     """What prepares a model's pictures.
 
     Raises:
@@ -158,7 +150,7 @@ def _without_videos(folder: Path, tokenizer: Any) -> Any:
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
-    pixels = transformers.AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+    pixels = read_processor(folder)
     options = {"image_seq_len": described["image_seq_len"]} if "image_seq_len" in described else {}
     return Still(image_processor=pixels, tokenizer=tokenizer, **options)
 
@@ -181,23 +173,42 @@ def load_captioner(plan: LoadPlan, context: LoadContext) -> Loaded:
     Raises:
         RuntimeFault: as `load`.
     """
-    _, transformers = libraries()
     auto = "AutoModelForVisualQuestionAnswering" if plan.task == "vqa" else "AutoModelForImageTextToText"
     with progress_events(context, plan.info.size_bytes), faults(plan):
         model, tokenizer, missing = _from_folder(auto, plan, context)
-        processor = transformers.AutoImageProcessor.from_pretrained(str(plan.info.folder), local_files_only=True)
+        processor = read_processor(plan.info.folder, trust_remote_code=context.may_run(REMOTE_CODE))
     _check_complete(plan, missing)
     ends = _end_ids(model, tokenizer)
     if (separator := getattr(getattr(model.config, "text_config", None), "sep_token_id", None)) is not None:
         ends |= {separator}  # BLIP ends a caption so
-    return Loaded(
-        model.eval(),
-        tokenizer,
-        _compute_dtype(model),
-        ends,
-        silent_tokens(tokenizer),
-        bytes_of_tokens(tokenizer),
-        processor,
+    return _loaded(model.eval(), tokenizer, ends, processor)
+
+
+def load_sight(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any]:
+    """The same for a model that sees: the model, and its image processor.
+
+    Raises:
+        RuntimeFault: as `load`.
+    """
+    with progress_events(context, plan.info.size_bytes), faults(plan):
+        model, processor, missing = _from_folder(auto, plan, context, read_processor)
+    _check_complete(plan, missing)
+    return model.eval(), processor
+
+
+def read_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The image processor that lies in a folder, in its form for Pillow. Torchvision is not needed.
+
+    Raises:
+        LoadFailed: there is none.
+        MissingExtra: Pillow is not installed.
+    """
+    require("PIL.Image", "vision")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise LoadFailed(f"{folder.name} has no image processor.", hint="Fetch preprocessor_config.json too.")
+    _, transformers = libraries()
+    return transformers.AutoImageProcessor.from_pretrained(
+        str(folder), backend="pil", local_files_only=True, trust_remote_code=trust_remote_code
     )
 
 
@@ -210,7 +221,10 @@ def _check_complete(plan: LoadPlan, missing: Collection[str]) -> None:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any, Collection[str]]:
+def _from_folder(
+    auto: str, plan: LoadPlan, context: LoadContext, read_beside: Callable[..., Any] = read_tokenizer
+) -> tuple[Any, Any, Collection[str]]:
+    """The model, what lies beside it (its tokenizer), and the names of missing weights."""
     torch, transformers = libraries()
     trust = context.may_run(REMOTE_CODE)
     path = plan.info.path
@@ -221,7 +235,7 @@ def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
     weights = getattr(config, "transformers_weights", None)
     if weights is not None and not str(weights).removesuffix(".index.json").endswith(".safetensors"):
         raise PickleRefused(f"{path.name} names {weights} as its weights.")
-    tokenizer = read_tokenizer(plan.info.folder, trust_remote_code=trust)
+    beside = read_beside(plan.info.folder, trust_remote_code=trust)
     pickle = plan.info.format is ModelFormat.PICKLE and context.may_run(PICKLE)
     model, report = getattr(transformers, auto).from_pretrained(
         folder,
@@ -233,7 +247,7 @@ def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
         output_loading_info=True,
         **local,
     )
-    return model, tokenizer, report["missing_keys"]
+    return model, beside, report["missing_keys"]
 
 
 def places(plan: LoadPlan) -> dict[str, Any]:
@@ -288,10 +302,10 @@ def _quantization(torch: Any, transformers: Any, plan: LoadPlan) -> Any:
     return None
 
 
-def _compute_dtype(model: Any) -> str:
-    """fp32, fp16 or bf16."""
+def _loaded(model: Any, tokenizer: Any, end_ids: frozenset[int], processor: Any) -> Loaded:
     torch, _ = libraries()
-    return next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
+    compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
+    return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer), processor)
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
