@@ -17,6 +17,7 @@ from openai.types.responses import Response
 from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.routes import PREFIX
+from lfx_local_runtimes.routes.tasks.bodies import by_path
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Finished
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, ToolCall
@@ -360,7 +361,7 @@ def test_models_that_cannot_be_loaded_are_not_listed(client: TestClient, manager
     models = manager.settings.model_roots[0]
     (models / "broken.gguf").write_bytes(b"GGUF")
     write_model(models / "painter")
-    (models / "painter" / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+    (models / "painter" / "config.json").write_text('{"architectures": ["ViTMAEModel"], "model_type": "vit_mae"}')
 
     def listed() -> set[str]:
         return {row["id"] for row in client.get("/models").json()["data"]}
@@ -627,7 +628,8 @@ def test_openapi_describes_the_contract(manager: RuntimeManager) -> None:
     assert set(described) == {
         ("GET", "/models"), ("GET", "/models/{model_name}"), ("POST", "/chat/completions"), ("POST", "/completions"),
         ("POST", "/responses"), ("POST", "/embeddings"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
-    }  # fmt: skip
+        ("POST", "/multimodal/caption"), ("POST", "/multimodal/vqa"),
+    } | {("POST", f"/{path}") for path in by_path() if path.startswith("vision/")}  # fmt: skip
     for operation in described.values():
         assert operation["description"]
         assert operation["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].endswith(
