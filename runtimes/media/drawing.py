@@ -44,16 +44,17 @@ def fitted(picture: "Image.Image") -> "Image.Image":
     return small
 
 
-def boxed(picture: "Image.Image", boxes: Iterable[tuple[str, float, Sequence[float]]]) -> Media:
+def boxed(picture: "Image.Image", size: tuple[int, int], boxes: Iterable[tuple[str, float, Sequence[float]]]) -> Media:
     """The picture with a frame for each box, and its label and score.
 
     Args:
         picture: in RGB.
-        boxes: label, score, and left, top, right, bottom in pixels of the picture.
+        size: width and height in the pixels of the boxes. The picture may be smaller.
+        boxes: label, score, and left, top, right, bottom.
     """
     drawer, fonts = require("PIL.ImageDraw", _EXTRA), require("PIL.ImageFont", _EXTRA)
     small = fitted(picture)
-    across, down = small.width / picture.width, small.height / picture.height
+    across, down = small.width / size[0], small.height / size[1]
     line = max(1, round(min(small.size) / 150))
     font = fonts.load_default(size=max(10, round(min(small.size) / 30)))
     draw = drawer.Draw(small)
@@ -69,16 +70,16 @@ def boxed(picture: "Image.Image", boxes: Iterable[tuple[str, float, Sequence[flo
 
 
 def heated(values: "np.ndarray[Any, Any]") -> Media:
-    """Numbers of shape (height, width) as colours, the smallest dark and the largest bright."""
+    """Numbers (float32) of shape (height, width) as colours, the smallest dark and the largest bright."""
     import numpy as np
 
     pillow = require("PIL.Image", _EXTRA)
-    low, high = float(values.min()), float(values.max())
-    grey = ((values - low) / ((high - low) or 1.0) * 255).astype(np.uint8)
-    small = fitted(pillow.fromarray(grey))
+    small = np.asarray(fitted(pillow.fromarray(values)))
+    low, high = float(small.min()), float(small.max())
+    grey = ((small - low) / ((high - low) or 1.0) * 255).astype(np.uint8)
     steps = np.linspace(0, 255, len(_HEAT))
     table = np.stack([np.interp(np.arange(256), steps, channel) for channel in zip(*_HEAT, strict=True)], axis=1)
-    return png(pillow.fromarray(table.round().astype(np.uint8)[np.asarray(small)]))
+    return png(pillow.fromarray(table.round().astype(np.uint8)[grey]))
 
 
 def tinted(picture: "Image.Image", areas: Iterable[tuple[str, "np.ndarray[Any, Any]"]]) -> Media:
@@ -86,7 +87,7 @@ def tinted(picture: "Image.Image", areas: Iterable[tuple[str, "np.ndarray[Any, A
 
     Args:
         picture: in RGB.
-        areas: label, and true where it is, of shape (height, width) of the picture.
+        areas: label, and true where it is, of shape (height, width). The picture may be smaller.
     """
     pillow = require("PIL.Image", _EXTRA)
     small = fitted(picture)

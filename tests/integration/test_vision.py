@@ -239,6 +239,15 @@ def test_a_confined_process_gives_the_same(manager: RuntimeManager, vit: Transfo
     assert status.confined == "full"
 
 
+def test_marks_are_drawn_in_the_confined_process(manager: RuntimeManager, folder: Path) -> None:
+    vision_models.yolos(folder / "marks")
+    manager.register_model(ModelConfig(model_id=str(folder / "marks"), model_name="marks", threads=1, keep_alive=0))
+    ask = ObjectDetectionAsk(images=(photo(),), threshold=0.2, draw=True)
+    result = manager.start("marks", ask).wait()
+    assert result.objects[0]
+    assert open_picture(result.drawings[0], "drawing").size == photo().size
+
+
 @pytest.mark.parametrize(
     "data", [file_of(photo())[:5000], png_that_says(30_000, 30_000), b"no picture", file_of(photo(), "JPEG")[:3000]]
 )
@@ -255,7 +264,7 @@ def test_the_largest_picture_is_decoded_within_the_limits_of_the_process(manager
     from PIL import Image
 
     large = file_of(Image.new("RGB", (8000, 5000)))
-    assert len(manager.start("vit", ImageClassificationAsk(images=(large, large))).wait().labels) == 2
+    assert len(manager.start("vit", ImageClassificationAsk(images=(large,))).wait().labels) == 1
     for size in ((1, 1), (20_000, 1)):
         assert len(manager.start("vit", ImageClassificationAsk(images=(Image.new("RGB", size),))).wait().labels) == 1
 

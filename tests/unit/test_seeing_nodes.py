@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lfx.components.input_output.chat_output import ChatOutput
 from lfx.custom.custom_component.component import Component
+from lfx.graph.graph.base import Graph
 from lfx.schema.data import Data
 from lfx.schema.dataframe import DataFrame
 from lfx.schema.message import Message
@@ -217,3 +219,17 @@ def content_of(message: Message) -> bytes:
     """The content of a message's one file."""
     (file,) = message.files or []
     return Path(file if isinstance(file, str) else str(file.path)).read_bytes()
+
+
+async def test_a_picture_goes_through_a_flow_to_the_chat(gallery: Gallery, tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.png").write_bytes(PNG)
+    detector = ObjectDetectorComponent(
+        _id="ObjectDetector-a", model_name="my object_detection", input_value=None, path="a.png"
+    )
+    chat = ChatOutput(_id="ChatOutput-a", should_store_message=False).set(input_value=detector.picture)
+    assert [result async for result in Graph(detector, chat).async_start()]
+    shown = chat._outputs_map["message"].value
+    assert shown.text == "cat: 2"
+    assert content_of(shown) == DRAWING.data
+    assert len(gallery.asks) == 1

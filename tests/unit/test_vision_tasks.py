@@ -159,8 +159,11 @@ def test_classes_have_areas_and_run_lengths() -> None:
 
 def test_a_drawing_is_never_larger_than_people_need() -> None:
     large = Image.new("RGB", (4000, 3000))
-    assert open_picture(boxed(large, [("cat", 0.5, (-50, 0, 9000, 2000))]), "drawing").size == (1600, 1200)
+    assert open_picture(boxed(large, (4000, 3000), [("cat", 0.5, (-50, 0, 9000, 2000))]), "drawing").size == (
+        1600,
+        1200,
+    )
     assert open_picture(heated(np.zeros((3000, 10), np.float32)), "drawing").size[1] == 1600
     assert open_picture(tinted(large, [("cat", np.ones((3000, 4000), bool))]), "drawing").size == (1600, 1200)
-    assert boxed(Image.new("RGB", (1, 1)), [("cat", 0.5, (0, 0, 1, 1))]).mime == "image/png"
+    assert boxed(Image.new("RGB", (1, 1)), (1, 1), [("cat", 0.5, (0, 0, 1, 1))]).mime == "image/png"
     assert colour_of("cat") == colour_of("cat")

@@ -12,6 +12,7 @@ from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_memory
 from lfx_local_runtimes.runtimes.engines.transformers.load import TORCH_DTYPES, faults, libraries, load_sight
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import tensor_bytes
+from lfx_local_runtimes.runtimes.media.drawing import fitted
 from lfx_local_runtimes.runtimes.media.pictures import open_picture
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec, Tokens
@@ -78,7 +79,7 @@ class TorchSight:
                 f"{look.place} ({width:,} × {height:,} pixels) cannot be scaled for the model: {error}.",
                 hint="Send a picture that is less narrow.",
             ) from error
-        return Pixels(values, picture.size, picture if look.keeps else None)
+        return Pixels(values, picture.size, fitted(picture) if look.keeps else None)
 
     def tokenize(self, pieces: Sequence[Piece], *, chunks: bool) -> list[list[Tokens]]:
         """Refuse texts."""
@@ -162,6 +163,7 @@ class Segmenter(TorchSight):
         """The best class of each pixel. A few classes are scaled at a time: all of them could take gigabytes."""
         torch = self._torch
         some = max(1, _MOST_AT_ONCE // (size[0] * size[1]))
+        kind = torch.uint8 if len(logits) <= 256 else torch.int16
         best = classes = None
         for first in range(0, len(logits), some):
             part = torch.nn.functional.interpolate(
@@ -169,11 +171,11 @@ class Segmenter(TorchSight):
             )[0]
             highest, which = part.max(dim=0)
             if best is None:
-                best, classes = highest, which.to(torch.int32)
+                best, classes = highest, which.to(kind)
                 continue
             better = highest > best
             best = torch.where(better, highest, best)
-            classes = torch.where(better, (which + first).to(torch.int32), classes)
+            classes = torch.where(better, (which + first).to(kind), classes)
         return classes
 
 

@@ -59,7 +59,7 @@ class ObjectDetection(Seeing[ObjectDetectionAsk, ObjectDetectionResult]):
         if not ask.draw:
             return found, None
         boxes = [(one.label, one.score, (one.xmin, one.ymin, one.xmax, one.ymax)) for one in reversed(found)]
-        return found, boxed(row.picture, boxes)
+        return found, boxed(row.picture, row.size, boxes)
 
     def result(
         self, ask: ObjectDetectionAsk, values: Sequence[Any], spec: Spec, about: TaskResult

@@ -48,7 +48,7 @@ class Pixels:
     size: tuple[int, int]
     """Width and height of the picture before it was scaled, in pixels."""
     picture: Any = None
-    """The picture itself, if it is needed for the result."""
+    """The picture itself, if marks are to be drawn on it, no larger than a drawing is."""
 
     unit: ClassVar[str] = "pixels"
     cut: ClassVar[int] = 0
@@ -81,4 +81,4 @@ class Seeing(Reading[AskT, ResultT]):
         return [Look(image, f"images.{index}", keeps) for index, image in enumerate(ask.images)]
 
     def values(self, output: Any, batch: Sequence[Any], spec: Spec) -> Sequence[Any]:
-        return [row.copy() if hasattr(row, "copy") else row for row in output]
+        return [row.copy() for row in output]  # a view would keep the whole batch in memory
