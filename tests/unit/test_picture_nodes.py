@@ -7,6 +7,7 @@ from typing import Any
 import lfx.components.input_output.chat_output  # noqa: F401 - Langflow's modules import each other; this order works
 import pytest
 from lfx.schema.message import Message
+from lfx.services.deps import get_settings_service
 
 from lfx_local_runtimes.components.local_runtimes.image_describer import ImageDescriberComponent
 from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
@@ -30,7 +31,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre]:
 @pytest.fixture
 def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A file that Langflow lets its nodes read."""
-    monkeypatch.setenv("LANGFLOW_RESTRICT_LOCAL_FILE_ACCESS", "false")
+    monkeypatch.setattr(get_settings_service().settings, "restrict_local_file_access", False)
     file = tmp_path / "red.png"
     file.write_bytes(PICTURE.data)
     return str(file)
