@@ -8,9 +8,11 @@ from lfx_local_runtimes.routes.access import Manager
 from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Cancelled, GenerateBody
+from lfx_local_runtimes.routes.tasks.bodies import at_hand
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
+from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 
-router = APIRouter(route_class=FaultRoute)
+router = APIRouter(route_class=FaultRoute.with_body(MEDIA_BODY_BYTES))
 
 
 @router.post(
@@ -25,7 +27,7 @@ async def generate(body: GenerateBody, request: Request, manager: Manager) -> Ge
     """
     if body.stream:
         return await generate_stream(body, request, manager)
-    stream = manager.stream(body.model_name, body.generation, request_id=body.request_id)
+    stream = manager.stream(body.model_name, await at_hand(body.generation, manager), request_id=body.request_id)
     (result,) = await wait_for_all([stream], disconnected(request.receive))
     return result
 
@@ -51,7 +53,7 @@ async def generate_stream(body: GenerateBody, request: Request, manager: Manager
     Comments report the progress of downloads and loads. A request that fails before anything was sent is answered with
     the status of its error. Closing the stream ends the computation.
     """
-    stream = manager.stream(body.model_name, body.generation, request_id=body.request_id)
+    stream = manager.stream(body.model_name, await at_hand(body.generation, manager), request_id=body.request_id)
     return await EventStream.begin(Delivery(stream, disconnected(request.receive)), manager.settings)
 
 

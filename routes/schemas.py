@@ -59,6 +59,7 @@ class ModelReport(_Answer):
     message: str = Field(description="Whether the model can be loaded, in a sentence.")
     problems: list[str] = Field(description="What is wrong with its files.")
     task: str = Field(description="What the model does, as its files say; unsupported if nothing here serves it.")
+    vision: bool = Field(description="It is a language model that reads pictures too.")
     unsupported: str | None = Field(description="Why nothing here serves it.")
     format: str = Field(description="gguf, safetensors, onnx …")
     engine: str | None = Field(description="The engine that will serve the model.")
@@ -85,7 +86,7 @@ class ModelReport(_Answer):
             message = f"{model_name} cannot be loaded: no engine loads {info.format.value} files."
         return cls(
             model_name=model_name, valid=info.valid, message=message, problems=list(info.problems), task=info.task,
-            unsupported=info.unsupported or None, format=info.format.value,
+            vision=info.vision, unsupported=info.unsupported or None, format=info.format.value,
             engine=info.engine, path=str(info.path), files=[file.name for file in info.files],
             size_mb=round(info.size_bytes / _MIB, 1), architecture=info.architecture, parameters=info.parameters,
             quantization=info.quantization, context_length=info.context_length, instruct=info.instruct,

@@ -19,6 +19,7 @@ from lfx_local_runtimes.routes.faults import (
     validation_fault,
 )
 from lfx_local_runtimes.routes.schemas import GenerateBody
+from lfx_local_runtimes.routes.tasks.bodies import at_hand
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 
 router = APIRouter()
@@ -72,7 +73,8 @@ class _Conversation:
                 model_name=body.model_name,
                 hint="Cancel it, or open another socket.",
             )
-        stream = self._manager.stream(body.model_name, body.generation, request_id=body.request_id)
+        ask = await at_hand(body.generation, self._manager)
+        stream = self._manager.stream(body.model_name, ask, request_id=body.request_id)
         self._delivery = Delivery(stream)
         self._sender = asyncio.create_task(self._send_messages(self._delivery))
 

@@ -33,6 +33,7 @@ _TASK_ALIASES = {
     "embeddings": "embedding", "feature_extraction": "embedding", "sentence_similarity": "embedding",
     "reranker": "rerank", "reranking": "rerank", "text_ranking": "rerank",
     "classifier": "classification", "text_classification": "classification",
+    "image_captioning": "caption", "image_to_text": "caption", "visual_question_answering": "vqa",
     "zero_shot_classification": "zero_shot", "token_classification": "ner", "entities": "ner",
     "image_feature_extraction": "image_embedding", "clip": "zero_shot_image_classification",
 }  # fmt: skip

@@ -95,6 +95,14 @@ class Inventory:
             )
         return inspect_model(path, config.context_length, thorough=True, rules=self._rules)
 
+    def facts(self, model_name: str) -> Inspection | None:
+        """What a model's files say; None if they are not here or cannot be read. They are read again only if they changed.
+
+        Raises:
+            RuntimeFault: the name is not valid.
+        """
+        return self._info(self._catalog.resolve(model_name))[0]
+
     def _info(self, row: Resolved) -> tuple[Inspection | None, str]:
         """A model's header, read again only if a file has changed, and why it cannot be read. None: it is not here."""
         if row.problem:
@@ -208,7 +216,7 @@ def _row(
         engine=plan.engine if plan else named_engine or (info.engine if info else None),
         architecture=info.architecture if info else None, size_mb=_mib([size or 0]),
         on_disk=info is not None or source == "package" or row.format is not None, tool_calling=Support.of(template or "").tools,
-        parameters=info.parameters if info else None, instruct=_follows_instructions(task, row, info),
+        vision=info is not None and info.vision, parameters=info.parameters if info else None, instruct=_follows_instructions(task, row, info),
         state=slot.state.value, device=plan.device.key if plan and runtime else None,
         quantization=plan.dtype if plan else config.quantization or (info.quantization if info else None),
         context_length=plan.context_length if plan else config.context_length or (info.context_length if info else None),

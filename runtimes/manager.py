@@ -443,6 +443,14 @@ class RuntimeManager:
         """
         return self._inventory.status(model_name)
 
+    def model_facts(self, model_name: str) -> Inspection | None:
+        """What a model's files say; None if they are not on this machine. Cheap: they are read again only if they changed.
+
+        Raises:
+            RuntimeFault: the name is not valid.
+        """
+        return self._inventory.facts(model_name)
+
     def validate_model(self, model_name: str) -> Inspection:
         """Inspect a model's files thoroughly, loading nothing. `problems` says what is wrong.
 

@@ -45,8 +45,8 @@ class ModelStatus(BaseModel):
         description="Where it comes from: a Hugging Face id, a path, or the name of a packaged model."
     )
     model_type: str = Field(
-        description="The task: llm, embedding, rerank, classification, zero_shot, ner; unsupported, with the reason in "
-        "`error`; unknown, if the files cannot be read."
+        description="The task: llm, embedding, rerank, classification, zero_shot, ner, caption, vqa; unsupported, with the "
+        "reason in `error`; unknown, if the files cannot be read."
     )
     source: str = Field(
         description="How its name is known: registered, models file, folder, hub cache, package; variant, a copy with other "
@@ -63,6 +63,7 @@ class ModelStatus(BaseModel):
         "`error` says what does.",
     )
     tool_calling: bool = Field(default=False, description="Its chat template says how to call tools.")
+    vision: bool = Field(default=False, description="It is a language model that reads pictures too.")
     parameters: int | None = Field(default=None, description="How many numbers its weights have.")
     instruct: bool | None = Field(
         default=None,

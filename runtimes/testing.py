@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from lfx_local_runtimes.errors import LoadFailed
 from lfx_local_runtimes.runtimes.base import LoadContext, ModelRuntime
@@ -14,6 +14,8 @@ from lfx_local_runtimes.runtimes.formats.info import ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.planning import DEFAULT_CONTEXT, LoadPlan
 from lfx_local_runtimes.runtimes.requests import Request
 from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.multimodal.caption import CaptionAsk
+from lfx_local_runtimes.runtimes.tasks.multimodal.vqa import VqaAsk
 
 _POLL_S = 0.005
 """How often a closed gate lets the engine look at the cancel flag."""
@@ -63,6 +65,8 @@ class ScriptedRuntime(ModelRuntime):
     load_error: Exception | None = None
     load_gate: Gate | None = None
     memory_bytes: int = 2**20
+    vision: bool = False
+    """The model reads pictures. In its prompts `<image>` stands for one."""
 
     def __init__(
         self,
@@ -94,6 +98,11 @@ class ScriptedRuntime(ModelRuntime):
         info = ModelInfo(Path(config.model_id), ModelFormat.UNKNOWN, files=(), size_bytes=0)
         return LoadPlan(info, cls.engine, CPU, "none", config.context_length or DEFAULT_CONTEXT)
 
+    @property
+    def tasks(self) -> frozenset[str]:
+        """Text, and if the model reads pictures what can be asked about one."""
+        return frozenset({"llm", "caption", "vqa"} if self.vision else {"llm"})
+
     def _load(self, plan: LoadPlan, context: LoadContext) -> None:
         self.loads += 1
         if self.load_gate is not None and not _pass(self.load_gate, lambda: context.cancelled):
@@ -109,9 +118,11 @@ class ScriptedRuntime(ModelRuntime):
         assert self._plan is not None
         return {self._plan.device.key: self.memory_bytes}
 
-    def _serve(self, request: Request[GenerationConfig]) -> None:
+    def _serve(self, request: Request[Any]) -> None:
         assert self._plan is not None
-        answer = Answer(request, self._template)
+        if isinstance(request.ask, CaptionAsk | VqaAsk):
+            request.ask = request.ask.conversation()
+        answer = Answer(request, self._template, picture="<image>" if self.vision else None)
         limit = answer.admit(len(answer.prompt.split()), self._plan.context_length)
         config = request.ask.model_copy(update={"seed": answer.seed})
         steps = self.script(config) if callable(self.script) else self.script

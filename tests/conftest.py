@@ -20,7 +20,7 @@ for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", "HF_TOKEN
 
 from lfx_local_runtimes.settings import PREFIX, get_settings  # noqa: E402
 
-pytest_plugins = ["tests.cards", "tests.plugin_models", "tests.langflow_server"]
+pytest_plugins = ["tests.cards", "tests.plugin_models", "tests.vision_language", "tests.langflow_server"]
 
 _BARE_SETTINGS = (
     "FORCE_DEVICE", "MAX_GPU_MEM_GB", "TRUST_REMOTE_CODE", "HF_TOKEN", "ALLOW_UNSANDBOXED", "ENABLE_LARGE_MODELS",

@@ -1,5 +1,6 @@
 """`ChatLocalRuntime`: a local model as a LangChain chat model."""
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
@@ -33,6 +34,7 @@ from lfx_local_runtimes.langchain.variants import LOADING, variant
 from lfx_local_runtimes.runtimes import get_runtime_manager
 from lfx_local_runtimes.runtimes.chat.tool_choice import close_objects
 from lfx_local_runtimes.runtimes.config import ModelKey
+from lfx_local_runtimes.runtimes.media.sources import fetched, has_sources
 from lfx_local_runtimes.runtimes.requests import GenerationStream, Progress
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig, GenerationResult
 
@@ -53,7 +55,7 @@ _TOOL_OPTIONS = frozenset({"tools", "tool_choice", "strict", "parallel_tool_call
 class ChatLocalRuntime(BaseChatModel):
     """A model of the process-wide `RuntimeManager`, as LangChain sees it.
 
-    Making one costs nothing: the manager holds the weights. It loads them at the first request, shares them between all
+    Making one reads at most the headers of the model's files: the manager holds the weights. It loads them at the first request, shares them between all
     users of the model and unloads them when nobody needs them. Options left at None take the manager's defaults; 0 is a
     value. Leaving a stream early, or cancelling an async call, ends the computation.
 
@@ -61,13 +63,17 @@ class ChatLocalRuntime(BaseChatModel):
     the model may choose, it calls tools as well as it was trained to. Structured output is enforced token by token.
     `strict` is accepted and changes nothing.
 
+    `profile["image_inputs"]` says whether the model reads pictures. Messages may have them in all forms that LangChain knows;
+    pictures at a URL are fetched if the operator allows that.
+
     What the model thought before its answer is in `additional_kwargs["reasoning_content"]`.
 
     `response_metadata` holds model_name, finish_reason, execution_time, time_to_first_token, and the result's metadata:
     engine, device, quantization, seed, template, request_id, warnings; and logprobs if asked for.
 
     Raises, when a model is called:
-        InvalidInput: an option out of range, an image, audio or file in a message, a tool that is not a function.
+        InvalidInput: an option out of range, an audio or file in a message, a picture in a message for a model that reads
+            text only, a tool that is not a function.
         RuntimeFault: the model cannot be found, loaded or run, with the reason.
         TimeoutError: `timeout` seconds have passed.
     """
@@ -132,6 +138,17 @@ class ChatLocalRuntime(BaseChatModel):
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
         params["ls_provider"] = "local-runtimes"
         return params
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        """What the model's files say, if they are on this machine."""
+        manager = get_runtime_manager()
+        info = manager.model_facts(self.model)
+        if info is None:
+            return None
+        urls = info.vision and manager.settings.media_urls
+        return ModelProfile(
+            text_inputs=True, image_inputs=info.vision, image_url_inputs=urls, image_tool_message=info.vision
+        )
 
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | bool | Mapping[str, Any] | None = None, **kwargs: Any
@@ -203,7 +220,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(variant(model, overrides), config)
+        stream = self._start(variant(model, overrides), _with_pictures(config))
         with _deadline(stream, timeout):
             result = stream.wait()
         return ChatResult(generations=[ChatGeneration(message=to_message(result, self._response_metadata(result)))])
@@ -213,7 +230,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> ChatResult:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(variant(model, overrides), config)
+        stream = self._start(variant(model, overrides), await _with_pictures_async(config))
         with _deadline(stream, timeout):
             result = await stream.wait_async()
         return ChatResult(generations=[ChatGeneration(message=to_message(result, self._response_metadata(result)))])
@@ -223,7 +240,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(variant(model, overrides), config)
+        stream = self._start(variant(model, overrides), _with_pictures(config))
         with _deadline(stream, timeout), contextlib.closing(stream.deltas()) as deltas:
             for delta in deltas:
                 yield ChatGenerationChunk(message=to_chunk(delta))
@@ -234,7 +251,7 @@ class ChatLocalRuntime(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:  # fmt: skip
         model, overrides, config, timeout = self._request(messages, stop, kwargs)
-        stream = self._start(variant(model, overrides), config)
+        stream = self._start(variant(model, overrides), await _with_pictures_async(config))
         with _deadline(stream, timeout):
             async with contextlib.aclosing(stream.adeltas()) as deltas:  # type: ignore[type-var]
                 async for delta in deltas:
@@ -265,7 +282,11 @@ class ChatLocalRuntime(BaseChatModel):
         options["stop"] = tuple((self.stop if stop is None else stop) or ())
         conversation = [to_chat_message(message) for message in messages]
         if chosen("raw"):
-            options |= {"prompt": "\n".join(message.content for message in conversation), "raw": True}
+            if any(message.pictures for message in conversation):
+                raise InvalidInput(
+                    "raw: a plain continuation has no place for a picture.", model_name=model, hint="Set raw to False."
+                )
+            options |= {"prompt": "\n".join(message.text for message in conversation), "raw": True}
         else:
             options["messages"] = tuple(conversation)
         options |= _tool_options(call)
@@ -294,6 +315,20 @@ def _tool_options(call: Mapping[str, Any]) -> dict[str, Any]:
     if (grammar := to_grammar(call.get("response_format"))) is not None:
         options["grammar"] = grammar
     return options
+
+
+def _with_pictures(config: GenerationConfig) -> GenerationConfig:
+    """The request with the pictures that it names by a URL. Blocks.
+
+    Raises:
+        NotAllowed: the operator does not allow URLs.
+        InvalidInput: a picture cannot be fetched.
+    """
+    return fetched(config, get_runtime_manager().settings)
+
+
+async def _with_pictures_async(config: GenerationConfig) -> GenerationConfig:
+    return await asyncio.to_thread(_with_pictures, config) if has_sources(config) else config
 
 
 def _with_raw(model: Runnable[Any, Any], parser: Runnable[Any, Any]) -> Runnable[Any, Any]:

@@ -27,11 +27,15 @@ from lfx_local_runtimes.runtimes.tasks.generation import (
     ChatMessage,
     GenerationResult,
     Grammar,
+    ImagePart,
     TextDelta,
+    TextPart,
     TokenLogprob,
     Tool,
     ToolCall,
+    as_content,
 )
+from lfx_local_runtimes.runtimes.tasks.media import Media, Source, media_of_url
 
 _SKIPPED_PARTS = frozenset({"tool_use", "tool_call", "reasoning", "thinking", "redacted_thinking"})
 """Parts of a message that are not text: calls are also in `tool_calls`, and thoughts are not sent to the model."""
@@ -44,14 +48,18 @@ def to_chat_message(message: BaseMessage) -> ChatMessage:
     """A LangChain message as the engine room's, with its tool calls, or with the id of the call it answers.
 
     Raises:
-        InvalidInput: the role is unknown, or the content is not text.
+        InvalidInput: the role is unknown, or the content is neither text nor pictures.
     """
-    role, text = _role_of(message), _text_of(message)
+    role, content = _role_of(message), _content_of(message)
+    fields: dict[str, Any] = {}
     if isinstance(message, AIMessage):
-        return ChatMessage(role=role, content=text, tool_calls=tuple(_calls_of(message)))
-    if isinstance(message, ToolMessage):
-        return ChatMessage(role=role, content=text, tool_call_id=message.tool_call_id, name=message.name)
-    return ChatMessage(role=role, content=text)
+        fields = {"tool_calls": tuple(_calls_of(message))}
+    elif isinstance(message, ToolMessage):
+        fields = {"tool_call_id": message.tool_call_id, "name": message.name}
+    try:
+        return ChatMessage(role=role, content=content, **fields)
+    except ValidationError as error:
+        raise InvalidInput(first_problem(error)) from error
 
 
 def _calls_of(message: AIMessage) -> Iterable[ToolCall]:
@@ -81,21 +89,50 @@ def _role_of(message: BaseMessage) -> Literal["system", "user", "assistant", "to
     raise InvalidInput(f"{type(message).__name__} cannot be sent to a local model.")
 
 
-def _text_of(message: BaseMessage) -> str:
+def _content_of(message: BaseMessage) -> str | tuple[TextPart | ImagePart, ...]:
+    """A text, or text and pictures in their places. LangChain brings the forms of all providers into one."""
     if isinstance(message.content, str):
         return message.content
-    parts = []
-    for part in message.content:
-        if isinstance(part, str):
-            parts.append(part)
-        elif part.get("type") == "text":
-            parts.append(str(part.get("text", "")))
-        elif part.get("type") not in _SKIPPED_PARTS:
+    parts: list[TextPart | ImagePart] = []
+    for block in _blocks_of(message):
+        kind = block.get("type")
+        if kind == "text":
+            parts.append(TextPart(type="text", text=str(block.get("text", ""))))
+        elif kind == "image":
+            parts.append(ImagePart(type="image", image=_image_of(block)))
+        elif kind not in _SKIPPED_PARTS:
             raise InvalidInput(
-                f"A message holds {part.get('type', 'content without a type')}: local models read text only for now.",
+                f"A message holds {kind or 'content without a type'}: local models read text and pictures.",
                 hint="Remove the attachment, or describe it in words.",
             )
-    return "".join(parts)
+    return as_content(parts)
+
+
+def _blocks_of(message: BaseMessage) -> list[dict[str, Any]]:
+    """The parts of a message. Pictures have LangChain's own form: `url`, or `base64` with `mime_type`."""
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in message.content]
+    if all(part.get("type") in (*_SKIPPED_PARTS, "text") for part in parts):
+        return parts
+    blocks: list[dict[str, Any]] = []
+    for part in parts:
+        if part.get("type") in ("image_url", "input_image") and isinstance(part.get("image_url"), str):
+            part = {"type": "image_url", "image_url": {"url": part["image_url"]}}  # noqa: PLW2901 - LangChain does not know it
+        (block,) = HumanMessage(content=[part]).content_blocks
+        blocks.append(part if block["type"] == "non_standard" else dict(block))
+    return blocks
+
+
+def _image_of(block: Mapping[str, Any]) -> Media | Source:
+    try:
+        if isinstance(url := block.get("url"), str):
+            return media_of_url(url)
+        if isinstance(data := block.get("base64"), str):
+            return media_of_url(f"data:{block.get('mime_type') or 'image/png'};base64,{data}")
+    except ValueError as error:
+        raise InvalidInput(f"A picture in a message cannot be read: {error}.") from error
+    raise InvalidInput(
+        "A message names a picture that is stored elsewhere.", hint="Send the picture itself, as base64 or a data URL."
+    )
 
 
 def to_tools(tools: Iterable[Any]) -> tuple[Tool, ...]:

@@ -11,6 +11,7 @@ from lfx_local_runtimes.langchain.variants import LOADING, variant
 from lfx_local_runtimes.runtimes import get_runtime_manager
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT, TaskResult
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
 
 
 class TaskModel(BaseModel):
@@ -31,7 +32,7 @@ class TaskModel(BaseModel):
     device_type: str | None = None
     quantization: str | None = None
     context_length: int | None = None
-    observer: Callable[[Progress | TaskResult], object] | None = Field(
+    observer: Callable[[Progress | TaskResult | GenerationResult], object] | None = Field(
         default=None,
         exclude=True,
         repr=False,
@@ -66,6 +67,6 @@ class TaskModel(BaseModel):
             raise InvalidInput(first_problem(error), model_name=self.model) from error
 
     def _report(self, result: ResultT) -> ResultT:
-        if self.observer is not None and isinstance(result, TaskResult):
+        if self.observer is not None and isinstance(result, TaskResult | GenerationResult):
             self.observer(result)
         return result

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lfx_local_runtimes.nodes.describing import ImageDescriberBaseComponent
     from lfx_local_runtimes.nodes.inputs import (
         ENCODER_ENGINES,
         ENGINES,
@@ -68,6 +69,7 @@ _WHERE = {
     "GEMMA_PRESETS": "inputs",
     "GemmaBaseComponent": "text",
     "ImageClassifierBaseComponent": "seeing",
+    "ImageDescriberBaseComponent": "describing",
     "LocalEmbeddingsBaseComponent": "reading",
     "LocalModelBaseComponent": "text",
     "LocalRerankBaseComponent": "reading",
@@ -111,6 +113,7 @@ __all__ = [
     "EntityTaggerBaseComponent",
     "GemmaBaseComponent",
     "ImageClassifierBaseComponent",
+    "ImageDescriberBaseComponent",
     "LocalEmbeddingsBaseComponent",
     "LocalModelBaseComponent",
     "LocalRerankBaseComponent",

@@ -7,6 +7,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableLambda
 from lfx.custom.custom_component.component import Component
+from lfx.schema.message import Message
 from lfx.utils.constants import MESSAGE_SENDER_AI
 
 
@@ -26,8 +27,14 @@ async def earlier_messages(node: Component, limit: int) -> list[BaseMessage]:
     )  # fmt: skip
     current = getattr(node.input_value, "id", None)
     earlier = [message for message in stored if current is None or str(message.id) != str(current)]
-    turns = [(message.sender == MESSAGE_SENDER_AI, message.text) for message in earlier[-limit:] if message.text]
-    return [AIMessage(text) if answer else HumanMessage(text) for answer, text in turns]
+    return [_turn(message) for message in earlier[-limit:] if message.text or message.files]
+
+
+def _turn(message: Message) -> BaseMessage:
+    """A stored message. A picture that a person dropped into the chat stays in its turn."""
+    if message.sender == MESSAGE_SENDER_AI:
+        return AIMessage(message.text)
+    return message.to_lc_message() if message.files else HumanMessage(message.text)
 
 
 def with_history(runnable: Runnable[Any, Any], history: Sequence[BaseMessage]) -> Runnable[Any, Any]:

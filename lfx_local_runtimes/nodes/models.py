@@ -36,7 +36,7 @@ _ICONS = {HERE: "HardDrive", TO_FETCH: "CloudDownload", "failed": "TriangleAlert
 
 
 async def model_choices(
-    *also: str, model_type: str = "llm", gated: bool = False
+    *also: str, model_type: str = "llm", gated: bool = False, vision: bool = False
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """The names of models for a task, and for each what a list shows beside it.
 
@@ -46,6 +46,7 @@ async def model_choices(
         also: further tasks, whose models come after those of `model_type`.
         model_type: the task.
         gated: also suggest models whose licence has to be accepted on the hub.
+        vision: of the text models only those that read pictures.
     """
     from lfx_local_runtimes.runtimes import get_runtime_manager
 
@@ -53,12 +54,14 @@ async def model_choices(
     manager = await asyncio.to_thread(get_runtime_manager)
     models = [one for one in await asyncio.to_thread(manager.list_models) if one.model_type in wanted]
     # a variant is a copy that another node's options made; base models answer worst, broken ones not at all
-    models = [one for one in models if one.source != "variant"]
+    models = [
+        one for one in models if one.source != "variant" and (one.vision or not vision or one.model_type != "llm")
+    ]
     models.sort(
         key=lambda one: (one.error is not None, wanted.index(one.model_type), one.instruct is False, one.model_name)
     )
     choices = {one.model_name: _facts(one) for one in models}
-    if manager.settings.downloads != "off":
+    if manager.settings.downloads != "off" and not vision:
         for one in suggested(wanted, await asyncio.to_thread(largest_budget, manager)):
             if gated or not one.gated:
                 kind = "instruct text" if one.model_type == "llm" else TASKS[one.model_type]

@@ -38,7 +38,7 @@ _SEEDS = 2**32 - 1
 _SMALLEST_TOP_P = 1e-6
 
 NOT_STORED = "Answers are not stored here. Leave it out, or set it to false."
-_ONLY_TEXT = "Local models read text and answer in text."
+_ONLY_TEXT = "Local models answer in text."
 _TOOLS = "Use tools."
 
 _NATIVE = (

@@ -3,25 +3,35 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
 from lfx_local_runtimes.runtimes.tasks.generation import CallName, ChatMessage, Grammar, Tool, ToolName
+from lfx_local_runtimes.runtimes.tasks.media import IMAGE_URL, media_of_url
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_IMAGE_PARTS = ("image_url", "input_image")
 
 
-def _part(field: str, *kinds: str) -> dict[str, Any]:
-    properties = {"type": {"enum": [*kinds]}, field: {"type": "string"}}
+def _part_schema(field: str, content: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    properties = {"type": {"enum": [*kinds]}, field: content}
     return {"type": "object", "properties": properties, "required": ["type", field]}
 
 
+_STRING = {"type": "string"}
+_IMAGE_URL = {"anyOf": [IMAGE_URL, {"type": "object", "properties": {"url": IMAGE_URL}, "required": ["url"]}]}
 _CONTENT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {
             "type": "array",
-            "items": {"anyOf": [_part("text", *_TEXT_PARTS), _part("refusal", "refusal")]},
+            "items": {
+                "anyOf": [
+                    _part_schema("text", _STRING, *_TEXT_PARTS),
+                    _part_schema("refusal", _STRING, "refusal"),
+                    _part_schema("image_url", _IMAGE_URL, *_IMAGE_PARTS),
+                ]
+            },
         },
         {"type": "null"},
     ]
@@ -34,24 +44,47 @@ class Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
-def _text(value: object) -> object:
-    """Content as one text: its parts, joined by line breaks."""
+def _read_content(value: object) -> object:
+    """Content as one text: its parts, joined by line breaks. If there are pictures, the parts of a `ChatMessage`."""
+    if value is None or isinstance(value, str):
+        return None if value is None else _sound(value)
     if not isinstance(value, list):
-        return value
-    texts = []
-    for place, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in (*_TEXT_PARTS, "refusal"):
-            raise ValueError(f"part {place} is {str(kind)[:40]}, which is not supported; only text is")
-        text = part.get("refusal" if kind == "refusal" else "text")
-        if not isinstance(text, str):
-            raise ValueError(f"part {place} has no text")
-        texts.append(text)
-    return "\n".join(texts)
+        raise ValueError("must be a text or a list of parts")
+    parts = [_part(part, place) for place, part in enumerate(value)]
+    if any(part["type"] == "image" for part in parts):
+        return parts
+    return "\n".join(part["text"] for part in parts)
 
 
-Content = Annotated[str | None, BeforeValidator(_text), WithJsonSchema(_CONTENT_SCHEMA)]
-"""Text, or a list of parts with text."""
+def _sound(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("has half of a character (a lone surrogate)") from error
+    return text
+
+
+def _part(part: object, place: int) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or kind not in (*_TEXT_PARTS, "refusal", *_IMAGE_PARTS):
+        raise ValueError(f"part {place} is {str(kind)[:40]}, which is not supported; text and image_url are")
+    if kind in _IMAGE_PARTS:
+        url = part.get("image_url")
+        url = url.get("url") if isinstance(url, dict) else url
+        if not isinstance(url, str):
+            raise ValueError(f"part {place} has no image_url; files that are stored elsewhere are not supported")
+        try:
+            return {"type": "image", "image": media_of_url(url)}
+        except ValueError as error:
+            raise ValueError(f"part {place}: {error}") from error
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if not isinstance(text, str):
+        raise ValueError(f"part {place} has no text")
+    return {"type": "text", "text": _sound(text)}
+
+
+Content = Annotated[str | list[dict[str, Any]] | None, PlainValidator(_read_content), WithJsonSchema(_CONTENT_SCHEMA)]
+"""Text, or a list of parts: text and pictures."""
 
 
 class CalledFunction(Lenient):
@@ -91,7 +124,7 @@ class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Who says it. developer means system. tool: the result of a call."
     )
-    content: Content = Field(default=None, description="A text, or parts with text.")
+    content: Content = Field(default=None, description="A text, or parts: text and pictures.")
     name: str | None = Field(default=None, description="For a tool message: the name of its function.")
     tool_calls: list[MessageToolCall] | None = Field(
         default=None, description="For an assistant message: the calls that the model made."

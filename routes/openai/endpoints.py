@@ -16,10 +16,13 @@ from lfx_local_runtimes.routes.openai.responses_body import ResponsesBody
 from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
 from lfx_local_runtimes.routes.openai.tasks import add_routes
 from lfx_local_runtimes.routes.openai.wire import About
+from lfx_local_runtimes.routes.tasks.bodies import at_hand
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
+from lfx_local_runtimes.runtimes.media.sources import has_sources
 from lfx_local_runtimes.runtimes.requests import GenerationStream
 from lfx_local_runtimes.runtimes.status import ModelStatus
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
+from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 
 _WRITERS = tuple(f"lfx_local_runtimes.routes.openai.{name}" for name in ("chunks", "output", "vectors"))
 _STARTED = int(time.time())
@@ -35,17 +38,20 @@ async def _import_writers() -> None:
         _imported.extend([(await run_in_threadpool(importlib.import_module, name)).__name__ for name in _WRITERS])
 
 
-router = APIRouter(route_class=OpenAIRoute, dependencies=[Depends(_import_writers)])
+router = APIRouter(route_class=OpenAIRoute.with_body(MEDIA_BODY_BYTES), dependencies=[Depends(_import_writers)])
 
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "JSON, or server-sent events with `stream`", "content": {"text/event-stream": {}}}
 }
 
 
-def _start(
+async def _start(
     manager: RuntimeManager, model: str, request_id: str, configs: list[GenerationConfig]
 ) -> list[GenerationStream]:
     """Start one request for each answer, so that the engine computes them together. The first has the id itself."""
+    if has_sources(configs[0]):  # all have the same messages
+        messages = (await at_hand(configs[0], manager)).messages
+        configs = [config.model_copy(update={"messages": messages}) for config in configs]
     streams: list[GenerationStream] = []
     try:
         for index, config in enumerate(configs):
@@ -96,7 +102,7 @@ async def chat_completions(body: ChatBody, request: Request, manager: Manager, r
     """
     from lfx_local_runtimes.routes.openai.chunks import ChatChunks, chat_completion
 
-    streams = _start(manager, body.model, request_id, body.configs())
+    streams = await _start(manager, body.model, request_id, body.configs())
     about = _about("chatcmpl-", request_id, body.model)
     gone = disconnected(request.receive)
     if not body.stream:
@@ -110,7 +116,7 @@ async def completions(body: CompletionBody, request: Request, manager: Manager, 
     """A continuation of a text, without a chat template. The additional options are those of chat/completions."""
     from lfx_local_runtimes.routes.openai.chunks import CompletionChunks, completion
 
-    streams = _start(manager, body.model, request_id, body.configs())
+    streams = await _start(manager, body.model, request_id, body.configs())
     about, per_prompt = _about("cmpl-", request_id, body.model), body.n or 1
     gone = disconnected(request.receive)
     if not body.stream:
@@ -125,7 +131,7 @@ async def responses(body: ResponsesBody, request: Request, manager: Manager, req
     from lfx_local_runtimes.routes.openai.output import Output, ResponseEvents, complete_response
 
     config = body.config()
-    (stream,) = _start(manager, body.model, request_id, [config])
+    (stream,) = await _start(manager, body.model, request_id, [config])
     output = Output(_about("resp_", request_id, body.model), body, config.tool_choice)
     gone = disconnected(request.receive)
     if not body.stream:

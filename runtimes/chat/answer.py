@@ -49,16 +49,22 @@ class Answer:
         eos: likewise of the end.
         fills_in: the engine and the model can fill a gap in a text.
         echoes: the engine calls `echo` if a request wants it.
+        picture: the text that stands for a picture in the model's prompts. None: the model reads text only.
 
     Raises:
-        InvalidInput: there is a gap to fill, or a prompt to repeat, and they cannot.
+        InvalidInput: there is a gap to fill, a prompt to repeat, or a picture to look at, and they cannot.
     """
 
     def __init__(
         self, request: Request[GenerationConfig], template: Template, *, bos: str = "", eos: str = "", fills_in: bool = False,
-        echoes: bool = False,
+        echoes: bool = False, picture: str | None = None,
     ) -> None:  # fmt: skip
         self._request = request
+        if request.ask.pictures and picture is None:
+            raise InvalidInput(
+                f"{request.model_name} reads text only, and the conversation has a picture.", model_name=request.model_name,
+                hint="Use a vision-language model, such as a SmolVLM or a Gemma 3 with 4B or more, or leave the picture out.",
+            )  # fmt: skip
         if request.ask.echo and not echoes:
             raise InvalidInput(
                 f"echo: the engine of {request.model_name} does not repeat prompts.", model_name=request.model_name,
@@ -79,7 +85,7 @@ class Answer:
         self.marks: tuple[str, ...] = ()
         """Control tokens whose text has to be pushed, though engines otherwise leave such tokens out."""
         self._parser = self._make_parser(config, template)
-        self._splitter, text = self._write_prompt(config, template, bos, eos)
+        self._splitter, text = self._write_prompt(config, template, bos, eos, picture or "")
         sound = text.encode("utf-8", "replace").decode()  # no tokenizer reads half of a character
         self.prompt, self.had_bos = strip_bos(sound, bos)
         continues = config.messages is not None and config.messages[-1].role == "assistant"
@@ -122,17 +128,26 @@ class Answer:
         """The turn's end counts in texts after this many tokens."""
         return parser
 
-    def _write_prompt(self, config: GenerationConfig, template: Template, bos: str, eos: str) -> tuple[Splitter, str]:
+    def _write_prompt(
+        self, config: GenerationConfig, template: Template, bos: str, eos: str, picture: str
+    ) -> tuple[Splitter, str]:
         """The prompt, and what splits the answer to it. A grammar rules all of the answer: nothing is thought then."""
         if config.raw:
             return NoThought(), config.prompt or ""
         thinking = self.grammar is None and config.reasoning_budget != 0
         prompt = render(
             template, config.turns, bos_token=bos, eos_token=eos, tools=offered_tools(config),
-            continue_final=config.continue_final_message, thinking=thinking,
+            continue_final=config.continue_final_message, thinking=thinking, picture=picture,
         )  # fmt: skip
+        if config.pictures and (count := prompt.count(picture)) != len(config.pictures):
+            raise InvalidInput(
+                f"The prompt has {count} places for pictures, and the conversation has {len(config.pictures)} pictures.",
+                model_name=self._request.model_name,
+                hint=f"Leave {picture} out of the texts: it stands for a picture. If it is in none of them, the model's chat "
+                "template has no place for pictures in such a message: put them into a user message.",
+            )  # fmt: skip
         last = config.turns[-1]
-        splitter = make_splitter(template.source or "", prompt, last.content if last.role == "assistant" else "")
+        splitter = make_splitter(template.source or "", prompt, last.text if last.role == "assistant" else "")
         if not thinking:
             prompt += splitter.skip()
         if self.grammar is not None:

@@ -102,6 +102,7 @@ def render(
     tools: Sequence[Tool] = (),
     continue_final: bool = False,
     thinking: bool = True,
+    picture: str = "",
 ) -> str:
     """The prompt: the conversation as text, including the opening of the assistant's turn.
 
@@ -116,6 +117,8 @@ def render(
         tools: what the model may call.
         continue_final: the last message is the assistant's and is continued.
         thinking: False asks the template to let the model answer without a thought, if the template can do that.
+        picture: the text that stands for a picture in the model's prompts. Templates that know pictures write it
+            themselves.
 
     Raises:
         InvalidInput: the last message is the assistant's, the template is Jinja, and `continue_final` is False; or the
@@ -125,7 +128,7 @@ def render(
     """
     form = choose_format(template.name, template.source)
     if template.source is None:
-        return _WRITERS[template.name](as_text(messages, tools, form, Support()))
+        return _WRITERS[template.name](_flat(as_text(messages, tools, form, Support()), picture))
     if messages[-1].role == "assistant" and not continue_final:
         raise InvalidInput(
             f"messages[{len(messages) - 1}] is the assistant's: the {template.name} chat template would answer it.",
@@ -135,10 +138,10 @@ def render(
         "tools": tools_as_data(tools), "documents": None, "bos_token": bos_token, "eos_token": eos_token,
         **({} if thinking else {"enable_thinking": False, "thinking": False}),
     }  # fmt: skip
-    jinja = _Jinja(template, variables, tools, form)
+    jinja = _Jinja(template, variables, tools, form, picture)
     if not continue_final:
         return _render_naming_message(jinja, messages)
-    last = messages[-1].model_copy(update={"content": messages[-1].content + _CUT})
+    last = messages[-1].model_copy(update={"content": messages[-1].text + _CUT})
     text, found, _ = _render_naming_message(jinja, [*messages[:-1], last], prompt=False).rpartition(_CUT)
     if not found:
         raise InvalidInput(
@@ -190,6 +193,7 @@ class _Jinja:
     variables: dict[str, Any]
     tools: Sequence[Tool]
     form: ToolFormat
+    picture: str
 
     def render(self, messages: Sequence[ChatMessage], prompt: bool) -> str:
         """The conversation as text. If the template refuses the system role, its text goes into the first user turn.
@@ -221,9 +225,9 @@ class _Jinja:
         self, messages: Sequence[ChatMessage], prompt: bool, support: Support, *, text_arguments: bool = False
     ) -> str:
         assert self.template.source is not None
-        data = as_data(messages, text_arguments=text_arguments, short_ids=support.short_ids)
+        data = as_data(messages, support=support, picture=self.picture, text_arguments=text_arguments)
         variables = {**self.variables, "messages": data, "add_generation_prompt": prompt}
-        allowed = MAX_OUTPUT_CHARS + sum(len(message.content) for message in messages)
+        allowed = MAX_OUTPUT_CHARS + sum(len(message.text) for message in messages)
         return get_renderer().render(self.template.source, variables, max_chars=allowed)
 
 
@@ -262,18 +266,23 @@ def _problem(jinja: _Jinja, messages: Sequence[ChatMessage]) -> str | None:
 
 def _fold_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """The conversation without system messages: their text is at the start of the first user turn."""
-    system = "\n\n".join(message.content for message in messages if message.role == "system")
+    system = "\n\n".join(message.text for message in messages if message.role == "system")
     turns = [message for message in messages if message.role != "system"]
     if not system:
         return turns
     for index, message in enumerate(turns):
         if message.role == "user":
-            turns[index] = ChatMessage(role="user", content=f"{system}\n\n{message.content}")
+            turns[index] = ChatMessage(role="user", content=system).followed_by(message)
             return turns
     return [ChatMessage(role="user", content=system), *turns]
 
 
 # -- the built-in forms ----------------------------------------------------------------------------------------------
+
+
+def _flat(messages: Sequence[ChatMessage], picture: str) -> list[ChatMessage]:
+    """The same with a text in the place of each picture."""
+    return [message.model_copy(update={"content": message.written(picture)}) for message in messages]
 
 
 def _write_turns(
@@ -283,11 +292,9 @@ def _write_turns(
     pieces = []
     for message in messages:
         role = {"tool": "user", "assistant": assistant}.get(message.role, message.role)
-        pieces.append(f"{opening(role)}{message.content.strip() if trim else message.content}{closing}")
+        pieces.append(f"{opening(role)}{message.text.strip() if trim else message.text}{closing}")
     last = messages[-1]
-    pieces[-1:] = (
-        [f"{opening(assistant)}{last.content}"] if last.role == "assistant" else [pieces[-1], opening(assistant)]
-    )
+    pieces[-1:] = [f"{opening(assistant)}{last.text}"] if last.role == "assistant" else [pieces[-1], opening(assistant)]
     return "".join(pieces)
 
 
@@ -306,16 +313,16 @@ def _write_llama3(messages: Sequence[ChatMessage]) -> str:
 
 
 def _write_dialogue(messages: Sequence[ChatMessage]) -> str:
-    system = "".join(f"{message.content.strip()}\n\n" for message in messages if message.role == "system")
+    system = "".join(f"{message.text.strip()}\n\n" for message in messages if message.role == "system")
     turns = [message for message in messages if message.role != "system"]
-    lines = [f"{'Answer' if turn.role == 'assistant' else 'Question'}: {turn.content.strip()}" for turn in turns]
+    lines = [f"{'Answer' if turn.role == 'assistant' else 'Question'}: {turn.text.strip()}" for turn in turns]
     if not turns or turns[-1].role != "assistant":
         lines.append("Answer:")
     return system + "\n".join(lines)
 
 
 def _write_plain(messages: Sequence[ChatMessage]) -> str:
-    return "\n\n".join(message.content for message in messages)
+    return "\n\n".join(message.text for message in messages)
 
 
 _WRITERS: dict[str, Callable[[Sequence[ChatMessage]], str]] = {

@@ -27,7 +27,7 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, choose, read_onnx
 from lfx_local_runtimes.runtimes.formats.safetensors import SafetensorsTensor, read_safetensors
-from lfx_local_runtimes.runtimes.formats.tasks import UNKNOWN, UNSUPPORTED, pipeline_tag, task_of
+from lfx_local_runtimes.runtimes.formats.tasks import UNKNOWN, UNSUPPORTED, has_vision, pipeline_tag, task_of
 
 _Header = TypeVar("_Header")
 _INSTRUCT = frozenset({"it", "instruct", "instruction", "chat", "assistant"})
@@ -288,6 +288,7 @@ def _transformers(info: ModelInfo, *, thorough: bool) -> ModelInfo:
         vocabulary=number(text, "vocab_size"),
         layers=attention_layers(text),
         task=task,
+        vision=task == "llm" and has_vision(config, folder),
         unsupported=unsupported,
         problems=tuple(found),
         remote_code=remote_code,

@@ -26,6 +26,10 @@ _NOT_PLAIN_TEXT = frozenset({
     "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
 })  # fmt: skip
 """Their heads for classification have the same names as those for text, but they read sound or scanned pages."""
+_DESCRIBING = {
+    "BlipForConditionalGeneration": "caption", "BlipForQuestionAnswering": "vqa", "VisionEncoderDecoderModel": "caption",
+}  # fmt: skip
+"""Architectures that write about a picture and do not chat."""
 _SIGHT = {
     "ForImageClassification": "image_classification", "ForObjectDetection": "object_detection",
     "ForDepthEstimation": "depth_estimation", "ForSemanticSegmentation": "image_segmentation",
@@ -73,6 +77,12 @@ def pipeline_tag(folder: Path) -> str | None:
     return found[1] if found else None
 
 
+def has_vision(config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a language model reads pictures too: it has a part that encodes them, and a file that says how to prepare them."""
+    prepares = any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    return prepares and isinstance(config.get("vision_config"), dict)
+
+
 def task_of(
     config: Mapping[str, Any], *, tag: str | None = None, sentence_transformer: bool = False
 ) -> tuple[str, str]:
@@ -103,6 +113,8 @@ def _by_head(config: Mapping[str, Any], name: str, kind: str, sentence_transform
         return _classifier(config)
     if name.endswith("ForTokenClassification"):
         return "ner"
+    if name in _DESCRIBING:
+        return _DESCRIBING[name]
     sees = next((task for head, task in _SIGHT.items() if name.endswith(head)), None)
     if sees is not None:
         return sees if kind in _SEERS.get(sees, (kind,)) else None
@@ -120,7 +132,7 @@ def _by_card(config: Mapping[str, Any], name: str, card: str | None) -> str | No
     if writes or name.endswith(("ForCausalLM", "LMHeadModel")):
         return "embedding" if card == "embedding" else "llm"
     if name.endswith("ForConditionalGeneration"):
-        return "llm" if "text_config" in config else None
+        return "llm" if "text_config" in config or "vision_config" in config else None
     if name:
         return "embedding" if name.endswith("Model") and has_words and card == "embedding" else None
     return card if card in ("llm", "embedding") else "llm" if has_words else None

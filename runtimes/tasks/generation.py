@@ -1,19 +1,33 @@
 """The task `llm`: text from a prompt or a conversation. Its request, its deltas and its result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Defaults, Prompts, Strict
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow, TokenId
 from lfx_local_runtimes.runtimes.tasks.generation_rules import GENERATION, GRAMMAR, TOKEN_IDS
+from lfx_local_runtimes.runtimes.tasks.media import Image, Media, Source
 
 MAX_SCHEMA_CHARS = 120_000
 """Characters of a JSON schema, as JSON."""
 
 MAX_GRAMMAR_CHARS = 1_000_000
+
+MAX_PICTURES = 100
+"""Pictures in one conversation."""
 
 
 def _plain(value: Any) -> Any:
@@ -49,11 +63,43 @@ class ToolCall(Strict):
     )
 
 
+class TextPart(Strict):
+    """A piece of a message's text, before, between or after its pictures."""
+
+    type: Literal["text"] = Field(description="The kind of part.")
+    text: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = Field(description="The text.")
+
+
+class ImagePart(Strict):
+    """A picture in its place in a message."""
+
+    type: Literal["image"] = Field(description="The kind of part.")
+    image: Image = Field(description="The picture, as a data URL or plain base64.")
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def _kind_of_content(value: object) -> str:
+    return "parts" if isinstance(value, list | tuple) else "text"
+
+
+Content = Annotated[
+    Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS), Tag("text")]
+    | Annotated[tuple[Part, ...], Field(min_length=1, max_length=1000), Tag("parts")],
+    Discriminator(_kind_of_content),
+]
+"""A text, or pieces of text with pictures between them."""
+
+
 class ChatMessage(Strict):
-    """One turn of a conversation. An assistant's turn may contain tool calls. A tool's turn names the call that it answers."""
+    """One turn of a conversation. An assistant's turn may contain tool calls. A tool's turn names the call that it answers.
+
+    Pictures may be in the turns of a user or a tool.
+    """
 
     role: Literal["system", "user", "assistant", "tool"] = Field(description="Who says it. tool: the result of a call.")
-    content: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] = Field(description="The text.")
+    content: Content = Field(description="The text, or parts: text and pictures in their order.")
     tool_calls: tuple[ToolCall, ...] = Field(
         default=(), description="For an assistant message: the calls that the model made."
     )
@@ -63,6 +109,48 @@ class ChatMessage(Strict):
     name: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         default=None, description="For a tool message: the name of its function."
     )
+
+    @model_validator(mode="after")
+    def _pictures_where_they_are_read(self) -> "ChatMessage":
+        if self.pictures and self.role not in ("user", "tool"):
+            raise ValueError(f"a {self.role} message has no pictures; put them into a user message")
+        return self
+
+    @property
+    def parts(self) -> tuple[TextPart | ImagePart, ...]:
+        """The content as parts."""
+        return (TextPart(type="text", text=self.content),) if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """The text without the pictures."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def pictures(self) -> tuple[Media | Source, ...]:
+        """The pictures in their order."""
+        return tuple(part.image for part in self.parts if isinstance(part, ImagePart))
+
+    def written(self, mark: str) -> str:
+        """The text with a mark in the place of each picture."""
+        return "".join(part.text if isinstance(part, TextPart) else mark for part in self.parts)
+
+    def followed_by(self, other: "ChatMessage | str") -> "ChatMessage":
+        """This message with a text, or with the content of another message, in a new paragraph at its end."""
+        *before, last = self.parts
+        first, *after = (TextPart(type="text", text=other),) if isinstance(other, str) else other.parts
+        if isinstance(last, TextPart) and isinstance(first, TextPart):
+            middle: list[TextPart | ImagePart] = [TextPart(type="text", text=f"{last.text}\n\n{first.text}")]
+        else:
+            middle = [last, first]
+        return self.model_copy(update={"content": as_content((*before, *middle, *after))})
+
+
+def as_content(parts: Sequence[TextPart | ImagePart]) -> str | tuple[TextPart | ImagePart, ...]:
+    """Parts as a message's content: a plain text if there is no picture."""
+    if any(isinstance(part, ImagePart) for part in parts):
+        return tuple(parts)
+    return "".join(part.text for part in parts if isinstance(part, TextPart))
 
 
 class Tool(Strict):
@@ -203,7 +291,8 @@ class GenerationConfig(Ask["GenerationResult"]):
         default=False, description="The last message is the assistant's. The answer continues it."
     )
     truncate: bool = Field(
-        default=False, description="If a prompt is too long, remove its oldest tokens instead of failing."
+        default=False,
+        description="If a prompt is too long, remove its oldest tokens instead of failing. Not for conversations with pictures.",
     )
     return_prompt: bool = Field(default=False, description="Return the exact prompt in the metadata.")
 
@@ -254,10 +343,21 @@ class GenerationConfig(Ask["GenerationResult"]):
             )
         return self
 
+    @model_validator(mode="after")
+    def _not_too_many_pictures(self) -> "GenerationConfig":
+        if (count := len(self.pictures)) > MAX_PICTURES:
+            raise ValueError(f"there are {count:,} pictures in the conversation; the limit is {MAX_PICTURES}")
+        return self
+
     @property
     def turns(self) -> tuple[ChatMessage, ...]:
         """The conversation: the messages, or the prompt as one user turn."""
         return self.messages or (ChatMessage(role="user", content=self.prompt or ""),)
+
+    @property
+    def pictures(self) -> tuple[Media | Source, ...]:
+        """The pictures of the conversation in their order."""
+        return tuple(picture for message in self.messages or () for picture in message.pictures)
 
     def completed(self, defaults: Defaults, prompts: Prompts) -> Self:
         """Also with the model's system message, if the conversation has none."""

@@ -165,7 +165,11 @@ _MEDIA: TypeAdapter[Media] = TypeAdapter(Media)
 
 
 _BASE64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})"
-_URL = f"^(?:https?://|data:image/[a-z]+;base64,{_BASE64}$)"
+IMAGE_URL: dict[str, Any] = {
+    "type": "string", "pattern": f"^(?:https?://|data:image/[a-z]+;base64,{_BASE64}$)",
+    "description": "A data URL, or an http URL if the operator allows it.",
+}  # fmt: skip
+"""JSON schema of the URL of an image."""
 
 
 def _read_image(value: Any, info: ValidationInfo) -> Media | Source:
@@ -194,14 +198,13 @@ Image = Annotated[
     WithJsonSchema({
         "anyOf": [
             {"type": "string", "pattern": f"^{_BASE64}$", "description": "The file in base64."},
-            {"type": "string", "pattern": _URL, "description": "A data URL, or an http URL if the operator allows it."},
+            IMAGE_URL,
             {
                 "type": "object", "properties": {"path": {"type": "string", "minLength": 1}}, "required": ["path"],
                 "additionalProperties": False, "description": "A file in a folder of LOCAL_RUNTIMES_MEDIA_DIRS.",
             },
             {
-                "type": "object", "properties": {"url": {"type": "string", "pattern": _URL}}, "required": ["url"],
-                "additionalProperties": False, "description": "A data URL, or an http URL if the operator allows it.",
+                "type": "object", "properties": {"url": IMAGE_URL}, "required": ["url"], "additionalProperties": False,
             },
         ]
     }),

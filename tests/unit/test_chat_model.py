@@ -45,12 +45,34 @@ def add(a: int, b: int) -> int:
 # -- asking --------------------------------------------------------------------------------------------------------------
 
 
-def test_making_one_asks_nothing_of_the_manager(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never() -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("lfx_local_runtimes.langchain.chat.get_runtime_manager", never)
+def test_making_one_loads_nothing(stage: Theatre) -> None:
     parrot(temperature=0.0, runtime_type="llama_cpp", api_key="EMPTY")
+    assert stage.manager.loaded_models() == []
+    assert stage.runtimes == {}
+
+
+def test_making_one_needs_no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ModelNotFound("There are no settings.")
+
+    monkeypatch.setattr("lfx_local_runtimes.langchain.chat.get_runtime_manager", broken)
+    assert parrot().profile is None
+
+
+def test_the_profile_says_whether_the_model_reads_pictures(stage: Theatre) -> None:
+    """By its files. An unknown model has no profile."""
+    assert parrot().profile == {
+        "text_inputs": True, "image_inputs": False, "image_url_inputs": False, "image_tool_message": False
+    }  # fmt: skip
+    folder = stage.models / "owl"
+    (folder / "config.json").write_text(
+        '{"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"], "vision_config": {}}'
+    )
+    (folder / "processor_config.json").write_text("{}")
+    profile = ChatLocalRuntime(model="owl").profile
+    assert profile is not None
+    assert (profile["image_inputs"], profile["image_tool_message"]) == (True, True)
+    assert ChatLocalRuntime(model="nobody").profile is None
 
 
 def test_options_left_open_are_the_managers(stage: Theatre) -> None:
@@ -123,16 +145,9 @@ def test_calls_and_results_of_earlier_turns_are_translated() -> None:
     assert (answered.role, answered.content, answered.tool_call_id, answered.name) == ("tool", "3", "1", "add")
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}], "image_url"),
-        ([{"type": "text", "text": "a"}, {"type": "audio", "base64": "AA=="}], "audio"),
-    ],
-)
-def test_attachments_are_refused_by_name(stage: Theatre, content: list[Any], named: str) -> None:
-    with pytest.raises(InvalidInput, match=named):
-        parrot().invoke([HumanMessage(content)])
+def test_attachments_are_refused_by_name(stage: Theatre) -> None:
+    with pytest.raises(InvalidInput, match="audio"):
+        parrot().invoke([HumanMessage([{"type": "text", "text": "a"}, {"type": "audio", "base64": "AA=="}])])
     assert stage.requests == []
 
 

@@ -32,13 +32,17 @@ from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskResult, TaskR
 from lfx_local_runtimes.runtimes.tasks.generation import (
     GenerationResult,
     Grammar,
+    ImagePart,
     TextDelta,
+    TextPart,
     TokenLogprob,
     Tool,
     ToolCall,
     ToolCallDelta,
 )
 from lfx_local_runtimes.runtimes.tasks.media import Media
+from lfx_local_runtimes.runtimes.tasks.multimodal.caption import CaptionAsk
+from lfx_local_runtimes.runtimes.tasks.multimodal.vqa import VqaAsk
 from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk, ClassificationResult, Label
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingResult
 from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk, NerResult
@@ -163,6 +167,11 @@ TURN = st.builds(
     ChatMessage, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=TEXT,
     tool_calls=st.lists(CALL, max_size=2).map(tuple), tool_call_id=st.none() | TEXT, name=st.none() | TEXT,
 )  # fmt: skip
+PICTURE = st.builds(Media, TEXT, st.binary(min_size=1, max_size=50))
+PART = st.builds(TextPart, type=st.just("text"), text=TEXT) | st.builds(ImagePart, type=st.just("image"), image=PICTURE)
+SHOWN = st.builds(
+    ChatMessage, role=st.sampled_from(["user", "tool"]), content=st.lists(PART, min_size=1, max_size=3).map(tuple)
+)
 ASKS: dict[str, st.SearchStrategy[Any]] = {
     "llm": st.builds(GenerationConfig, prompt=TEXT, grammar=st.none() | GRAMMAR, **SAMPLING)
     | st.builds(
@@ -170,7 +179,7 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
         prompt_ids=st.lists(st.integers(0, 2**70), min_size=1, max_size=3).map(tuple), **SAMPLING,
     )
     | st.builds(
-        GenerationConfig, messages=st.lists(TURN, min_size=1, max_size=3).map(tuple),
+        GenerationConfig, messages=st.lists(TURN | SHOWN, min_size=1, max_size=3).map(tuple),
         tools=st.lists(TOOL, max_size=2, unique_by=lambda tool: tool.name).map(tuple), **SAMPLING,
     ),
     "embedding": st.builds(
@@ -184,6 +193,8 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
         ZeroShotAsk, texts=TEXTS, labels=st.just(("one", "two")), hypothesis=st.none() | TEXT.map("{} ".__add__)
     ),
     "ner": st.builds(NerAsk, texts=TEXTS, min_score=st.floats(0, 1)),
+    "caption": st.builds(CaptionAsk, image=PICTURE, prompt=st.none() | SOME, max_length=st.integers(1, 9)),
+    "vqa": st.builds(VqaAsk, image=PICTURE, question=SOME),
     "image_classification": st.builds(
         ImageClassificationAsk, images=IMAGES, top_k=st.none() | st.integers(1, 9), multi_label=st.none() | st.booleans()
     ),
@@ -196,13 +207,16 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
 }  # fmt: skip
 ABOUT = {"model_name": TEXT, "metadata": METADATA}
 LABELS = st.lists(st.lists(st.builds(Label, TEXT, NUMBER), max_size=2).map(tuple), max_size=3).map(tuple)
+GENERATED = st.builds(
+    GenerationResult, text=TEXT, tokens_generated=st.integers(0, 9), prompt_tokens=st.integers(0, 9),
+    finish_reason=st.sampled_from(["stop", "length", "tool_calls", "cancelled"]), execution_time=NUMBER,
+    time_to_first_token=st.none() | NUMBER, tool_calls=st.lists(CALL, max_size=2).map(tuple),
+    logprobs=st.none() | st.lists(LOGPROB, max_size=2).map(tuple), reasoning=st.none() | TEXT, **ABOUT,
+)  # fmt: skip
 RESULTS: dict[str, st.SearchStrategy[Any]] = {
-    "llm": st.builds(
-        GenerationResult, text=TEXT, tokens_generated=st.integers(0, 9), prompt_tokens=st.integers(0, 9),
-        finish_reason=st.sampled_from(["stop", "length", "tool_calls", "cancelled"]), execution_time=NUMBER,
-        time_to_first_token=st.none() | NUMBER, tool_calls=st.lists(CALL, max_size=2).map(tuple),
-        logprobs=st.none() | st.lists(LOGPROB, max_size=2).map(tuple), reasoning=st.none() | TEXT, **ABOUT,
-    ),
+    "llm": GENERATED,
+    "caption": GENERATED,
+    "vqa": GENERATED,
     "embedding": st.builds(
         EmbeddingResult, vectors=arrays(np.float32, st.tuples(st.integers(0, 3), st.integers(0, 4))), **ABOUT
     ),
@@ -274,7 +288,8 @@ PROGRESS = st.builds(Progress, TEXT, st.integers(0), st.integers(0))
 
 
 def events(task: str) -> st.SearchStrategy[Event]:
-    own = {"llm": TEXT_DELTA, "dictation": st.builds(Heard, MEDIA)}.get(task)
+    texts = dict.fromkeys(("llm", "caption", "vqa"), TEXT_DELTA)
+    own = {**texts, "dictation": st.builds(Heard, MEDIA)}.get(task)
     others = RESULTS[task].map(Finished) | FAULTS.map(Failed) | PROGRESS
     return others if own is None else own | others
 
@@ -533,6 +548,7 @@ def made(task: str) -> Ask[Any]:
         "llm": {"prompt": "x"}, "rerank": {"query": "x", "documents": ["x"]},
         "zero_shot": {"texts": ["x"], "labels": ["x"]},
         "zero_shot_image_classification": {"images": [b"a picture"], "labels": ["x"]}, "dictation": {"sound": {"mime": "x", "data": ""}},
+        "caption": {"image": "AAAA"}, "vqa": {"image": "AAAA", "question": "x"},
     }  # fmt: skip
     row = task_rows()[task]
     usual = {"images": [b"a picture"]} if row.family == "seeing" else {"texts": ["x"]}

@@ -43,6 +43,18 @@ def write(folder: Path, config: Any, card: str | None = None) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["processor_config.json", "preprocessor_config.json"])
+def test_a_language_model_reads_pictures_if_it_has_the_files_for_it(settings: Settings, name: str) -> None:
+    models = settings.model_roots[0]
+    config = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "vision_config": {}}
+    write(models / "lame", config)
+    (write(models / "seeing", config) / name).write_text("{}")
+    (write(models / "reading", LLAMA) / name).write_text("{}")
+    rows = listed(settings)
+    assert {row: rows[row].vision for row in rows} == {"lame": False, "seeing": True, "reading": False}
+    assert {row.model_type for row in rows.values()} == {"llm"}
+
+
 # -- configuration and model card ----------------------------------------------------------------------------------------
 
 
@@ -68,7 +80,9 @@ def write(folder: Path, config: Any, card: str | None = None) -> Path:
         ({"architectures": ["WhisperForConditionalGeneration"], "vocab_size": 9}, None, "unsupported"),
         ({"architectures": ["T5ForConditionalGeneration"], "vocab_size": 9}, "translation", "unsupported"),
         ({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}, "image-text-to-text", "llm"),
-        ({"architectures": ["BlipForConditionalGeneration"], "text_config": {}}, "image-to-text", "unsupported"),
+        ({"architectures": ["BlipForConditionalGeneration"], "text_config": {}}, "image-to-text", "caption"),
+        ({"architectures": ["BlipForQuestionAnswering"], "text_config": {}}, "visual-question-answering", "vqa"),
+        ({"architectures": ["VisionEncoderDecoderModel"]}, "image-to-text", "caption"),
         ({"architectures": ["ViTModel"], "model_type": "vit"}, None, "image_embedding"),
         ({"architectures": ["ViTMAEModel"], "model_type": "vit_mae"}, None, "unsupported"),
         ({"architectures": ["DetrForObjectDetection"], "model_type": "detr"}, None, "object_detection"),

@@ -25,6 +25,7 @@ from lfx.schema.message import Message
 
 from lfx_local_runtimes.components.local_runtimes.entity_tagger import EntityTaggerComponent
 from lfx_local_runtimes.components.local_runtimes.gemma import GemmaComponent
+from lfx_local_runtimes.components.local_runtimes.image_describer import ImageDescriberComponent
 from lfx_local_runtimes.components.local_runtimes.local_embeddings import LocalEmbeddingsComponent
 from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
 from lfx_local_runtimes.components.local_runtimes.local_rerank import LocalRerankComponent
@@ -49,7 +50,7 @@ from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 
 NODES = [
     LocalModelComponent, GemmaComponent, ModelManagerComponent, RuntimeStatusComponent, LocalEmbeddingsComponent,
-    LocalRerankComponent, TextClassifierComponent, ZeroShotClassifierComponent, EntityTaggerComponent,
+    LocalRerankComponent, TextClassifierComponent, ZeroShotClassifierComponent, EntityTaggerComponent, ImageDescriberComponent,
 ]  # fmt: skip
 COMPONENTS = Path(__file__).parents[2] / "components"
 

@@ -11,6 +11,7 @@ from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU, Device, Memory
 from lfx_local_runtimes.runtimes.engines.gemma import size_hint
 from lfx_local_runtimes.runtimes.engines.registry import engine_row
+from lfx_local_runtimes.runtimes.engines.transformers.offer import KEPT_PICTURES
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader
 from lfx_local_runtimes.runtimes.planning import LoadPlan, Offer, Rules, Terms, default_offer, plan_loads
@@ -116,6 +117,11 @@ def test_transformers_says_before_a_load_where_a_type_does_not_work(
 ) -> None:
     with pytest.raises(InvalidInput, match=reason):
         offer("transformers", model, device=device, quantization="int8")
+
+
+def test_transformers_keeps_room_for_pictures_of_models_that_see() -> None:
+    blind, seeing = (offer("transformers", info(ModelFormat.SAFETENSORS, vision=vision)) for vision in (False, True))
+    assert seeing.memory["cpu"] - blind.memory["cpu"] == KEPT_PICTURES
 
 
 def test_transformers_computes_rerankers_in_fp32() -> None:

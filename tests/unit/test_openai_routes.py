@@ -17,10 +17,10 @@ from openai.types.responses import Response
 from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.routes import PREFIX
-from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Finished
 from lfx_local_runtimes.runtimes.tasks.generation import ChatMessage, GenerationConfig, ToolCall
+from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 from tests.routes_app import KEY, LOGPROBS, MODEL, Exchange, Stage, a_result, make_app, write_model
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -421,7 +421,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
         ("chat", {"messages": []}, "messages", "at least 1"),
         ("chat", {"messages": [{"role": "user"}]}, "messages.0", "content"),
         ("chat", {"messages": [{"role": "tool", "content": "x"}]}, "messages.0", "tool_call_id"),
-        ("chat", {"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content", "image_url"),
+        ("chat", {"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content", "data URL"),
         ("chat", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content", "part 0"),
         ("chat", {"messages": [{"role": "function", "content": "x"}]}, "messages.0.role", "'tool'"),
         ("chat", {"temperature": 2.1}, "temperature", "2"),
@@ -449,7 +449,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
         ("complete", {"prompt": []}, "prompt", "1 to 128"),
         ("complete", {"prompt": ["x"] * 65, "n": 2}, "prompt", "65 prompts"),
         ("respond", {"input": []}, "input", "empty"),
-        ("respond", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content", "input_image"),
+        ("respond", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content", "image_url"),
         ("respond", {"input": [{"type": "function_call", "name": "x"}]}, "input.0.call_id", "required"),
         ("respond", {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "missing"),
     ],
@@ -476,7 +476,7 @@ def test_what_is_not_a_json_object_is_a_400(client: TestClient, path: str, conte
 
 
 def test_a_body_over_the_limit_is_refused(client: TestClient) -> None:
-    assert error_of(chat(client, user="x" * MAX_BODY_BYTES), 413)["code"] == "body_too_large"
+    assert error_of(chat(client, user="x" * MEDIA_BODY_BYTES), 413)["code"] == "body_too_large"
 
 
 # -- faults --------------------------------------------------------------------------------------------------------------
@@ -627,6 +627,7 @@ def test_openapi_describes_the_contract(manager: RuntimeManager) -> None:
     assert set(described) == {
         ("GET", "/models"), ("GET", "/models/{model_name}"), ("POST", "/chat/completions"), ("POST", "/completions"),
         ("POST", "/responses"), ("POST", "/embeddings"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
+        ("POST", "/multimodal/caption"), ("POST", "/multimodal/vqa"),
         ("POST", "/vision/classify"), ("POST", "/vision/clip"), ("POST", "/vision/detect"), ("POST", "/vision/depth"),
         ("POST", "/vision/segment"),
     }  # fmt: skip

@@ -15,9 +15,10 @@ from fastapi.testclient import TestClient
 from lfx_local_runtimes import errors
 from lfx_local_runtimes.errors import RuntimeFault
 from lfx_local_runtimes.routes import PREFIX
-from lfx_local_runtimes.routes.faults import MAX_BODY_BYTES, STATUS, status_of
+from lfx_local_runtimes.routes.faults import STATUS, status_of
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
+from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 from tests.routes_app import KEY, Exchange, Stage, make_app, make_manager, write_model
 
 TIMING = ("execution_time", "time_to_first_token")
@@ -405,12 +406,12 @@ def test_cancel_says_what_state_it_was_in(client: TestClient, registered: str, s
 
 
 def test_a_body_over_the_limit_is_refused(client: TestClient) -> None:
-    response = client.post("/generate", json={"model_name": "tiny", "prompt": "x" * MAX_BODY_BYTES})
+    response = client.post("/generate", json={"model_name": "tiny", "prompt": "x" * MEDIA_BODY_BYTES})
     error_of(response, 413, "body_too_large")
 
 
 async def test_a_chunked_body_over_the_limit_is_refused_while_it_comes(app: FastAPI) -> None:
-    exchange = Exchange(app, "/generate", *[b"x" * 2**20] * 20)
+    exchange = Exchange(app, "/generate", *[b"x" * 2**23] * 20)
     assert await exchange.start() == 413
     assert (await exchange.json())["error"]["code"] == "body_too_large"
     await exchange.ended
@@ -474,7 +475,7 @@ CONTRACT = {
     ("POST", "/models/unload/{model_name}"), ("GET", "/models/status/{model_name}"), ("POST", "/inference"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
     ("POST", "/vision/classify"), ("POST", "/vision/clip"), ("POST", "/vision/detect"), ("POST", "/vision/depth"),
-    ("POST", "/vision/segment"),
+    ("POST", "/vision/segment"), ("POST", "/multimodal/caption"), ("POST", "/multimodal/vqa"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
     ("PUT", "/models/{model_name}"), ("DELETE", "/models/{model_name}"), ("DELETE", "/models/{model_name}/files"),
     ("POST", "/downloads"), ("GET", "/downloads"), ("GET", "/downloads/{download_id}"), ("DELETE", "/downloads/{download_id}"),

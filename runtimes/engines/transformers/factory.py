@@ -1,7 +1,8 @@
-"""The engine `transformers`: one runtime for text, one for encoders, one for models that see."""
+"""The engine `transformers`: a runtime for text, one for encoders, for models that see, and for those that describe pictures."""
 
 from lfx_local_runtimes.runtimes.base import ModelRuntime
 from lfx_local_runtimes.runtimes.config import ModelConfig
+from lfx_local_runtimes.runtimes.engines.transformers.captioner import TransformersCaptioner
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
 from lfx_local_runtimes.runtimes.engines.transformers.runtime import TransformersRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.sight import TransformersSight
@@ -12,5 +13,7 @@ from lfx_local_runtimes.runtimes.tasks import family_of
 def transformers(config: ModelConfig, plan: LoadPlan | None = None) -> ModelRuntime:
     """The runtime for what the model does."""
     does = config.model_type if plan is None else plan.task
-    kinds: dict[str, type[ModelRuntime]] = {"reading": TransformersEncoder, "seeing": TransformersSight}
+    kinds: dict[str, type[ModelRuntime]] = {
+        "reading": TransformersEncoder, "seeing": TransformersSight, "describing": TransformersCaptioner,
+    }  # fmt: skip
     return kinds.get(family_of(does), TransformersRuntime)(config, plan)

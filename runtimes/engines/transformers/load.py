@@ -26,6 +26,7 @@ from lfx_local_runtimes.runtimes.engines.hf_tokenizer import read_tokenizer
 from lfx_local_runtimes.runtimes.engines.transformers.offer import sizes_of
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import bytes_of_tokens, silent_tokens
 from lfx_local_runtimes.runtimes.formats.info import ModelFormat
+from lfx_local_runtimes.runtimes.formats.jsonfile import read_json
 from lfx_local_runtimes.runtimes.planning import LoadPlan, estimate_memory
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.trust.report import PICKLE, REMOTE_CODE
@@ -53,6 +54,8 @@ class Loaded:
     """The special tokens, which are left out of text."""
     piece: Callable[[int], bytes]
     """Tells the bytes a token stands for."""
+    processor: Any = None
+    """What prepares pictures; None for a model that reads text only."""
 
     def tokenize(self, text: str) -> list[int]:
         """Text inside of an answer: nothing is put around it."""
@@ -100,12 +103,56 @@ def load(plan: LoadPlan, context: LoadContext) -> Loaded:
         if plan.info.format is ModelFormat.GGUF:
             model, tokenizer, missing = _from_gguf(torch, transformers, plan)
         else:
-            model, tokenizer, missing = _from_folder("AutoModelForCausalLM", plan, context)
+            auto = "AutoModelForImageTextToText" if plan.info.vision else "AutoModelForCausalLM"
+            model, tokenizer, missing = _from_folder(auto, plan, context)
+        processor = None
+        if plan.info.vision:
+            processor = read_chat_processor(plan.info.folder, tokenizer, trust_remote_code=context.may_run(REMOTE_CODE))
     _check_complete(plan, missing)
     end_ids = _end_ids(model, tokenizer)
     model.generation_config = transformers.GenerationConfig()  # the file's would change what our options mean
-    compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
-    return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer))
+    return _loaded(model, tokenizer, end_ids, processor)
+
+
+def read_chat_processor(folder: Path, tokenizer: Any, *, trust_remote_code: bool = False) -> Any:
+    """What prepares a model's pictures.
+
+    Raises:
+        ImportError: it needs a library that is not installed.
+    """
+    _, transformers = libraries()
+    source = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    try:
+        return transformers.AutoProcessor.from_pretrained(str(folder), **source)
+    except ImportError:
+        if (made := _without_videos(folder, tokenizer)) is None:
+            raise
+        return made
+
+
+def _without_videos(folder: Path, tokenizer: Any) -> Any:
+    """A processor for pictures alone: the part for videos needs torchvision. None if the class does not have such a part."""
+    _, transformers = libraries()
+    described: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        described |= read_json(folder / name) if (folder / name).is_file() else {}
+    name = str(described.get("processor_class"))
+    if name == "SmolVLMProcessor":
+        name = "Idefics3Processor"  # pictures are prepared alike
+    kind = getattr(transformers, name, None)
+    if not name.startswith(("Idefics3", "Qwen2", "Qwen3")) or kind is None:
+        return None
+
+    class Still(kind):  # type: ignore[misc, valid-type]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            """The library's, but there may be no video processor."""
+            if argument_name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    pixels = read_processor(folder)
+    options = {"image_seq_len": described["image_seq_len"]} if "image_seq_len" in described else {}
+    return Still(image_processor=pixels, tokenizer=tokenizer, **options)
 
 
 def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any]:
@@ -118,6 +165,23 @@ def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
         model, tokenizer, missing = _from_folder(auto, plan, context)
     _check_complete(plan, [name for name in missing if "pooler." not in name])  # BERT's own pooler is not used
     return model.eval(), tokenizer
+
+
+def load_captioner(plan: LoadPlan, context: LoadContext) -> Loaded:
+    """The same for a model that describes a picture or answers a question about it. Its processor prepares pixels only.
+
+    Raises:
+        RuntimeFault: as `load`.
+    """
+    auto = "AutoModelForVisualQuestionAnswering" if plan.task == "vqa" else "AutoModelForImageTextToText"
+    with progress_events(context, plan.info.size_bytes), faults(plan):
+        model, tokenizer, missing = _from_folder(auto, plan, context)
+        processor = read_processor(plan.info.folder, trust_remote_code=context.may_run(REMOTE_CODE))
+    _check_complete(plan, missing)
+    ends = _end_ids(model, tokenizer)
+    if (separator := getattr(getattr(model.config, "text_config", None), "sep_token_id", None)) is not None:
+        ends |= {separator}  # BLIP ends a caption so
+    return _loaded(model.eval(), tokenizer, ends, processor)
 
 
 def load_sight(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any]:
@@ -238,8 +302,14 @@ def _quantization(torch: Any, transformers: Any, plan: LoadPlan) -> Any:
     return None
 
 
+def _loaded(model: Any, tokenizer: Any, end_ids: frozenset[int], processor: Any) -> Loaded:
+    torch, _ = libraries()
+    compute = next(ours for ours, theirs in TORCH_DTYPES.items() if model.dtype == getattr(torch, theirs))
+    return Loaded(model, tokenizer, compute, end_ids, silent_tokens(tokenizer), bytes_of_tokens(tokenizer), processor)
+
+
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """What the tokenizer, the generation config and the known families end an answer with."""
+    """What the tokenizer, the generation config, the configuration and the known families end an answer with."""
     ids: set[int] = set()
     for source in (tokenizer, model.generation_config, model.config):
         named = getattr(source, "eos_token_id", None)

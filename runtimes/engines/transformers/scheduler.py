@@ -14,6 +14,7 @@ from lfx_local_runtimes.runtimes.engines.transformers.batching import PagedBatch
 from lfx_local_runtimes.runtimes.engines.transformers.load import Loaded
 from lfx_local_runtimes.runtimes.engines.transformers.sampling import Sampler, logprob
 from lfx_local_runtimes.runtimes.engines.transformers.token_text import TokenDecoder
+from lfx_local_runtimes.runtimes.engines.transformers.vision_language import Seen
 from lfx_local_runtimes.runtimes.requests import Failed, Request
 from lfx_local_runtimes.runtimes.tasks.generation import FinishReason, GenerationConfig
 
@@ -33,6 +34,10 @@ class Job:
     sampler: Sampler
     decoder: TokenDecoder
     loaded: Loaded
+    pictures: list[Seen] = field(default_factory=list)
+    """Those in the prompt, in their order."""
+    pixels: Any = None
+    """The picture that a captioner describes."""
     forced: deque[int] = field(default_factory=deque, init=False)
     """Tokens that come next, whatever the model would say."""
     key: str = ""
@@ -88,23 +93,29 @@ class Job:
 class Scheduler(QueuedScheduler[Job]):
     """Lets requests into the batch and out of it. Everything runs on the model's thread.
 
+    A batch takes tokens only, so a request with pictures is computed alone. It keeps its place in the order: those before it
+    end first, and those after it wait.
+
     Args:
-        batch: where they are computed.
+        batch: where they are computed. None: each request is computed alone.
         sequences: how many at once.
+        alone: computes a request from its first to its last token.
         metadata: the engine's share of a result's.
         faults: translates what a step raises.
     """
 
     def __init__(
         self,
-        batch: PagedBatch,
+        batch: PagedBatch | None,
         sequences: int,
+        alone: Callable[[Job], None],
         metadata: Callable[[], dict[str, Any]],
         faults: Callable[[], AbstractContextManager[None]],
     ) -> None:
         super().__init__()
         self._batch = batch
         self._sequences = sequences
+        self._alone = alone
         self._metadata = metadata
         self._faults = faults
 
@@ -114,9 +125,17 @@ class Scheduler(QueuedScheduler[Job]):
             self._leave(job)
             job.finish("cancelled", self._metadata())
         while self._waiting and len(self._running) < self._sequences:
-            self._enter(self._waiting.popleft())
+            batch = None if self._waiting[0].pictures else self._batch
+            if batch is not None:
+                self._enter(self._waiting.popleft(), batch)
+            elif self._running:
+                break
+            else:
+                self._compute_alone(self._waiting.popleft())
+                return  # requests that came meanwhile are prepared first
         if not self._running:
             return
+        assert self._batch is not None
         try:
             with self._faults():
                 self._batch.step()
@@ -131,14 +150,31 @@ class Scheduler(QueuedScheduler[Job]):
             elif job.reason is not None:
                 job.finish(job.reason, self._metadata())
 
-    def _enter(self, job: Job) -> None:
+    def _enter(self, job: Job, batch: PagedBatch) -> None:
         if job.request.start():
             job.answer.begin()
-            job.key = self._batch.add(job.tokens, job.choose)
+            job.key = batch.add(job.tokens, job.choose)
             self._running.append(job)
+
+    def _compute_alone(self, job: Job) -> None:
+        if not job.request.start():
+            return
+        job.answer.begin()
+        try:
+            with self._faults():
+                self._alone(job)
+        except DeviceFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - the model goes on serving others
+            job.error = error
+        if job.error is not None:
+            job.fail(job.error)
+        else:
+            job.finish(job.reason or "cancelled", self._metadata())
 
     def _leave(self, job: Job) -> None:
         """Before anybody hears of the end."""
+        assert self._batch is not None
         self._running.remove(job)
         job.cached_tokens = self._batch.reused(job.key)
         self._batch.remove(job.key)
@@ -146,6 +182,7 @@ class Scheduler(QueuedScheduler[Job]):
     def _recover(self, error: Exception) -> None:
         """A step failed (it ran out of memory, say): the request that came last gives way, the others begin again from
         the tokens they have."""
+        assert self._batch is not None
         self._batch.reset()
         last = self._running.pop()
         for job in self._running:

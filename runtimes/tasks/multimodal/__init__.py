@@ -1,0 +1,1 @@
+"""Tasks that read more than one kind of input."""
