@@ -9,11 +9,12 @@ from functools import lru_cache
 from lfx_local_runtimes.errors import WrongTask
 from lfx_local_runtimes.runtimes.tasks import generation
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
+from lfx_local_runtimes.runtimes.tasks.documents import document, ocr
 from lfx_local_runtimes.runtimes.tasks.text import classification, embedding, ner, rerank, zero_shot
 
 ENTRY_POINT_GROUP = "lfx_local_runtimes.tasks"
 
-_SHIPPED = (generation, embedding, rerank, classification, zero_shot, ner)
+_SHIPPED = (generation, embedding, rerank, classification, zero_shot, ner, ocr, document)
 _registered: dict[str, TaskRow] = {}
 
 

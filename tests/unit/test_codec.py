@@ -29,6 +29,9 @@ from lfx_local_runtimes.runtimes.processes.frames import Frame, FrameReader, Pro
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Progress, Request
 from lfx_local_runtimes.runtimes.tasks import registry, task_rows
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.documents.document import DocumentAsk, DocumentResult, Page, PageDelta
+from lfx_local_runtimes.runtimes.tasks.documents.ocr import OcrAsk, OcrResult, RecognisedPicture
+from lfx_local_runtimes.runtimes.tasks.documents.pages import Table, TextLine
 from lfx_local_runtimes.runtimes.tasks.generation import (
     GenerationResult,
     Grammar,
@@ -150,6 +153,22 @@ TURN = st.builds(
     ChatMessage, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=TEXT,
     tool_calls=st.lists(CALL, max_size=2).map(tuple), tool_call_id=st.none() | TEXT, name=st.none() | TEXT,
 )  # fmt: skip
+FILE = st.builds(Media, TEXT, st.binary(min_size=1, max_size=50))
+BOX = st.none() | st.tuples(NUMBER, NUMBER, NUMBER, NUMBER)
+POINT = st.tuples(NUMBER, NUMBER)
+LINES = st.lists(
+    st.builds(TextLine, TEXT, BOX, st.none() | NUMBER, st.none() | st.tuples(POINT, POINT, POINT, POINT)), max_size=2
+).map(tuple)
+TABLES = st.lists(
+    st.builds(Table, st.lists(st.lists(TEXT, max_size=2).map(tuple), max_size=2).map(tuple), BOX), max_size=2
+)
+PAGES = st.lists(
+    st.builds(
+        Page, st.integers(1), st.sampled_from(["text", "recognised"]), TEXT, TEXT, LINES, TABLES.map(tuple),
+        st.none() | NUMBER, st.none() | NUMBER, st.sampled_from(["points", "pixels"]), st.none() | MEDIA,
+    ),
+    max_size=2,
+).map(tuple)  # fmt: skip
 ASKS: dict[str, st.SearchStrategy[Any]] = {
     "llm": st.builds(GenerationConfig, prompt=TEXT, grammar=st.none() | GRAMMAR, **SAMPLING)
     | st.builds(
@@ -164,6 +183,12 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
         EmbeddingAsk,
         texts=st.lists(SOME | st.lists(st.integers(0), min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
         overflow=st.sampled_from(["truncate", "error", "chunk"]), normalize=st.none() | st.booleans(),
+    ),
+    "ocr": st.builds(
+        OcrAsk, images=st.lists(FILE, min_size=1, max_size=2).map(tuple), languages=st.just(("en",)), draw=st.booleans()
+    ),
+    "document": st.builds(
+        DocumentAsk, file=FILE, name=st.just("a.pdf"), pages=st.none() | st.just("1-3, 7"), draw=st.booleans()
     ),
     "rerank": st.builds(RerankAsk, query=SOME, documents=TEXTS, top_n=st.none() | st.integers(1, 9)),
     "classification": st.builds(ClassificationAsk, texts=TEXTS, top_k=st.none() | st.integers(1, 9)),
@@ -184,6 +209,17 @@ RESULTS: dict[str, st.SearchStrategy[Any]] = {
     ),
     "embedding": st.builds(
         EmbeddingResult, vectors=arrays(np.float32, st.tuples(st.integers(0, 3), st.integers(0, 4))), **ABOUT
+    ),
+    "ocr": st.builds(
+        OcrResult,
+        images=st.lists(
+            st.builds(RecognisedPicture, st.integers(0), st.integers(0), TEXT, LINES, st.none() | MEDIA), max_size=2
+        ).map(tuple),
+        **ABOUT,
+    ),
+    "document": st.builds(
+        DocumentResult, name=TEXT, kind=st.sampled_from(["pdf", "docx", "pptx", "picture"]), page_count=st.integers(0),
+        pages=PAGES, **ABOUT,
     ),
     "rerank": st.builds(
         RerankResult, ranking=st.lists(st.builds(Ranked, st.integers(0, 9), NUMBER), max_size=3).map(tuple), **ABOUT
@@ -213,7 +249,11 @@ PROGRESS = st.builds(Progress, TEXT, st.integers(0), st.integers(0))
 
 
 def events(task: str) -> st.SearchStrategy[Event]:
-    own = {"llm": TEXT_DELTA, "dictation": st.builds(Heard, MEDIA)}.get(task)
+    own = {
+        "llm": TEXT_DELTA,
+        "dictation": st.builds(Heard, MEDIA),
+        "document": st.builds(PageDelta, PAGES, st.integers(0)),
+    }.get(task)
     others = RESULTS[task].map(Finished) | FAULTS.map(Failed) | PROGRESS
     return others if own is None else own | others
 
@@ -470,6 +510,7 @@ def made(task: str) -> Ask[Any]:
     """Some ask of a task."""
     plain: dict[str, dict[str, Any]] = {
         "llm": {"prompt": "x"}, "rerank": {"query": "x", "documents": ["x"]},
+        "ocr": {"images": [b"x"]}, "document": {"file": b"x"},
         "zero_shot": {"texts": ["x"], "labels": ["x"]}, "dictation": {"sound": {"mime": "x", "data": ""}},
     }  # fmt: skip
     ask: Ask[Any] = task_rows()[task].ask.model_validate(plain.get(task, {"texts": ["x"]}))
