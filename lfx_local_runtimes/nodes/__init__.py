@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lfx_local_runtimes.nodes.documents import DOCUMENT_TYPES, DocumentReaderBaseComponent
     from lfx_local_runtimes.nodes.inputs import (
         ENCODER_ENGINES,
         ENGINES,
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "ACTIONS": "models",
+    "DOCUMENT_TYPES": "documents",
+    "DocumentReaderBaseComponent": "documents",
     "ENCODER_ENGINES": "inputs",
     "ENGINES": "inputs",
     "EntityTaggerBaseComponent": "reading",
@@ -87,9 +90,11 @@ _WHERE = {
 
 __all__ = [
     "ACTIONS",
+    "DOCUMENT_TYPES",
     "ENCODER_ENGINES",
     "ENGINES",
     "GEMMA_PRESETS",
+    "DocumentReaderBaseComponent",
     "EntityTaggerBaseComponent",
     "GemmaBaseComponent",
     "LocalEmbeddingsBaseComponent",

@@ -23,7 +23,7 @@ PROVIDER_ID = "local-runtimes"
 
 TASKS = {
     "llm": "text", "embedding": "embedding", "rerank": "reranking", "classification": "classification",
-    "zero_shot": "NLI", "ner": "entity",
+    "zero_shot": "NLI", "ner": "entity", "ocr": "OCR",
 }  # fmt: skip
 """What a list calls the models of a task."""
 HERE, TO_FETCH = "on this machine", "to fetch"

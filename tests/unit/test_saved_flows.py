@@ -34,8 +34,9 @@ READING = {
     "EntityTaggerBaseComponent", "LocalEmbeddingsBaseComponent", "LocalRerankBaseComponent",
     "TextClassifierBaseComponent", "ZeroShotBaseComponent", "label_outputs",
 }  # fmt: skip
+DOCUMENTS = {"DOCUMENT_TYPES", "DocumentReaderBaseComponent"}
 SURFACE = {
-    "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING,
+    "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING | DOCUMENTS,
     "lfx_local_runtimes.node_inputs": INPUTS - {"history_input", "other_model_input"}
     | {"given", "told_of", "labels_of", "loading_options", "sampling_options", "schema_of", "stop_texts"},
     "lfx_local_runtimes.task_nodes": READING,
