@@ -1,5 +1,6 @@
 """Documents made for tests: PDF files written by hand, pages as pictures, and office files."""
 
+import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -184,3 +185,39 @@ def ocr_folder() -> Path:
     path = PP_OCR.ready_path(Path("unused"))
     assert path is not None, "the package is not installed: pip install 'lfx-local-runtimes[dev]'"
     return path
+
+
+def book_pdf(text: str, *, width: int = 88, rows: int = 50) -> bytes:
+    """A text of paragraphs as a PDF. Lines are wrapped, and no paragraph is on two pages."""
+    pages: list[list[str]] = [[]]
+    for paragraph in text.split("\n\n"):
+        lines = textwrap.wrap(paragraph, width)
+        if len(pages[-1]) + len(lines) > rows:
+            pages.append([])
+        pages[-1] += [*lines, ""]
+    return save_pdf(text_page(lines) for lines in pages)
+
+
+INVOICE = {"invoice_number": "2031", "date": "14 May 2026", "total": 49.5}
+
+
+def invoice_pdf() -> bytes:
+    """An invoice with a ruled table of its positions."""
+    page = text_page(
+        [
+            "Skerry Line, Harbour Office, Fenna",
+            "",
+            "Invoice 2031",
+            "Date: 14 May 2026",
+            "",
+            "For your crossing we ask for:",
+        ]
+    )
+    xs, ys = (60, 300, 400), (560, 585, 610, 635)
+    page.grid(xs, ys)
+    rows = (("Position", "Price"), ("Car, Fenna to Ostrey", "31.00"), ("Two bicycles", "18.50"))
+    for row, cells in enumerate(rows):
+        for column, text in enumerate(cells):
+            page.text(text, xs[column] + 6, 619 - 25 * row)
+    page.text("Total: 49.50 crowns", 60, 520)
+    return save_pdf([page])

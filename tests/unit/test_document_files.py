@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.engines.rapidocr.files import open_document
 from lfx_local_runtimes.runtimes.engines.rapidocr.picture import drawn
-from lfx_local_runtimes.runtimes.engines.rapidocr.recognition import Recogniser
+from lfx_local_runtimes.runtimes.engines.rapidocr.recognition import Recogniser, Recognition
 from lfx_local_runtimes.runtimes.formats.inspect import read_model
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, OnnxTensor
 from lfx_local_runtimes.runtimes.formats.pp_ocr import pp_ocr_of
@@ -45,11 +45,11 @@ class OneLine:
     def __init__(self) -> None:
         self.pictures: list[Any] = []
 
-    def read(self, pixels: Any) -> list[TextLine]:
+    def read(self, pixels: Any) -> Recognition:
         self.pictures.append(pixels)
-        return [
-            TextLine("recognised words of a page", (10, 20, 310, 40), 0.9, ((10, 20), (310, 20), (310, 40), (10, 40)))
-        ]
+        corners = ((10, 20), (310, 20), (310, 40), (10, 40))
+        line = TextLine("recognised words of a page", (10, 20, 310, 40), 0.9, corners)
+        return Recognition([line], pixels, turned=False)
 
 
 def read(data: bytes, name: str = "file.pdf", mime: str = "application/octet-stream", **options: Any) -> list[Page]:
@@ -268,10 +268,7 @@ def test_the_parts_of_a_pp_ocr_model_are_known_by_their_outlines() -> None:
     direction = header("c.onnx", (None, 2))
     found = pp_ocr_of([direction, recogniser, detector])
     assert found is not None
-    assert found.parts == (detector, recogniser, direction)
-    without = pp_ocr_of([recogniser, detector])
-    assert without is not None
-    assert without.direction is None
+    assert found.parts == (detector, recogniser)
     assert pp_ocr_of([detector, direction]) is None
     assert pp_ocr_of([recogniser, recogniser, detector]) is None
 
@@ -279,4 +276,4 @@ def test_the_parts_of_a_pp_ocr_model_are_known_by_their_outlines() -> None:
 def test_the_packaged_model_is_found_to_do_ocr() -> None:
     info = read_model(ocr_folder())
     assert (info.task, info.architecture, info.problems) == ("ocr", "pp-ocr", ())
-    assert len(info.files) == 3
+    assert len(info.files) == 2

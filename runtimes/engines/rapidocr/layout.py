@@ -14,6 +14,8 @@ _COLUMN_LETTERS = 5
 """A column of text has lines at least so many times as long as they are high. The cells of a form are shorter."""
 _SAME_PARAGRAPH = 0.7
 """The most space between two lines of a paragraph, in heights of a line."""
+_RAGGED = 0.12
+"""Lines of a paragraph that is not justified end so much earlier than its longest line, as a share of the column."""
 _HEADINGS = ((1.8, "# "), (1.45, "## "), (1.18, "### "))
 """By how many times the letters are larger than those of the page's text."""
 _LONGEST_HEADING = 120
@@ -252,13 +254,13 @@ def _continues(before: Sequence[_Item], row: Sequence[_Item]) -> bool:
 
 
 def _was_ended(before: Sequence[_Item], row: Sequence[_Item], text: str, plain: Sequence[_Item]) -> bool:
-    """Whether a row ended on purpose: the next word would have fitted on it."""
-    last = before[-1].box
+    """Whether a row ended on purpose: the next word would have fitted on it, with room to spare."""
+    last, left = before[-1].box, row[0].box[0]
     letters = max(1, len(_line_text(before[-1])))
-    word = (1 + len(text.split(maxsplit=1)[0])) * (last[2] - last[0]) / letters if text.split() else 0.0
-    beside = (item.box[2] for item in plain if abs(item.box[0] - row[0].box[0]) <= _height(row[0].box))
-    column = max(beside, default=last[2])
-    return column - last[2] > word
+    first = text.partition(" ")[0]
+    word = (1 + len(first)) * (last[2] - last[0]) / letters
+    right = max((item.box[2] for item in plain if abs(item.box[0] - left) <= _height(row[0].box)), default=last[2])
+    return right - last[2] > word + _RAGGED * (right - left)
 
 
 def _box(line: TextLine) -> Box:

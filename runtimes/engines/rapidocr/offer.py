@@ -10,8 +10,8 @@ from lfx_local_runtimes.runtimes.planning.offers import stored_type
 
 PER_WEIGHT_BYTE = 2.0
 """ONNX Runtime keeps a copy of the weights that suits the processor."""
-PAGE_BYTES = 180 * 2**20
-"""What the first page takes: a picture of 2,000 pixels, and what is computed of it."""
+PAGE_BYTES = 650 * 2**20
+"""What the largest page takes while it is recognised: a picture of 2,000 by 2,000 pixels, and what is computed of it."""
 
 
 def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) -> Offer:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
-from lfx_local_runtimes.errors import InvalidInput, as_fault
+from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.engines.rapidocr.layout import table_markdown, table_text
 from lfx_local_runtimes.runtimes.tasks.documents.document import Kind, Page
@@ -34,7 +34,7 @@ def check_archive(data: bytes, name: str) -> None:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
-        raise InvalidInput(f"{name} is damaged: {error}.", hint="Save the file again and send the new one.") from error
+        raise InvalidInput(f"{name} is damaged: {error}.", hint=_AGAIN) from error
     unpacked = sum(entry.file_size for entry in entries)
     longest = max((entry.file_size for entry in entries if entry.filename.endswith((".xml", ".rels"))), default=0)
     if len(entries) > MAX_ENTRIES:
@@ -50,6 +50,13 @@ def check_archive(data: bytes, name: str) -> None:
 
 
 _SMALLER = "Divide the document, or remove its pictures."
+_AGAIN = "Save the file again and send the new one."
+
+
+def _broken(name: str, kind: str, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{name} is not a {kind} that can be read: {str(error)[:200] or type(error).__name__}.", hint=_AGAIN
+    )
 
 
 class OfficeFile:
@@ -91,10 +98,8 @@ class WordFile(OfficeFile):
             super().__init__(
                 [_flow_page(number, blocks) for number, blocks in enumerate(_divided(document, rendered), 1)]
             )
-        except InvalidInput:
-            raise
         except Exception as error:  # python-docx raises KeyError, ValueError, lxml's own …
-            raise as_fault(error, InvalidInput, f"{name} is not a DOCX that can be read", "") from error
+            raise _broken(name, "DOCX", error) from error
 
 
 class SlidesFile(OfficeFile):
@@ -114,7 +119,7 @@ class SlidesFile(OfficeFile):
             size = (presentation.slide_width / _EMU_PER_POINT, presentation.slide_height / _EMU_PER_POINT)
             super().__init__([_slide(number, slide, size) for number, slide in enumerate(presentation.slides, 1)])
         except Exception as error:
-            raise as_fault(error, InvalidInput, f"{name} is not a PPTX that can be read", "") from error
+            raise _broken(name, "PPTX", error) from error
 
 
 # -- DOCX ----------------------------------------------------------------------------------------------------------------

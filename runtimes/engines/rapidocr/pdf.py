@@ -6,13 +6,13 @@ PDFium must not be called by two threads at once. Here the model's thread calls 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.optional import require
 from lfx_local_runtimes.runtimes.engines.rapidocr.layout import Composed, Grid, compose
-from lfx_local_runtimes.runtimes.engines.rapidocr.recognition import LONGEST_SIDE, Recogniser, box_of
+from lfx_local_runtimes.runtimes.engines.rapidocr.recognition import LONGEST_SIDE, Recogniser, Recognition, box_of
 from lfx_local_runtimes.runtimes.engines.rapidocr.tables import find_grids
 from lfx_local_runtimes.runtimes.tasks.documents.document import Kind, Page
 from lfx_local_runtimes.runtimes.tasks.documents.pages import Box, Point, TextLine
@@ -94,25 +94,28 @@ class PdfFile:
         scale = LONGEST_SIDE / max(width, height, 1)
         glyphs = self._glyphs(page, number)
         kinds = {one.type for one in page.get_objects(max_depth=3)}
-        own = _is_text(glyphs)
-        pixels = None
-        if self._draw is not None or (kinds and (not own or self._raw.FPDF_PAGEOBJ_PATH in kinds)):
+        is_text = _is_text(glyphs)
+        pixels = found = None
+        if self._draw is not None or (kinds and (not is_text or self._raw.FPDF_PAGEOBJ_PATH in kinds)):
             with closing(page.render(scale=scale)) as bitmap:
                 pixels = bitmap.to_numpy().copy()
+        if pixels is not None and not is_text:
+            found = self._recognised(pixels, glyphs)
+            pixels = pixels if found is None else found.pixels
         grids = [] if pixels is None else find_grids(pixels, scale)
-        lines = list(_lines(glyphs, grids))
-        if not own and pixels is not None:
-            recognised = [_scaled(line, scale) for line in self._recogniser.read(pixels)]
-            own = not _is_more(recognised, lines)
-            lines = lines if own else recognised
+        lines = list(_lines(glyphs, grids)) if found is None else [_scaled(line, scale) for line in found.lines]
         composed = compose(lines, grids)
-        made = Page(
-            number, "text" if own else "recognised", composed.text, composed.markdown, composed.lines, composed.tables,
-            width, height,
+        return Page(
+            number, "text" if found is None else "recognised", composed.text, composed.markdown, composed.lines,
+            composed.tables, width, height, "points", found is not None and found.turned,
+            None if self._draw is None else self._draw(pixels, composed, scale),
         )  # fmt: skip
-        if self._draw is None:
-            return made
-        return replace(made, drawing=self._draw(pixels, composed, scale))
+
+    def _recognised(self, pixels: Any, glyphs: Sequence[_Glyph]) -> Recognition | None:
+        """What a model reads; None if the page has more letters of its own."""
+        found = self._recogniser.read(pixels)
+        letters = sum(not glyph.character.isspace() for glyph in glyphs)
+        return found if sum(len(line.text) for line in found.lines) >= letters else None
 
     def _glyphs(self, page: Any, number: int) -> list[_Glyph]:
         """The letters of a page in PDFium's order, with places as they are seen: turned and cut as the page says."""
@@ -162,10 +165,6 @@ def _is_text(glyphs: Sequence[_Glyph]) -> bool:
     seen = [glyph.character for glyph in glyphs if not glyph.character.isspace()]
     unknown = sum(letter in "\ufffd\ufffe" or "\ue000" <= letter <= "\uf8ff" for letter in seen)
     return len(seen) >= _ENOUGH and unknown <= _UNREADABLE * len(seen)
-
-
-def _is_more(lines: Sequence[TextLine], others: Sequence[TextLine]) -> bool:
-    return sum(len(line.text) for line in lines) >= sum(len(line.text) for line in others)
 
 
 def _lines(glyphs: Sequence[_Glyph], grids: Sequence[Grid]) -> Iterator[TextLine]:

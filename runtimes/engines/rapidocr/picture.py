@@ -1,6 +1,5 @@
 """Pictures: as requests of their own, and as documents with one page."""
 
-from dataclasses import replace
 from typing import Any
 
 from lfx_local_runtimes.optional import require
@@ -28,10 +27,11 @@ def pixels_of(media: Media | Source, place: str) -> Any:
 def recognised_picture(pixels: Any, recogniser: Recogniser, *, draw: bool) -> RecognisedPicture:
     """The lines of a picture."""
     height, width = pixels.shape[:2]
-    composed = compose(recogniser.read(pixels))
+    found = recogniser.read(pixels)
+    composed = compose(found.lines)
     text = "\n".join(line.text for line in composed.lines)
-    drawing = drawn(pixels, composed, 1.0) if draw else None
-    return RecognisedPicture(width, height, text, composed.lines, drawing)
+    drawing = drawn(found.pixels, composed, 1.0) if draw else None
+    return RecognisedPicture(width, height, text, composed.lines, found.turned, drawing)
 
 
 class PictureFile:
@@ -50,19 +50,12 @@ class PictureFile:
     def page(self, number: int) -> Page:
         """The picture."""
         height, width = self._pixels.shape[:2]
-        composed = compose(self._recogniser.read(self._pixels), find_grids(self._pixels))
-        page = Page(
-            number,
-            "recognised",
-            composed.text,
-            composed.markdown,
-            composed.lines,
-            composed.tables,
-            width,
-            height,
-            "pixels",
-        )
-        return replace(page, drawing=self._draw(self._pixels, composed, 1.0)) if self._draw is not None else page
+        found = self._recogniser.read(self._pixels)
+        composed = compose(found.lines, find_grids(found.pixels))
+        return Page(
+            number, "recognised", composed.text, composed.markdown, composed.lines, composed.tables, width, height, "pixels",
+            found.turned, None if self._draw is None else self._draw(found.pixels, composed, 1.0),
+        )  # fmt: skip
 
     def close(self) -> None:
         """Forget the picture."""

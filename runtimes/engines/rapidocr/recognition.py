@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,21 @@ from lfx_local_runtimes.runtimes.tasks.documents.pages import Box, Point, TextLi
 _EXTRA = "documents"
 LONGEST_SIDE = 2000
 """Pixels. RapidOCR makes larger pictures smaller."""
+
+_UNSURE = 0.8
+"""If a picture is read with less certainty, it may be upside down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition:
+    """What was read in a picture."""
+
+    lines: list[TextLine]
+    """As RapidOCR orders them: from top to bottom."""
+    pixels: Any
+    """The picture, upright. The places of the lines are in it."""
+    turned: bool
+    """It was upside down."""
 
 
 class Recogniser:
@@ -34,12 +50,10 @@ class Recogniser:
     def __init__(self, model: PpOcr, threads: int, name: str) -> None:
         rapidocr = require("rapidocr", _EXTRA)
         chosen = {
-            "Global.log_level": "error", "Global.use_cls": model.direction is not None,
+            "Global.log_level": "error", "Global.use_cls": False,
             "Det.model_path": str(model.detector.path), "Rec.model_path": str(model.recogniser.path),
             "EngineConfig.onnxruntime.intra_op_num_threads": threads,
         }  # fmt: skip
-        if model.direction is not None:
-            chosen["Cls.model_path"] = str(model.direction.path)
         self._name = name
         self._path = model.recogniser.path
         try:
@@ -49,17 +63,25 @@ class Recogniser:
             raise LoadFailed(f"RapidOCR refuses {name}: {str(error)[-500:]}", model_name=name) from error
         self.version = version("rapidocr")
 
-    def read(self, pixels: Any) -> list[TextLine]:
-        """The lines of a picture, as RapidOCR orders them: from top to bottom.
+    def read(self, pixels: Any) -> Recognition:
+        """Read a picture. One that is upside down is turned.
 
         Args:
             pixels: uint8 of shape (height, width, 3): blue, green, red.
         """
-        found = self._engine(pixels)
+        import numpy as np
+
+        found, upright, turned = self._engine(pixels), pixels, False
+        if _certainty(found) < _UNSURE:
+            rotated = np.ascontiguousarray(pixels[::-1, ::-1])
+            again = self._engine(rotated)
+            if _certainty(again) > _certainty(found):
+                found, upright, turned = again, rotated, True
         if found.txts is None:
-            return []
+            return Recognition([], pixels, turned=False)
         rows = zip(found.boxes.tolist(), found.txts, found.scores, strict=True)
-        return [_line(corners, str(text), float(score)) for corners, text, score in rows]
+        lines = [_line(corners, str(text), float(score)) for corners, text, score in rows]
+        return Recognition(lines, upright, turned)
 
     @cached_property
     def _languages(self) -> frozenset[str]:
@@ -80,6 +102,11 @@ class Recogniser:
             )  # fmt: skip
 
 
+def _certainty(found: Any) -> float:
+    """How sure a recognition is of its lines, on average."""
+    return sum(found.scores) / len(found.scores) if found.scores else 0.0
+
+
 def box_of(corners: Iterable[Point]) -> Box:
     """The upright box around points."""
     across, down = zip(*corners, strict=True)
@@ -96,8 +123,8 @@ def _sample() -> Any:
     import numpy as np
 
     cv2 = require("cv2", _EXTRA)
-    picture = np.full((64, 320, 3), 255, np.uint8)
-    return cv2.putText(picture, "Sample", (20, 44), cv2.FONT_HERSHEY_SIMPLEX, 1.2, (0, 0, 0), 2)
+    picture = np.full((240, 320, 3), 255, np.uint8)
+    return cv2.putText(picture, "Sample", (60, 130), cv2.FONT_HERSHEY_SIMPLEX, 1.2, (0, 0, 0), 2)
 
 
 def _languages_of(recogniser: Path) -> frozenset[str]:

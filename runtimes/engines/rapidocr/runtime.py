@@ -13,6 +13,7 @@ from lfx_local_runtimes.runtimes.engines.host import physical_cores, release_mem
 from lfx_local_runtimes.runtimes.engines.rapidocr.files import OpenDocument, open_document
 from lfx_local_runtimes.runtimes.engines.rapidocr.picture import drawn, pixels_of, recognised_picture
 from lfx_local_runtimes.runtimes.engines.rapidocr.recognition import Recogniser
+from lfx_local_runtimes.runtimes.engines.registry import engine_row
 from lfx_local_runtimes.runtimes.formats.pp_ocr import pp_ocr_of
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Finished, Progress, Request
@@ -52,8 +53,14 @@ class RapidOcrRuntime(BatchingRuntime):
         release_memory()
 
     def _measure(self) -> dict[str, int]:
+        """As estimated: most of it is taken by a page, and only while it is recognised."""
         assert self._plan is not None
-        return dict(self._plan.memory)
+        device = self._plan.device.key
+        return {device: self._plan.memory[device] + engine_row(self.engine).overhead}
+
+    def _rest(self) -> None:
+        super()._rest()
+        release_memory()  # else a process keeps what its largest page took
 
     def _work(self, inbox: Inbox) -> None:
         self._batch_work(inbox, Turns(self._read, self._answering))

@@ -35,6 +35,8 @@ class Page:
     height: float | None = None
     unit: Literal["points", "pixels"] = "points"
     """Of the width, the height and the boxes. A point is 1/72 inch."""
+    turned: bool = False
+    """The page was upside down. Places are those of the upright page."""
     drawing: Media | None = None
     """The page with the boxes of its lines and tables, as a PNG, if it was asked for."""
 

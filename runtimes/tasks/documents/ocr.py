@@ -16,7 +16,7 @@ Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z_-]{1,31}$
 
 @dataclass(frozen=True)
 class RecognisedPicture:
-    """The text of a picture. Places are pixels from the upper left corner, after the picture was turned upright."""
+    """The text of a picture. Places are pixels from the upper left corner of the upright picture."""
 
     width: int
     height: int
@@ -24,8 +24,10 @@ class RecognisedPicture:
     """The lines in reading order, each on a line of its own."""
     lines: tuple[TextLine, ...]
     """In reading order: from top to bottom, one column after the other."""
+    turned: bool = False
+    """The picture was upside down, although its EXIF orientation does not say so."""
     drawing: Media | None = None
-    """The picture with the lines' boxes, as a PNG, if it was asked for."""
+    """The upright picture with the lines' boxes, as a PNG, if it was asked for."""
 
 
 @dataclass(frozen=True)
