@@ -18,7 +18,7 @@ from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
 from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, Named, RerankBody
 from lfx_local_runtimes.routes.tasks.bodies import ask_of, at_hand, body_of, by_path
 from lfx_local_runtimes.routes.tasks.native import body_annotation
-from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery
+from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery, responses_of
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
 
@@ -94,6 +94,6 @@ def _add(router: APIRouter, rows: Sequence[TaskRow], form: Form) -> None:
     serve.__annotations__["body"] = body_annotation(rows, form.bodies)
     serve.__doc__ = form.about
     router.add_api_route(
-        f"/{form.path}", serve, methods=["POST"], name=form.path, response_model=form.response,
+        f"/{form.path}", serve, methods=["POST"], name=form.path, response_model=form.response, responses=responses_of(rows),
         route_class_override=OpenAIRoute.with_body(max(row.body_bytes for row in rows)),
     )  # fmt: skip

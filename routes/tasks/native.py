@@ -12,7 +12,7 @@ from lfx_local_runtimes.routes.delivery import EventStream, disconnected, wait_f
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Addressed
 from lfx_local_runtimes.routes.tasks.bodies import ask_of, at_hand, body_of, by_path, one_of
-from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery
+from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery, responses_of
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
 _LOADS = "The model is loaded if necessary. If the client leaves, the computation ends."
@@ -45,7 +45,7 @@ def _add(router: APIRouter, path: str, rows: Sequence[TaskRow]) -> None:
     serve.__doc__ = "\n\n".join([*(row.summary for row in rows), _LOADS])
     response: Any = Union[tuple(writers)]  # noqa: UP007 - the types are known at run time only
     router.add_api_route(
-        f"/{path}", serve, methods=["POST"], name=path, response_model=response,
+        f"/{path}", serve, methods=["POST"], name=path, response_model=response, responses=responses_of(rows),
         route_class_override=FaultRoute.with_body(max(row.body_bytes for row in rows)),
     )  # fmt: skip
 

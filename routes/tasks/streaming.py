@@ -1,6 +1,6 @@
 """The deltas of any task as server-sent events."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -9,7 +9,13 @@ from pydantic_core import to_json
 from lfx_local_runtimes.routes.delivery import Feed, ProgressComments, Tagged
 from lfx_local_runtimes.routes.faults import envelope
 from lfx_local_runtimes.runtimes.requests import Failed, Finished, Progress, Run
+from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 from lfx_local_runtimes.runtimes.tasks.registry import task_row
+
+
+def responses_of(rows: Sequence[TaskRow]) -> dict[int | str, dict[str, Any]]:
+    """What a route answers besides JSON, for its documentation."""
+    return {200: {"content": {"text/event-stream": {}}}} if any(row.delta for row in rows) else {}
 
 
 class TaskDelivery(Feed):

@@ -473,6 +473,7 @@ CONTRACT = {
     ("POST", "/generate/stream"), ("POST", "/requests/{request_id}/cancel"), ("GET", "/health"), ("GET", "/stats"),
     ("POST", "/models/unload/{model_name}"), ("GET", "/models/status/{model_name}"), ("POST", "/inference"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
+    ("POST", "/ocr"), ("POST", "/documents/read"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
     ("PUT", "/models/{model_name}"), ("DELETE", "/models/{model_name}"), ("DELETE", "/models/{model_name}/files"),
     ("POST", "/downloads"), ("GET", "/downloads"), ("GET", "/downloads/{download_id}"), ("DELETE", "/downloads/{download_id}"),
