@@ -1,10 +1,10 @@
 """The Document Reader node."""
 
-from lfx.io import FileInput, HandleInput, StrInput
+from lfx.io import HandleInput, StrInput
 
 from lfx_local_runtimes.nodes import (
-    DOCUMENT_TYPES,
     DocumentReaderBaseComponent,
+    document_files_input,
     loading_inputs,
     model_input,
     other_model_input,
@@ -30,13 +30,7 @@ class DocumentReaderComponent(DocumentReaderBaseComponent):
             info="The model that reads scanned pages and pictures. Text that is in the file needs none, and is read as it is.",
         ),
         other_model_input(),
-        FileInput(
-            name="files",
-            display_name="Files",
-            file_types=list(DOCUMENT_TYPES),
-            is_list=True,
-            info="The documents to read: PDF, DOCX, PPTX or pictures.",
-        ),
+        document_files_input(),
         HandleInput(
             name="message",
             display_name="Message",

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lfx_local_runtimes.nodes.documents import DOCUMENT_TYPES, DocumentReaderBaseComponent
+    from lfx_local_runtimes.nodes.documents import DocumentReaderBaseComponent, document_files_input
     from lfx_local_runtimes.nodes.inputs import (
         ENCODER_ENGINES,
         ENGINES,
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "ACTIONS": "models",
-    "DOCUMENT_TYPES": "documents",
     "DocumentReaderBaseComponent": "documents",
     "ENCODER_ENGINES": "inputs",
     "ENGINES": "inputs",
@@ -68,6 +67,7 @@ _WHERE = {
     "after_input": "inputs",
     "chat_inputs": "inputs",
     "choice_input": "inputs",
+    "document_files_input": "documents",
     "history_input": "inputs",
     "label_outputs": "reading",
     "list_models_in": "models",
@@ -90,7 +90,6 @@ _WHERE = {
 
 __all__ = [
     "ACTIONS",
-    "DOCUMENT_TYPES",
     "ENCODER_ENGINES",
     "ENGINES",
     "GEMMA_PRESETS",
@@ -105,6 +104,7 @@ __all__ = [
     "after_input",
     "chat_inputs",
     "choice_input",
+    "document_files_input",
     "history_input",
     "label_outputs",
     "list_models_in",

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any, ClassVar
 
 from lfx.base.data.storage_utils import get_file_size, read_file_bytes
-from lfx.io import Output
+from lfx.io import FileInput, Output
 from lfx.schema.data import Data
 from lfx.schema.dataframe import DataFrame
 from lfx.schema.image import get_file_paths
@@ -25,8 +25,19 @@ from lfx_local_runtimes.runtimes.tasks.documents.file import MAX_DOCUMENT_BYTES,
 from lfx_local_runtimes.runtimes.tasks.media import Media, Source
 from lfx_local_runtimes.settings import get_settings
 
-DOCUMENT_TYPES = ("pdf", "docx", "pptx", "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
-"""The endings of the files that are read."""
+_ENDINGS = ("pdf", "docx", "pptx", "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
+
+
+def document_files_input() -> FileInput:
+    """Files to read.
+
+    It is not written in the node's own source: Langflow reads that source for file inputs if it does not know the node, as in
+    `lfx run`, and then takes one file only.
+    """
+    return FileInput(
+        name="files", display_name="Files", file_types=list(_ENDINGS), is_list=True,
+        info="The documents to read: PDF, DOCX, PPTX or pictures.",
+    )  # fmt: skip
 
 
 class DocumentReaderBaseComponent(TaskBaseComponent):

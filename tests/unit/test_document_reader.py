@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from lfx.components.processing.split_text import SplitTextComponent
+from lfx.graph.graph.base import Graph
+from lfx.graph.vertex import param_handler
 from lfx.schema.data import Data
 from lfx.schema.message import Message
 
 from lfx_local_runtimes.components.local_runtimes.document_reader import DocumentReaderComponent
 from lfx_local_runtimes.errors import InvalidInput, NotAllowed, PathNotAllowed, RequestCancelled, RuntimeFault
+from lfx_local_runtimes.flows.build import FOLDER
 from lfx_local_runtimes.nodes.waiting import Pace
 from lfx_local_runtimes.routes import PREFIX
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager, ScriptedRuntime, register_engine
@@ -123,6 +126,17 @@ async def test_a_file_that_langflow_protects_is_not_read(manager: RuntimeManager
     with pytest.raises(NotAllowed, match=r"may\.pdf.*LOCAL_RUNTIMES_MEDIA_DIRS"):
         await node(files=[str(tmp_path / "may.pdf")]).document()
     assert Reader.asks == []
+
+
+def test_langflow_takes_several_files_where_it_does_not_know_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `lfx run`, with its protection of local files."""
+    flow = json.loads((FOLDER / "invoice_to_json.json").read_text(encoding="utf-8"))
+    (reader,) = [node for node in flow["data"]["nodes"] if node["id"] == "DocumentReader-invoice"]
+    reader["data"]["node"]["template"]["files"]["file_path"] = ["flow/a.pdf", "flow/b.pdf"]
+    monkeypatch.setattr(param_handler, "is_local_file_access_restricted", lambda: True)
+    monkeypatch.setattr(param_handler, "enforce_local_file_access", lambda path, scope_ids: path)
+    graph = Graph.from_payload(flow["data"])
+    assert graph.get_vertex("DocumentReader-invoice").params["files"] == ["flow/a.pdf", "flow/b.pdf"]
 
 
 async def test_a_path_outside_the_folders_is_refused(manager: RuntimeManager) -> None:

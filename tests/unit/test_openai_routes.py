@@ -627,6 +627,7 @@ def test_openapi_describes_the_contract(manager: RuntimeManager) -> None:
     assert set(described) == {
         ("GET", "/models"), ("GET", "/models/{model_name}"), ("POST", "/chat/completions"), ("POST", "/completions"),
         ("POST", "/responses"), ("POST", "/embeddings"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
+        ("POST", "/ocr"), ("POST", "/documents/read"),
     }  # fmt: skip
     for operation in described.values():
         assert operation["description"]

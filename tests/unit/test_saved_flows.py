@@ -34,7 +34,7 @@ READING = {
     "EntityTaggerBaseComponent", "LocalEmbeddingsBaseComponent", "LocalRerankBaseComponent",
     "TextClassifierBaseComponent", "ZeroShotBaseComponent", "label_outputs",
 }  # fmt: skip
-DOCUMENTS = {"DOCUMENT_TYPES", "DocumentReaderBaseComponent"}
+DOCUMENTS = {"DocumentReaderBaseComponent", "document_files_input"}
 SURFACE = {
     "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING | DOCUMENTS,
     "lfx_local_runtimes.node_inputs": INPUTS - {"history_input", "other_model_input"}
