@@ -24,7 +24,7 @@ router = APIRouter(route_class=FaultRoute.with_body(MEDIA_BODY_BYTES))
 _OTHER_NAMES = {
     "generate": "llm", "text_generation": "llm", "feature_extraction": "embedding", "sentence_similarity": "embedding",
     "text_ranking": "rerank", "text_classification": "classification", "zero_shot_classification": "zero_shot",
-    "token_classification": "ner",
+    "token_classification": "ner", "image_feature_extraction": "image_embedding",
 }  # fmt: skip
 """The route of text, and the names of tasks on the Hugging Face hub."""
 

@@ -33,6 +33,7 @@ _TASK_ALIASES = {
     "reranker": "rerank", "reranking": "rerank", "text_ranking": "rerank",
     "classifier": "classification", "text_classification": "classification",
     "zero_shot_classification": "zero_shot", "token_classification": "ner", "entities": "ner",
+    "image_feature_extraction": "image_embedding", "clip": "zero_shot_image_classification",
 }  # fmt: skip
 """Other words for the tasks, among them the hub's."""
 

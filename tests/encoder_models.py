@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lfx_local_runtimes.runtimes.config import ModelConfig
-from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime
+from lfx_local_runtimes.runtimes.engines.encoder.runtime import EncoderRuntime, PieceRuntime
 from lfx_local_runtimes.runtimes.engines.transformers.encoder import TransformersEncoder
 from lfx_local_runtimes.runtimes.requests import Request, Run
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT
@@ -78,21 +78,21 @@ def started(kind: type[RuntimeT], path: Path, **options: Any) -> RuntimeT:
     return runtime
 
 
-def unload(runtime: EncoderRuntime) -> None:
+def unload(runtime: PieceRuntime[Any]) -> None:
     """And wait until it is gone."""
     thread = runtime.stop()
     assert thread is not None
     thread.join()
 
 
-def begin(runtime: EncoderRuntime, ask: Ask[ResultT]) -> Run[Any, ResultT]:
+def begin(runtime: PieceRuntime[Any], ask: Ask[ResultT]) -> Run[Any, ResultT]:
     """Ask without waiting."""
     request = Request(runtime.config.model_name, ask)
     runtime.submit(request)
     return Run(request)
 
 
-def answer(runtime: EncoderRuntime, ask: Ask[ResultT]) -> ResultT:
+def answer(runtime: PieceRuntime[Any], ask: Ask[ResultT]) -> ResultT:
     """Ask and wait."""
     return begin(runtime, ask).wait()
 

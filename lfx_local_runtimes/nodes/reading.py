@@ -232,7 +232,7 @@ class ZeroShotBaseComponent(LabelsBaseComponent):
     """Which of the user's labels a text has, with an output for each."""
 
     model_type = "zero_shot"
-    also_by = ("embedding",)
+    also_by: ClassVar[tuple[str, ...]] = ("embedding",)
 
     def update_outputs(self, frontend_node: dict[str, Any], field_name: str, field_value: Any) -> dict[str, Any]:
         """Make an output for each label, after a change of any field: Langflow passes the outputs of a new node."""
@@ -258,7 +258,11 @@ class ZeroShotBaseComponent(LabelsBaseComponent):
             for name in others:
                 self.stop(name)
             self._vertex.graph.exclude_branches_conditionally(self._id, others)  # also in later passes of this run
-        return Message(text=self.input_value if self._current_output in ("", taken) else "")
+        return await self.passed_on() if self._current_output in ("", taken) else Message(text="")
+
+    async def passed_on(self) -> Message:
+        """What goes to the output of the best label."""
+        return Message(text=self.input_value)
 
 
 # -- Entity Tagger -------------------------------------------------------------------------------------------------------

@@ -48,6 +48,14 @@ SUGGESTIONS = (
     Suggestion("facebook/bart-large-mnli", "zero_shot", 1.6),
     Suggestion("dslim/distilbert-NER", "ner", 0.3),
     Suggestion("dslim/bert-base-NER", "ner", 0.4),
+    Suggestion("google/vit-base-patch16-224", "image_classification", 0.4),
+    Suggestion("PekingU/rtdetr_r50vd", "object_detection", 0.2),
+    Suggestion("hustvl/yolos-tiny", "object_detection", 0.1),
+    Suggestion("openai/clip-vit-base-patch32", "zero_shot_image_classification", 0.6),
+    Suggestion("google/siglip-base-patch16-224", "zero_shot_image_classification", 0.8),
+    Suggestion("depth-anything/Depth-Anything-V2-Small-hf", "depth_estimation", 0.1),
+    Suggestion("facebook/dinov2-small", "image_embedding", 0.1),
+    Suggestion("nvidia/segformer-b0-finetuned-ade-512-512", "image_segmentation", 0.1),
 )
 """A few for each task, small ones first. All of them follow instructions, or do one task without any."""
 

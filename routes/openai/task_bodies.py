@@ -11,6 +11,7 @@ from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk
 from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow, Text
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
+from lfx_local_runtimes.runtimes.tasks.vision.embedding import ImageEmbeddingAsk
 
 
 class Document(TypedDict):
@@ -60,6 +61,21 @@ class EmbeddingsBody(Named, Limited, Refusing, EmbeddingAsk):
     def _as_list(cls, value: object) -> object:
         one = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
         return [value] if one else value
+
+
+class ImageEmbeddingsBody(Named, Limited, ImageEmbeddingAsk):
+    """The body of embeddings with pictures in `images`, which OpenAI does not have. `input`: texts in the same space."""
+
+    model_config = ConfigDict(extra="ignore", alias_generator=lambda name: "input" if name == "texts" else name)
+
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None, description="base64 encodes little-endian float32. Default float."
+    )
+
+    @field_validator("texts", mode="before", json_schema_input_type=Text | list[Text])
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
 
 class RerankBody(Named, Limited, Refusing, RerankAsk):

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from lfx_local_runtimes.routes.access import Manager
 from lfx_local_runtimes.routes.delivery import EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
-from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, Named, RerankBody
+from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, ImageEmbeddingsBody, Named, RerankBody
 from lfx_local_runtimes.routes.tasks.bodies import ask_of, at_hand, body_of, by_path
 from lfx_local_runtimes.routes.tasks.native import body_annotation
 from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery, responses_of
@@ -36,7 +36,7 @@ class Form:
     """The answer's type, for the documentation."""
 
 
-def _write_embeddings(body: EmbeddingsBody, result: Any, request_id: str) -> bytes:
+def _write_embeddings(body: EmbeddingsBody | ImageEmbeddingsBody, result: Any, request_id: str) -> bytes:
     from lfx_local_runtimes.routes.openai.vectors import embeddings_json
 
     return embeddings_json(body.model, result, base64=body.encoding_format == "base64")
@@ -48,10 +48,10 @@ def _write_ranking(body: RerankBody, result: Any, request_id: str) -> bytes:
 
 FORMS: Mapping[str, Form] = {
     "embedding": Form(
-        "embeddings", [EmbeddingsBody], _write_embeddings,
+        "embeddings", [EmbeddingsBody, ImageEmbeddingsBody], _write_embeddings,
         "A vector for each input. In addition to OpenAI's fields: prompt, normalize, overflow, keep_alive. Token ids are those "
         "of the model. Too long an input is refused; with `overflow` it is cut, and `truncated` says which ones and by how many "
-        "tokens. `warnings` says if the model was not made for `dimensions`.",
+        "tokens. `warnings` says if the model was not made for `dimensions`. With `images` also of pictures, before those of `input`.",
     ),
     "rerank": Form(
         "rerank", [RerankBody], _write_ranking,

@@ -54,7 +54,7 @@ class ModelInfo:
     vocabulary: int | None = None
     layers: tuple[AttentionLayer, ...] = ()
     task: str = "llm"
-    """llm, embedding, rerank, classification, zero_shot, ner, ocr; unsupported; unknown if the files cannot be read."""
+    """llm, embedding, rerank, classification, zero_shot, ner, ocr, image_classification …; unsupported; unknown if the files cannot be read."""
     unsupported: str = ""
     """Why nothing here serves it; empty if the task is another one."""
     problems: tuple[str, ...] = ()

@@ -26,6 +26,25 @@ _NOT_PLAIN_TEXT = frozenset({
     "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
 })  # fmt: skip
 """Their heads for classification have the same names as those for text, but they read sound or scanned pages."""
+_SIGHT = {
+    "ForImageClassification": "image_classification", "ForObjectDetection": "object_detection",
+    "ForDepthEstimation": "depth_estimation", "ForSemanticSegmentation": "image_segmentation",
+}  # fmt: skip
+"""The ends of the names of architectures that see."""
+_SEERS = {
+    "object_detection": (
+        "conditional_detr", "d_fine", "deformable_detr", "detr", "rt_detr", "rt_detr_v2", "table-transformer", "yolos",
+    ),
+    "depth_estimation": ("depth_anything", "dpt", "glpn"),
+}  # fmt: skip
+"""Of these tasks only such models. Other detectors look for what a text says, other models of depth scale their output in
+ways of their own."""
+_PICTURE_MODELS = {
+    "CLIPModel": "zero_shot_image_classification", "SiglipModel": "zero_shot_image_classification",
+    "Dinov2Model": "image_embedding", "Dinov2WithRegistersModel": "image_embedding", "DINOv3ViTModel": "image_embedding",
+    "ViTModel": "image_embedding",
+}  # fmt: skip
+"""Architectures without a head."""
 _OTHER_TAGS = frozenset({
     "audio-classification", "audio-to-audio", "automatic-speech-recognition", "depth-estimation", "graph-ml",
     "image-classification", "image-feature-extraction", "image-segmentation", "image-to-3d", "image-to-image",
@@ -84,6 +103,11 @@ def _by_head(config: Mapping[str, Any], name: str, kind: str, sentence_transform
         return _classifier(config)
     if name.endswith("ForTokenClassification"):
         return "ner"
+    sees = next((task for head, task in _SIGHT.items() if name.endswith(head)), None)
+    if sees is not None:
+        return sees if kind in _SEERS.get(sees, (kind,)) else None
+    if name in _PICTURE_MODELS:
+        return _PICTURE_MODELS[name]
     encoder = kind in _TEXT_ENCODERS and (not name or name.endswith(_ENCODERS))
     return "embedding" if sentence_transformer or encoder else None
 

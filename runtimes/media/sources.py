@@ -82,7 +82,9 @@ def has_sources(value: Any) -> bool:
         return True
     if isinstance(value, BaseModel):
         return any(has_sources(getattr(value, name)) for name in type(value).model_fields)
-    return isinstance(value, tuple | list) and any(has_sources(one) for one in value)
+    if not isinstance(value, tuple | list) or (value and isinstance(value[0], str | int | float)):
+        return False  # texts, or millions of token ids
+    return any(has_sources(one) for one in value)
 
 
 def fetched(value: ValueT, settings: Settings, place: str = "") -> ValueT:

@@ -101,14 +101,16 @@ def stored_type(config: ModelConfig, info: ModelInfo) -> str:
 def tensor_type(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) -> str:
     """The type that weights are turned into: the one asked for, else the device's usual one.
 
-    Rerankers get fp32: in bf16, scores in a narrow range become equal for documents that differ.
+    Rerankers get fp32: in bf16, scores in a narrow range become equal for documents that differ. So do models that see: in
+    bf16, boxes and depths have three digits.
 
     Raises:
         InvalidInput: the configuration asks for a type that only GGUF files have.
     """
     wanted = config.quantization
     if wanted is None:
-        return "fp32" if terms.task == "rerank" else default_dtype(device, terms.probe)
+        exact = terms.task == "rerank" or family_of(terms.task) == "seeing"
+        return "fp32" if exact else default_dtype(device, terms.probe)
     if wanted in TENSOR_TYPES:
         return wanted
     if info.format is ModelFormat.GGUF and wanted.lower() == (info.quantization or "").lower():
@@ -123,7 +125,7 @@ def sized_offer(
     config: ModelConfig, info: ModelInfo, device: Device, terms: Terms, dtype: str, *, loaded: str | None = None,
     state_limit: int = 0, warnings: tuple[str, ...] = (),
 ) -> Offer:  # fmt: skip
-    """An offer with the usual memory: weights alone for an encoder, weights and caches for text.
+    """An offer with the usual memory: weights alone for a model that reads or sees, weights and caches for text.
 
     A context that nobody asked for is as long as memory allows.
 
@@ -137,7 +139,7 @@ def sized_offer(
         state_limit: bytes of host memory for the states of prompts that had to leave; they take no more than the cache.
         warnings: for the user.
     """
-    if family_of(terms.task) == "reading":
+    if family_of(terms.task) in ("reading", "seeing"):
         context = min(terms.context_length, LONGEST_TEXT) if terms.shortens else terms.context_length
         total = estimate_memory(info, context, dtype=loaded, sequences=0, outputs=0).total
         return Offer(info, dtype, {device.key: total}, context_length=context, warnings=warnings)

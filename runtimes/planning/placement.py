@@ -81,7 +81,7 @@ class Placement:
         made = self._asked(row, cards, told)
         skipped = [refusal.fault.message for refusal in self.refusals[before:]][-1:]
         if made and not any(map(self._fits, made)):
-            divides = family_of(self._task) != "reading" and self._config.gpu_layers is None
+            divides = family_of(self._task) == "text" and self._config.gpu_layers is None
             over = sorted(
                 (card for card in cards if divides and card.type is DeviceType.CUDA), key=lambda card: card.index
             )

@@ -7,7 +7,7 @@ first (`runtimes.media.sources`).
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Annotated, Any
 
@@ -36,7 +36,7 @@ class Media:
     """
 
     mime: str
-    data: Blob
+    data: Blob = field(repr=False)
 
     @property
     def data_url(self) -> str:
@@ -181,6 +181,10 @@ def _of_pixels(value: Any) -> Media:
 _MEDIA: TypeAdapter[Media] = TypeAdapter(Media)
 
 
+_BASE64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})"
+_URL = f"^(?:https?://|data:image/[a-z]+;base64,{_BASE64}$)"
+
+
 def _read_image(value: Any, info: ValidationInfo) -> Media | Source:
     if not isinstance(value, dict):
         return as_image(value)
@@ -206,13 +210,14 @@ Image = Annotated[
     Media | Source, PlainValidator(_read_image), PlainSerializer(_write_image),
     WithJsonSchema({
         "anyOf": [
-            {"type": "string", "description": "A data URL, an http URL, or the file in base64."},
+            {"type": "string", "pattern": f"^{_BASE64}$", "description": "The file in base64."},
+            {"type": "string", "pattern": _URL, "description": "A data URL, or an http URL if the operator allows it."},
             {
-                "type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"],
+                "type": "object", "properties": {"path": {"type": "string", "minLength": 1}}, "required": ["path"],
                 "additionalProperties": False, "description": "A file in a folder of LOCAL_RUNTIMES_MEDIA_DIRS.",
             },
             {
-                "type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"],
+                "type": "object", "properties": {"url": {"type": "string", "pattern": _URL}}, "required": ["url"],
                 "additionalProperties": False, "description": "A data URL, or an http URL if the operator allows it.",
             },
         ]

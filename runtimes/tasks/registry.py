@@ -11,10 +11,18 @@ from lfx_local_runtimes.runtimes.tasks import generation
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 from lfx_local_runtimes.runtimes.tasks.documents import document, ocr
 from lfx_local_runtimes.runtimes.tasks.text import classification, embedding, ner, rerank, zero_shot
+from lfx_local_runtimes.runtimes.tasks.vision import classification as image_classification
+from lfx_local_runtimes.runtimes.tasks.vision import depth, detection, segmentation
+from lfx_local_runtimes.runtimes.tasks.vision import embedding as image_embedding
+from lfx_local_runtimes.runtimes.tasks.vision import zero_shot as image_zero_shot
 
 ENTRY_POINT_GROUP = "lfx_local_runtimes.tasks"
 
-_SHIPPED = (generation, embedding, rerank, classification, zero_shot, ner, ocr, document)
+_SHIPPED = (
+    generation, embedding, rerank, classification, zero_shot, ner,
+    image_classification, detection, image_zero_shot, depth, image_embedding, segmentation,
+    ocr, document,
+)  # fmt: skip
 _registered: dict[str, TaskRow] = {}
 
 

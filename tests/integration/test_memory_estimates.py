@@ -8,10 +8,18 @@ import pytest
 from lfx_local_runtimes.runtimes.config import ModelConfig
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.settings import Settings
+from tests import vision_models
 
 SHORT, OVER = 0.15, 0.25
 """By so much an estimate may fall short, or be too high. Pages of libraries are counted in shares: beside other processes that
 have loaded them, as those of other tests, a model takes less."""
+
+
+@pytest.fixture
+def seeing_model(tmp_path: Path) -> Path:
+    """An image classifier as large as ViT-small."""
+    sizes = {"hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "image_size": 224}
+    return vision_models.vit(tmp_path / "models" / "vit", **sizes)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +30,7 @@ have loaded them, as those of other tests, a model takes less."""
         ("gemma_safetensors", {"context_length": 4096}),
         ("minilm", {}),
         ("minilm", {"runtime_type": "onnx"}),
+        ("seeing_model", {}),
         pytest.param(
             "minilm_gguf",
             {},

@@ -112,5 +112,8 @@ def give_text(case: Any) -> None:
         case.body.update(prompt="Hello", prompt_ids=None, messages=None)
     elif case.path.endswith("/chat/completions"):
         case.body["messages"] = [{"role": "user", "content": "Hello"}]
+    elif isinstance(case.body, dict) and "images" in case.body and case.path.endswith(("/embed", "/embeddings")):
+        del case.body["images"]  # the model here reads texts only
+        case.body["input" if case.path.endswith("s") else "texts"] = ["Hello"]
     elif case.path.endswith("/inference"):
         case.body.update(task=None, options={"prompt": "Hello"}, stream=False)

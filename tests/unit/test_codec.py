@@ -47,6 +47,18 @@ from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, Embed
 from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk, NerResult
 from lfx_local_runtimes.runtimes.tasks.text.rerank import Ranked, RerankAsk, RerankResult
 from lfx_local_runtimes.runtimes.tasks.text.zero_shot import ZeroShotAsk, ZeroShotResult
+from lfx_local_runtimes.runtimes.tasks.vision.classification import ImageClassificationAsk, ImageClassificationResult
+from lfx_local_runtimes.runtimes.tasks.vision.depth import DepthAsk, DepthMap, DepthResult
+from lfx_local_runtimes.runtimes.tasks.vision.detection import DetectedObject, ObjectDetectionAsk, ObjectDetectionResult
+from lfx_local_runtimes.runtimes.tasks.vision.embedding import ImageEmbeddingAsk
+from lfx_local_runtimes.runtimes.tasks.vision.segmentation import (
+    Rle,
+    Segment,
+    Segmentation,
+    SegmentationAsk,
+    SegmentationResult,
+)
+from lfx_local_runtimes.runtimes.tasks.vision.zero_shot import ImageZeroShotAsk, ImageZeroShotResult
 from lfx_local_runtimes.runtimes.trust.report import Clearance
 from lfx_local_runtimes.settings import Settings
 from tests.isolated_engines import Actor, runtime_of
@@ -130,6 +142,7 @@ JSON = st.recursive(
 )
 METADATA = st.dictionaries(TEXT.filter(lambda name: name not in ("truncated", "warnings")), JSON, max_size=3)
 MEDIA = st.builds(Media, TEXT, st.binary(max_size=50))
+IMAGES = st.lists(st.builds(Media, TEXT, st.binary(min_size=1, max_size=50)), min_size=1, max_size=3).map(tuple)
 TEXTS = st.lists(SOME, min_size=1, max_size=3).map(tuple)
 CALL = st.builds(ToolCall, id=SOME, name=SOME, arguments=TEXT)
 LOGPROB = st.builds(
@@ -165,7 +178,7 @@ TABLES = st.lists(
 PAGES = st.lists(
     st.builds(
         Page, st.integers(1), st.sampled_from(["text", "recognised"]), TEXT, TEXT, LINES, TABLES.map(tuple),
-        st.none() | NUMBER, st.none() | NUMBER, st.sampled_from(["points", "pixels"]), st.none() | MEDIA,
+        st.none() | NUMBER, st.none() | NUMBER, st.sampled_from(["points", "pixels"]), st.booleans(), st.none() | MEDIA,
     ),
     max_size=2,
 ).map(tuple)  # fmt: skip
@@ -196,6 +209,14 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
         ZeroShotAsk, texts=TEXTS, labels=st.just(("one", "two")), hypothesis=st.none() | TEXT.map("{} ".__add__)
     ),
     "ner": st.builds(NerAsk, texts=TEXTS, min_score=st.floats(0, 1)),
+    "image_classification": st.builds(
+        ImageClassificationAsk, images=IMAGES, top_k=st.none() | st.integers(1, 9), multi_label=st.none() | st.booleans()
+    ),
+    "object_detection": st.builds(ObjectDetectionAsk, images=IMAGES, threshold=st.floats(0, 1), draw=st.booleans()),
+    "zero_shot_image_classification": st.builds(ImageZeroShotAsk, images=IMAGES, labels=st.just(("one", "two"))),
+    "depth_estimation": st.builds(DepthAsk, images=IMAGES, raw=st.booleans(), draw=st.booleans()),
+    "image_embedding": st.builds(ImageEmbeddingAsk, images=IMAGES, texts=TEXTS, normalize=st.none() | st.booleans()),
+    "image_segmentation": st.builds(SegmentationAsk, images=IMAGES, rle=st.booleans(), draw=st.booleans()),
     "dictation": st.builds(DictationAsk, sound=MEDIA),
 }  # fmt: skip
 ABOUT = {"model_name": TEXT, "metadata": METADATA}
@@ -213,7 +234,7 @@ RESULTS: dict[str, st.SearchStrategy[Any]] = {
     "ocr": st.builds(
         OcrResult,
         images=st.lists(
-            st.builds(RecognisedPicture, st.integers(0), st.integers(0), TEXT, LINES, st.none() | MEDIA), max_size=2
+            st.builds(RecognisedPicture, st.integers(0), st.integers(0), TEXT, LINES, st.booleans(), st.none() | MEDIA), max_size=2
         ).map(tuple),
         **ABOUT,
     ),
@@ -230,6 +251,46 @@ RESULTS: dict[str, st.SearchStrategy[Any]] = {
         NerResult,
         entities=st.lists(
             st.lists(st.builds(Entity, TEXT, TEXT, st.integers(0), st.integers(0), NUMBER), max_size=2).map(tuple),
+            max_size=2,
+        ).map(tuple),
+        **ABOUT,
+    ),
+    "image_classification": st.builds(ImageClassificationResult, labels=LABELS, **ABOUT),
+    "object_detection": st.builds(
+        ObjectDetectionResult,
+        objects=st.lists(st.lists(st.builds(DetectedObject, TEXT, *[NUMBER] * 5), max_size=2).map(tuple), max_size=2).map(tuple),
+        drawings=st.lists(MEDIA, max_size=2).map(tuple), **ABOUT,
+    ),
+    "zero_shot_image_classification": st.builds(ImageZeroShotResult, labels=LABELS, **ABOUT),
+    "depth_estimation": st.builds(
+        DepthResult,
+        depths=st.lists(
+            st.builds(
+                DepthMap, st.integers(0, 9), st.integers(0, 9), *[NUMBER] * 4,
+                values=st.none() | arrays(np.float32, st.tuples(st.integers(0, 3), st.integers(0, 4))),
+                drawing=st.none() | MEDIA,
+            ),
+            max_size=2,
+        ).map(tuple),
+        **ABOUT,
+    ),
+    "image_embedding": st.builds(
+        EmbeddingResult, vectors=arrays(np.float32, st.tuples(st.integers(0, 3), st.integers(0, 4))), **ABOUT
+    ),
+    "image_segmentation": st.builds(
+        SegmentationResult,
+        segmentations=st.lists(
+            st.builds(
+                Segmentation,
+                st.lists(
+                    st.builds(
+                        Segment, TEXT, st.integers(0, 9), st.integers(0, 9), NUMBER,
+                        st.none() | st.builds(Rle, st.just((2, 3)), st.just((0, 6))),
+                    ),
+                    max_size=2,
+                ).map(tuple),
+                MEDIA, st.none() | MEDIA,
+            ),
             max_size=2,
         ).map(tuple),
         **ABOUT,
@@ -511,7 +572,10 @@ def made(task: str) -> Ask[Any]:
     plain: dict[str, dict[str, Any]] = {
         "llm": {"prompt": "x"}, "rerank": {"query": "x", "documents": ["x"]},
         "ocr": {"images": [b"x"]}, "document": {"file": b"x"},
-        "zero_shot": {"texts": ["x"], "labels": ["x"]}, "dictation": {"sound": {"mime": "x", "data": ""}},
+        "zero_shot": {"texts": ["x"], "labels": ["x"]},
+        "zero_shot_image_classification": {"images": [b"a picture"], "labels": ["x"]}, "dictation": {"sound": {"mime": "x", "data": ""}},
     }  # fmt: skip
-    ask: Ask[Any] = task_rows()[task].ask.model_validate(plain.get(task, {"texts": ["x"]}))
+    row = task_rows()[task]
+    usual = {"images": [b"a picture"]} if row.family == "seeing" else {"texts": ["x"]}
+    ask: Ask[Any] = row.ask.model_validate(plain.get(task, usual))
     return ask

@@ -235,3 +235,58 @@ def test_output_that_is_no_number_is_a_failure_of_its_own(stage: SimpleNamespace
     with pytest.raises(EngineFailure, match="not numbers"):
         bad.wait()
     assert good.wait().values == (4.0,)
+
+
+# -- pictures beside texts -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Square:
+    """A picture of n × n pixels."""
+
+    side: int
+    unit: ClassVar[str] = "pixels"
+    cut: ClassVar[int] = 0
+
+    @property
+    def amount(self) -> int:
+        return self.side**2
+
+    @property
+    def cost(self) -> int:
+        return self.side
+
+    @property
+    def shape(self) -> int:
+        return self.side
+
+
+def test_only_inputs_of_one_shape_share_a_batch() -> None:
+    batches: list[list[Any]] = []
+
+    def compute(batch: Sequence[Any]) -> Any:
+        batches.append(list(batch))
+        return [np.float32(one.cost) for one in batch]
+
+    class Sizes(Sum):
+        def values(self, output: Any, batch: Sequence[Any], spec: Spec) -> Sequence[Any]:
+            return [float(one) for one in output]
+
+        def keep(self, ask: SumAsk, value: Any, row: Any, spec: Spec) -> Any:
+            return value / 2
+
+    scheduler = EncoderScheduler(compute, Spec("sum", 1000), BUDGET, lambda job: None, dict)
+    runs = []
+    for rows in ([Square(30), Tokens([1] * 8, []), Square(20), Square(30)], [Square(30), Tokens([1] * 9, [])]):
+        request = Request("adder", SumAsk(lengths=(1,) * len(rows)))
+        job = Job(request, Sizes(), rows)
+        scheduler.add(Slice(job, [Row(row, index) for index, row in enumerate(rows)], len(rows)))
+        runs.append(Run(request))
+    while scheduler.busy:
+        scheduler.step()
+    assert all(len({one.shape for one in batch}) == 1 for batch in batches)
+    assert [len(batch) for batch in batches if isinstance(batch[0], Square)] in ([3, 1], [1, 3])
+    first, second = (run.wait() for run in runs)
+    assert first.values == (15, 4, 10, 15)  # `keep` has halved them
+    assert (first.metadata["pixels"], first.metadata["tokens"]) == (2 * 900 + 400, 8)
+    assert second.values == (15, 4.5)

@@ -26,7 +26,7 @@ MODULES = (
     "lfx_local_runtimes.nodes",
     *(
         f"lfx_local_runtimes.nodes.{name}"
-        for name in ("documents", "inputs", "models", "provider", "reading", "reports", "text", "tools")
+        for name in ("documents", "inputs", "models", "provider", "reading", "reports", "seeing", "text", "tools")
     ),
 )
 IMPORT_EACH = """

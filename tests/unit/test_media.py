@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -88,6 +89,36 @@ def test_a_path_or_a_url_stays_a_source_until_it_is_read() -> None:
     assert not has_sources(LookAsk(images=(PNG,)))
     with pytest.raises(ValueError, match="either path or url"):
         Source()
+
+
+def test_the_schema_allows_what_is_accepted() -> None:
+    schema = LookAsk.model_json_schema()
+    encoded = base64.b64encode(PNG).decode()
+    for fine in (
+        encoded,
+        f"data:image/png;base64,{encoded}",
+        {"path": "a.png"},
+        {"url": "https://a.example/b"},
+        "YQ==",
+    ):
+        jsonschema.validate({"images": [fine]}, schema)
+        images(fine)
+    for wrong in (
+        "no base64!",
+        "YQ=",
+        "",
+        {"path": ""},
+        {"url": "file:///a"},
+        {"path": "a", "url": "b"},
+        3,
+        "data:image/png,a",
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"images": [wrong]}, schema)
+
+
+def test_bytes_are_not_shown() -> None:
+    assert repr(Media("image/png", PNG)) == "Media(mime='image/png')"
 
 
 def test_json_has_base64() -> None:

@@ -19,6 +19,7 @@ from lfx_local_runtimes.components.local_runtimes.zero_shot_classifier import Ze
 from lfx_local_runtimes.nodes.models import model_choices
 from lfx_local_runtimes.nodes.suggestions import SUGGESTIONS, suggested
 from lfx_local_runtimes.runtimes import ModelConfig
+from lfx_local_runtimes.runtimes.tasks import task_rows
 from tests.routes_app import write_model
 from tests.scripted_manager import Theatre, theatre
 from tests.scripted_tasks import School, school
@@ -170,6 +171,9 @@ def test_suggestions_fit_the_machine() -> None:
     assert suggested(("llm", "embedding"), 0) == []
 
 
-@pytest.mark.parametrize("task", ["llm", "embedding", "rerank", "classification", "zero_shot", "ner"])
+SEEING = [row.name for row in task_rows().values() if row.family == "seeing"]
+
+
+@pytest.mark.parametrize("task", ["llm", "embedding", "rerank", "classification", "zero_shot", "ner", *SEEING])
 def test_every_task_has_a_small_suggestion(task: str) -> None:
     assert any(one.size_gb < 1 and not one.gated for one in suggested((task,), 64 * GB))

@@ -20,6 +20,7 @@ from lfx_local_runtimes.routes.tasks.bodies import MAX_INPUTS
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
 from lfx_local_runtimes.runtimes.requests import Failed, Finished, Request, RequestState, Run
 from lfx_local_runtimes.runtimes.tasks.base import Ask
+from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk, ClassificationResult, Label
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingResult
 from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk, NerResult
@@ -361,7 +362,8 @@ def test_a_missing_model_is_named(client: TestClient, path: str) -> None:
 
 @every_route
 def test_a_body_that_is_too_large_is_refused(client: TestClient, path: str) -> None:
-    response = client.post(path, content=b" " * (MAX_BODY_BYTES + 1), headers={"content-type": "application/json"})
+    limit = MEDIA_BODY_BYTES if "embed" in path else MAX_BODY_BYTES  # pictures have vectors too
+    response = client.post(path, content=b" " * (limit + 1), headers={"content-type": "application/json"})
 
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "body_too_large"

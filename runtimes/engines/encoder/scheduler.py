@@ -1,24 +1,47 @@
-"""Dynamic batching: rows of whoever waits are computed together, as many as a token budget holds.
+"""Dynamic batching: rows of whoever waits are computed together, as many as a budget holds.
 
 Nobody waits for company: a step takes what is there. The job that has got least so far goes first (least attained
-service), so that a query does not stand behind the rest of a large job. Rows of like length go together, which saves
-padding.
+service), so that a query does not stand behind the rest of a large job. Only rows of one shape share a batch: texts with
+texts, pictures with pictures of the same size. Texts of like length go together, which saves padding.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from lfx_local_runtimes.errors import DeviceFailed, EngineFailure, RuntimeFault, as_fault
 from lfx_local_runtimes.runtimes.requests import Failed, Finished, Request, RequestState
 from lfx_local_runtimes.runtimes.tasks.base import TaskResult
-from lfx_local_runtimes.runtimes.tasks.text.reading import Reading, Spec, Tokens
+from lfx_local_runtimes.runtimes.tasks.text.reading import Reading, Spec
 
 logger = logging.getLogger(__name__)
 
-Compute = Callable[[Sequence[Tokens]], Any]
-"""The model: a float32 array whose first axis is the rows."""
+
+class Input(Protocol):
+    """What a model computes at once: a text in tokens, a picture in pixels."""
+
+    unit: str
+    """What is counted for the result's metadata: tokens, pixels."""
+    cut: int
+    """Units that were left out because the input is too long."""
+
+    @property
+    def amount(self) -> int:
+        """How many units it has."""
+
+    @property
+    def cost(self) -> int:
+        """How much of a batch's budget it takes, in tokens or what takes as long to compute."""
+
+    @property
+    def shape(self) -> Hashable:
+        """Inputs of one shape can be computed together."""
+
+
+Compute = Callable[[Sequence[Any]], Any]
+"""The model: inputs of one shape to a float32 array whose first axis is the rows, or to a list with something for each row."""
 
 
 @dataclass(eq=False)
@@ -31,12 +54,14 @@ class Job:
     started: bool = False
     arrived: int = 0
     """Pieces whose rows have come."""
-    tokens: int = 0
-    """Computed so far."""
+    attained: int = 0
+    """The cost of what has been computed so far."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """The units of what has been computed so far, by their names."""
     truncated: dict[int, int] = field(default_factory=dict)
-    """Tokens cut, by piece."""
+    """Units cut, by piece."""
     parts: dict[int, list[tuple[Any, int]]] = field(default_factory=dict)
-    """Values of pieces that are not complete, with their lengths."""
+    """Values of pieces that are not complete, with their costs."""
     values: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -47,7 +72,8 @@ class Job:
 class Row:
     """A piece, or one of the `parts` it is read in."""
 
-    tokens: Tokens
+    input: Any
+    """An `Input`."""
     piece: int
     parts: int = 1
 
@@ -67,7 +93,7 @@ class EncoderScheduler:
     Args:
         compute: the model.
         spec: how to read its output.
-        budget: tokens of a batch, padding included; one row may be longer.
+        budget: what the rows of a batch may cost, padding included; one row may cost more.
         more: asks for a job's next slice, when one has come.
         metadata: the engine's share of a result's.
     """
@@ -114,19 +140,20 @@ class EncoderScheduler:
     def _take(self) -> list[tuple[Job, Row]]:
         """The next batch: the job that has got least so far, then the others in that order, up to the budget.
 
-        Of those that have got the same, the first to come is always among them, with rows that are like its own in length.
+        Of those that have got the same, the first to come is always among them, with rows that are like its own in cost.
         """
         waiting = [(job, row) for job, rows in self._rows.items() for row in rows]
         if not waiting:
             return []
-        first = min((job for job, _ in waiting), key=lambda job: job.tokens)
-        length = max(len(row.tokens.ids) for row in self._rows[first])
-        waiting.sort(key=lambda pair: (pair[0].tokens, abs(len(pair[1].tokens.ids) - length)))
+        first = min((job for job, _ in waiting), key=lambda job: job.attained)
+        lead = max((row.input for row in self._rows[first]), key=lambda one: one.cost)
+        waiting = [(job, row) for job, row in waiting if row.input.shape == lead.shape]
+        waiting.sort(key=lambda pair: (pair[0].attained, abs(pair[1].input.cost - lead.cost)))
         batch: list[tuple[Job, Row]] = []
-        longest = 0
+        largest = 0
         for job, row in waiting:
-            longest = max(longest, len(row.tokens.ids))
-            if batch and longest * (len(batch) + 1) > self._budget:
+            largest = max(largest, row.input.cost)
+            if batch and largest * (len(batch) + 1) > self._budget:
                 break
             batch.append((job, row))
             self._rows[job].remove(row)
@@ -136,7 +163,7 @@ class EncoderScheduler:
         jobs = list(dict.fromkeys(job for job, _ in batch))
         try:
             self.batches += 1
-            self._deliver(batch, self._compute([row.tokens for _, row in batch]))
+            self._deliver(batch, self._compute([row.input for _, row in batch]))
         except DeviceFailed:
             raise  # it ends the model
         except Exception as error:  # noqa: BLE001 - the model goes on serving others
@@ -147,9 +174,7 @@ class EncoderScheduler:
                 self._run([(job, row) for job, row in batch if job is own])
 
     def _deliver(self, batch: Sequence[tuple[Job, Row]], output: Any) -> None:
-        import numpy as np
-
-        if not np.isfinite(output).all():
+        if not _finite(output):
             raise EngineFailure(
                 "The model's output is not numbers: its weights are broken, or its activations overflowed.",
                 hint="Load it in fp32, or fetch its files again.",
@@ -158,9 +183,11 @@ class EncoderScheduler:
         values: dict[int, Any] = {}  # all of them before any is kept: a batch that fails is computed again
         for reading in readings:
             places = [index for index, (job, _) in enumerate(batch) if job.reading is reading]
-            theirs = output if len(readings) == 1 else output[places]
-            found = reading.values(theirs, [batch[index][1].tokens for index in places], self._spec)
-            values.update(zip(places, found, strict=True))
+            theirs = output if len(readings) == 1 else _rows_of(output, places)
+            found = reading.values(theirs, [batch[index][1].input for index in places], self._spec)
+            for index, value in zip(places, found, strict=True):
+                job, row = batch[index]
+                values[index] = reading.keep(job.request.ask, value, row.input, self._spec)
         for index, value in values.items():
             self._keep(*batch[index], value)
         for job in dict.fromkeys(job for job, _ in batch):
@@ -169,14 +196,15 @@ class EncoderScheduler:
 
     @staticmethod
     def _keep(job: Job, row: Row, value: Any) -> None:
-        job.tokens += len(row.tokens.ids)
-        if row.tokens.cut:
-            job.truncated[row.piece] = row.tokens.cut
+        job.attained += row.input.cost
+        job.counts[row.input.unit] += row.input.amount
+        if row.input.cut:
+            job.truncated[row.piece] = row.input.cut
         if row.parts == 1:
             job.values[row.piece] = value
             return
         parts = job.parts.setdefault(row.piece, [])
-        parts.append((value, len(row.tokens.ids)))
+        parts.append((value, row.input.cost))
         if len(parts) == row.parts:
             del job.parts[row.piece]
             job.values[row.piece] = job.reading.join([value for value, _ in parts], [length for _, length in parts])
@@ -187,7 +215,7 @@ class EncoderScheduler:
             about = TaskResult(
                 request.model_name,
                 {
-                    **self._metadata(), "request_id": request.id, "tokens": job.tokens,
+                    **self._metadata(), "request_id": request.id, **job.counts,
                     "truncated": dict(sorted(job.truncated.items())),
                 },
             )  # fmt: skip
@@ -204,3 +232,18 @@ class EncoderScheduler:
         if not isinstance(error, RuntimeFault):
             logger.error("request %s", request.id, exc_info=error)
         request.emit(Failed(as_fault(error, EngineFailure, "The model failed", request.model_name)))
+
+
+def _finite(output: Any) -> bool:
+    """Whether all numbers of an output are finite."""
+    import numpy as np
+
+    if isinstance(output, Mapping):
+        return all(_finite(part) for part in output.values())
+    if isinstance(output, list):
+        return all(_finite(part) for part in output)
+    return bool(np.isfinite(output).all())
+
+
+def _rows_of(output: Any, places: list[int]) -> Any:
+    return [output[place] for place in places] if isinstance(output, list) else output[places]

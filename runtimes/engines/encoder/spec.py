@@ -47,14 +47,14 @@ def read_spec(plan: LoadPlan, tokenizer_limit: int, pooling: str | None = None) 
     return Spec(
         task=plan.task,
         max_length=min(limit for limit in limits if limit is not None),
-        labels=_labels(config),
+        labels=labels_of(config),
         pooling=pooling or ("mean" if own_pooling is None else _pooling(folder / own_pooling)),
         dense=tuple(_dense(folder / path) for kind, path in modules if kind == "Dense"),
         normalize=any(kind == "Normalize" for kind, _ in modules),
         prompts={str(name): str(text) for name, text in prompts.items()} if isinstance(prompts, dict) else {},
         default_prompt=default if isinstance(default, str) else None,
         shortens=bool(config.get("matryoshka_dimensions") or config.get("is_matryoshka") is True),
-        activation=_activation(config),
+        activation=activation_of(config),
     )
 
 
@@ -67,14 +67,15 @@ def _positions(config: Mapping[str, Any]) -> int | None:
     return positions - 2 if positions and str(config.get("model_type")) in _POSITIONS_FROM_TWO else positions
 
 
-def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels of a classifier, as config.json names them; `LABEL_0` … if it does not."""
     tags = config.get("id2label")
     if not isinstance(tags, dict):
         return tuple(f"LABEL_{index}" for index in range(min(number(config, "num_labels") or 2, _MAX_LABELS)))
     return tuple(str(tags[key]) for key in sorted(tags, key=lambda key: int(key) if str(key).isdecimal() else 0))
 
 
-def _activation(config: Mapping[str, Any]) -> str:
+def activation_of(config: Mapping[str, Any]) -> str:
     """As sentence-transformers' `CrossEncoder` and Transformers' text-classification pipeline choose it."""
     own = config.get("sentence_transformers")
     named = own.get("activation_fn") if isinstance(own, dict) else config.get("sbert_ce_default_activation_function")
@@ -83,7 +84,7 @@ def _activation(config: Mapping[str, Any]) -> str:
     problem = config.get("problem_type")
     if problem == "regression":
         return "identity"
-    return "sigmoid" if problem == "multi_label_classification" or len(_labels(config)) == 1 else "softmax"
+    return "sigmoid" if problem == "multi_label_classification" or len(labels_of(config)) == 1 else "softmax"
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:

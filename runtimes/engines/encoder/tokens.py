@@ -78,11 +78,17 @@ def unwrapped(ids: Sequence[int], before: Sequence[int], after: Sequence[int]) -
     return ids
 
 
-def padded(batch: Sequence[Tokens], pad: int) -> dict[str, Any]:
-    """A model's inputs by the names that encoders have for them: int64, of shape (rows, the longest row)."""
+def padded(batch: Sequence[Tokens], pad: int, width: int = 0) -> dict[str, Any]:
+    """A model's inputs by the names that encoders have for them: int64, of shape (rows, the longest row).
+
+    Args:
+        batch: the rows.
+        pad: the token that fills up.
+        width: the rows are at least as long as this.
+    """
     import numpy as np
 
-    shape = (len(batch), max(len(row.ids) for row in batch))
+    shape = (len(batch), max(width, *(len(row.ids) for row in batch)))
     ids, mask, types = np.full(shape, pad, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for index, row in enumerate(batch):
         size = len(row.ids)

@@ -120,6 +120,34 @@ def load_encoder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
     return model.eval(), tokenizer
 
 
+def load_sight(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any]:
+    """The same for a model that sees: the model, and its image processor.
+
+    Raises:
+        RuntimeFault: as `load`.
+    """
+    with progress_events(context, plan.info.size_bytes), faults(plan):
+        model, processor, missing = _from_folder(auto, plan, context, read_processor)
+    _check_complete(plan, missing)
+    return model.eval(), processor
+
+
+def read_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The image processor that lies in a folder, in its form for Pillow. Torchvision is not needed.
+
+    Raises:
+        LoadFailed: there is none.
+        MissingExtra: Pillow is not installed.
+    """
+    require("PIL.Image", "vision")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise LoadFailed(f"{folder.name} has no image processor.", hint="Fetch preprocessor_config.json too.")
+    _, transformers = libraries()
+    return transformers.AutoImageProcessor.from_pretrained(
+        str(folder), backend="pil", local_files_only=True, trust_remote_code=trust_remote_code
+    )
+
+
 def _check_complete(plan: LoadPlan, missing: Collection[str]) -> None:
     if missing:
         names = ", ".join(sorted(missing)[:3])
@@ -129,7 +157,10 @@ def _check_complete(plan: LoadPlan, missing: Collection[str]) -> None:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, Any, Collection[str]]:
+def _from_folder(
+    auto: str, plan: LoadPlan, context: LoadContext, read_beside: Callable[..., Any] = read_tokenizer
+) -> tuple[Any, Any, Collection[str]]:
+    """The model, what lies beside it (its tokenizer), and the names of missing weights."""
     torch, transformers = libraries()
     trust = context.may_run(REMOTE_CODE)
     path = plan.info.path
@@ -140,7 +171,7 @@ def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
     weights = getattr(config, "transformers_weights", None)
     if weights is not None and not str(weights).removesuffix(".index.json").endswith(".safetensors"):
         raise PickleRefused(f"{path.name} names {weights} as its weights.")
-    tokenizer = read_tokenizer(plan.info.folder, trust_remote_code=trust)
+    beside = read_beside(plan.info.folder, trust_remote_code=trust)
     pickle = plan.info.format is ModelFormat.PICKLE and context.may_run(PICKLE)
     model, report = getattr(transformers, auto).from_pretrained(
         folder,
@@ -152,7 +183,7 @@ def _from_folder(auto: str, plan: LoadPlan, context: LoadContext) -> tuple[Any, 
         output_loading_info=True,
         **local,
     )
-    return model, tokenizer, report["missing_keys"]
+    return model, beside, report["missing_keys"]
 
 
 def places(plan: LoadPlan) -> dict[str, Any]:

@@ -43,8 +43,13 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
         check_readable(config, info)
     dtype = tensor_type(config, info, device, terms)
     _check_type(dtype, config, info, device)
+    if family_of(terms.task) == "seeing" and dtype in ("int8", "int4"):
+        raise InvalidInput(
+            f"A model for pictures is not quantized to {dtype}.", model_name=config.model_name,
+            hint="Use fp32, fp16 or bf16.",
+        )  # fmt: skip
     found = sized_offer(config, info, device, terms, dtype, loaded=dtype)
-    if family_of(terms.task) == "reading":
+    if family_of(terms.task) in ("reading", "seeing"):
         return found
     if terms.rooms:
         return _divided(found, config, dtype, terms)

@@ -78,6 +78,8 @@ class Embedding(Reading[EmbeddingAsk, EmbeddingResult]):
         return [Piece(prompt + text if isinstance(text, str) else text) for text in ask.texts]
 
     def values(self, output: "np.ndarray[Any, Any]", batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
+        if spec.pooling == "none":
+            return [vector.copy() for vector in output]
         import numpy as np
 
         lengths = np.array([len(row.ids) for row in batch])

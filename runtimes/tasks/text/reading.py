@@ -1,4 +1,4 @@
-"""Tasks of models that read: they turn pieces of text into vectors, scores, labels or spans.
+"""Tasks of models that read: they turn pieces of text into vectors, scores, labels or spans. Tasks of models that see share this.
 
 A reading knows no engine. It divides a request into pieces of text, and turns the model's output for each piece into a
 result. An engine knows no reading. It tokenizes pieces and computes batches of them.
@@ -65,6 +65,20 @@ class Tokens:
     cut: int = 0
     """Tokens of the piece that are in no part."""
 
+    unit: ClassVar[str] = "tokens"
+    shape: ClassVar[str] = "text"
+    """All texts can be in one batch: shorter ones are padded."""
+
+    @property
+    def cost(self) -> int:
+        """How much of a batch it takes."""
+        return len(self.ids)
+
+    @property
+    def amount(self) -> int:
+        """How many of its units it has."""
+        return len(self.ids)
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -75,7 +89,8 @@ class Spec:
     """The most tokens of one piece."""
     labels: tuple[str, ...] = ()
     pooling: str = "mean"
-    """How one vector is made of the tokens' states: mean, cls, max, lasttoken, mean_sqrt_len or weightedmean."""
+    """How one vector is made of the tokens' states: mean, cls, max, lasttoken, mean_sqrt_len or weightedmean; none if the model
+    gives one vector."""
     dense: tuple["Dense", ...] = ()
     normalize: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +100,12 @@ class Spec:
     """The model's files say that its vectors may be shortened (Matryoshka)."""
     activation: str = "softmax"
     """How scores are made of logits: softmax, sigmoid or identity."""
+    scale: float = 1.0
+    """By what a model of pictures and texts multiplies their cosines,"""
+    bias: float = 0.0
+    """and what it adds to them."""
+    most: int = 0
+    """How many objects a detector finds in a picture at most; 0 is one for each of its queries."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +117,27 @@ class Dense:
     tanh: bool
 
 
-AskT = TypeVar("AskT", bound=ReadingAsk[Any])
+AskT = TypeVar("AskT", bound=Ask[Any])
 
 
 class Reading(ABC, Generic[AskT, ResultT]):
     """The part of a task between the request and the model."""
 
     @abstractmethod
-    def pieces(self, ask: AskT, spec: Spec) -> Sequence[Piece]:
-        """The pieces that the model has to read, in order.
+    def pieces(self, ask: AskT, spec: Spec) -> Sequence[Any]:
+        """The pieces that the model has to read or see, in order.
 
         Raises:
             InvalidInput: the model cannot do this.
         """
 
     @abstractmethod
-    def values(self, output: "np.ndarray[Any, Any]", batch: Sequence[Tokens], spec: Spec) -> Sequence[Any]:
+    def values(self, output: Any, batch: Sequence[Any], spec: Spec) -> Sequence[Any]:
         """One value for each row of a batch.
 
         Args:
-            output: float32; states or logits per token (rows, tokens, width) or logits per row (rows, labels).
+            output: float32; states or logits per token (rows, tokens, width) or logits per row (rows, labels). For some
+                tasks of pictures: a list with something for each row.
             batch: the rows. Output behind a row's tokens has no meaning.
             spec: the model's.
         """
@@ -123,6 +145,11 @@ class Reading(ABC, Generic[AskT, ResultT]):
     @abstractmethod
     def result(self, ask: AskT, values: Sequence[Any], spec: Spec, about: TaskResult) -> ResultT:
         """Make the result. `values` has one value for each piece, in order."""
+
+    def keep(self, ask: AskT, value: Any, row: Any, spec: Spec) -> Any:
+        """What is kept of a value until the result is made, for values that are large. `row` is what was computed."""
+        del ask, row, spec
+        return value
 
     def join(self, values: Sequence[Any], lengths: Sequence[int]) -> Any:
         """Join the values of a piece's parts; `lengths` are their tokens. Most pieces have one part."""
