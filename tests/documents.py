@@ -93,10 +93,10 @@ def text_page(
 
 
 def drawn_page(lines: Sequence[str] = WORDS, *, width: int = 1240, size: int = 30, tilt: float = 0.0) -> Any:
-    """A page of text as a PIL picture, as a scanner gives it."""
+    """A page of text as a PIL picture, as a scanner gives it. PP-OCR makes lower ones larger, which takes time."""
     from PIL import Image, ImageDraw, ImageFont
 
-    picture = Image.new("RGB", (width, 120 + 60 * len(lines)), "white")
+    picture = Image.new("RGB", (width, max(740, 120 + 60 * len(lines))), "white")
     brush, font = ImageDraw.Draw(picture), ImageFont.load_default(size=size)
     for row, line in enumerate(lines):
         brush.text((80, 60 + 60 * row), line, fill="black", font=font)
