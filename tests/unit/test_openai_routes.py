@@ -360,7 +360,7 @@ def test_models_that_cannot_be_loaded_are_not_listed(client: TestClient, manager
     models = manager.settings.model_roots[0]
     (models / "broken.gguf").write_bytes(b"GGUF")
     write_model(models / "painter")
-    (models / "painter" / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+    (models / "painter" / "config.json").write_text('{"architectures": ["ViTMAEModel"], "model_type": "vit_mae"}')
 
     def listed() -> set[str]:
         return {row["id"] for row in client.get("/models").json()["data"]}
@@ -628,6 +628,8 @@ def test_openapi_describes_the_contract(manager: RuntimeManager) -> None:
         ("GET", "/models"), ("GET", "/models/{model_name}"), ("POST", "/chat/completions"), ("POST", "/completions"),
         ("POST", "/responses"), ("POST", "/embeddings"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
         ("POST", "/ocr"), ("POST", "/documents/read"),
+        ("POST", "/vision/classify"), ("POST", "/vision/clip"), ("POST", "/vision/detect"), ("POST", "/vision/depth"),
+        ("POST", "/vision/segment"),
     }  # fmt: skip
     for operation in described.values():
         assert operation["description"]

@@ -77,8 +77,8 @@ def done(manager: RuntimeManager, name: str = REPO) -> DownloadStatus:
             RemoteCodeRefused, "only the code that comes with it",
         ),
         (
-            {"model_type": "vit", "architectures": ["ViTForImageClassification"]},
-            WrongTask, "nothing here serves ViTForImageClassification",
+            {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"]},
+            WrongTask, "nothing here serves ViTMAEForPreTraining",
         ),
         ({"quantization_config": {"group_size": 64, "bits": 4}}, InvalidInput, "by an unnamed method, which Transformers does"),
         ({"quantization_config": {"quant_method": "mystery"}}, InvalidInput, "by mystery, which Transformers does not read"),

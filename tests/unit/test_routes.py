@@ -286,9 +286,9 @@ def test_hostile_names_are_refused(client: TestClient, name: str, suffix: str) -
 def test_validate_says_why_nothing_serves_a_model(client: TestClient, manager: RuntimeManager) -> None:
     folder = manager.settings.model_roots[0] / "painter"
     write_model(folder)
-    (folder / "config.json").write_text('{"architectures": ["ViTModel"], "model_type": "vit"}')
+    (folder / "config.json").write_text('{"architectures": ["ViTMAEModel"], "model_type": "vit_mae"}')
     report = client.get("/models/painter/validate").json()
-    assert report["message"] == "painter cannot be loaded: nothing here serves ViTModel."
+    assert report["message"] == "painter cannot be loaded: nothing here serves ViTMAEModel."
     assert (report["task"], report["engine"]) == ("unsupported", None)
 
 
@@ -474,6 +474,8 @@ CONTRACT = {
     ("POST", "/models/unload/{model_name}"), ("GET", "/models/status/{model_name}"), ("POST", "/inference"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
     ("POST", "/ocr"), ("POST", "/documents/read"),
+    ("POST", "/vision/classify"), ("POST", "/vision/clip"), ("POST", "/vision/detect"), ("POST", "/vision/depth"),
+    ("POST", "/vision/segment"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),
     ("PUT", "/models/{model_name}"), ("DELETE", "/models/{model_name}"), ("DELETE", "/models/{model_name}/files"),
     ("POST", "/downloads"), ("GET", "/downloads"), ("GET", "/downloads/{download_id}"), ("DELETE", "/downloads/{download_id}"),
