@@ -1,4 +1,4 @@
-"""The flow with an embedding model, a reranker and a text model: answers from a text, with their sources."""
+"""The flows with an embedding model, a reranker and a text model: answers from a text or a document, with their sources."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from lfx.components.models_and_agents.prompt import PromptComponent
 from lfx.components.processing.parser import ParserComponent
 from lfx.components.processing.split_text import SplitTextComponent
 
+from lfx_local_runtimes.components.local_runtimes.document_reader import DocumentReaderComponent
 from lfx_local_runtimes.components.local_runtimes.local_embeddings import LocalEmbeddingsComponent
 from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
 from lfx_local_runtimes.components.local_runtimes.local_rerank import LocalRerankComponent
@@ -27,6 +28,7 @@ SENTENCES: dict[str, Any] = {"separator": ". ", "keep_separator": "End", "chunk_
 
 CANDIDATES = 15
 PASSAGES = 3
+DOCUMENT = "handbook.pdf"
 QUESTION = "May I charge my e-bike on board?"
 
 INSTRUCTIONS = """Answer the question with the words of the handbook, as in these examples.
@@ -68,6 +70,32 @@ def local_rag() -> Flow:
     )  # fmt: skip
     question = flow.add(ChatInput, "question", 0, 1.3, input_value=QUESTION)
     text = flow.add(PromptComponent, "handbook", 0, 0, title="Handbook", template=handbook())
+    return _with_answers(flow, question, (text, "prompt"))
+
+
+def document_rag() -> Flow:
+    """The same from a PDF."""
+    flow = Flow("Document RAG", "Answers from a PDF with their sources, with local models only.", "document-rag")
+    flow.note(
+        "### Document RAG\n"
+        "Ask about a document: a PDF, a DOCX, a PPTX or a scan. It is the flow *Local RAG*, and its text comes from a file.\n\n"
+        "1. *Document Reader* turns the file into Markdown. Pages with text of their own are read; scanned pages are recognised "
+        "by `pp-ocrv6-small`.\n"
+        "2. The text is split at its paragraphs, embedded, searched and reranked, and the best sentence is quoted, with its "
+        "**sources**.\n\n"
+        "**Upload your file** in the field *Files* of the *Document Reader*.\n\n"
+        "It needs `pip install 'lfx-local-runtimes[documents,rag,demo]'`\n\n"
+        f"Headless: put a file `{DOCUMENT}` into a folder of `LOCAL_RUNTIMES_MEDIA_DIRS`, then "
+        f"`lfx run flows/document_rag.json \"{QUESTION}\"`",
+        -1, width=380,
+    )  # fmt: skip
+    question = flow.add(ChatInput, "question", 0, 1.3, input_value=QUESTION)
+    reader = flow.add(DocumentReaderComponent, "handbook", 0, 0, title="Handbook", path=DOCUMENT)
+    return _with_answers(flow, question, (reader, "document"))
+
+
+def _with_answers(flow: Flow, question: str, text: tuple[str, str]) -> Flow:
+    """The rest of the flow: from the question and the text, a node with its output, to the answer."""
     chunks = flow.add(SplitTextComponent, "passages", 0.9, 0, **SPLIT, clean_output=True)
     embeddings = flow.add(LocalEmbeddingsComponent, "embed", 0.9, 1, model_name="all-minilm-l6-v2")
     store = flow.add(InMemoryFaissComponent, "search", 1.8, 0.3, number_of_results=CANDIDATES)
@@ -93,7 +121,7 @@ def local_rag() -> Flow:
     cited = flow.add(PromptComponent, "cited", 9, 0.3, title="Answer with Sources", template=ANSWER)
     answer = flow.add(ChatOutput, "say", 9.9, 0.5)
     for source, output, target, field in (
-        (text, "prompt", chunks, "data_inputs"),
+        (*text, chunks, "data_inputs"),
         (chunks, "dataframe", store, "ingest_data"),
         (embeddings, "embeddings", store, "embedding"),
         (question, "message", store, "search_query"),

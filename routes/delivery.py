@@ -133,7 +133,7 @@ class Feed(ABC):
         gone: completes when the client has left.
     """
 
-    def __init__(self, streams: Sequence[GenerationStream], gone: Awaitable[None] | None = None) -> None:
+    def __init__(self, streams: Sequence[Pending[Any]], gone: Awaitable[None] | None = None) -> None:
         self.requests = [stream.request for stream in streams]
         self.ended = False
         """The last events were taken: the end of every stream, or the failure of one."""
@@ -201,14 +201,14 @@ class Feed(ABC):
                 timer.cancel()
 
     async def take_first(self, timeout: float) -> list[Tagged]:
-        """Like `take`, but raises if a request failed before its first token.
+        """Like `take`, but raises if a request failed before its first delta.
 
         Raises:
             ClientGone: the client left.
             RuntimeFault: the request failed.
         """
         events = await self.take(timeout)
-        if not any(isinstance(event, TextDelta) for _, event in events):
+        if not any(isinstance(event, Delta) for _, event in events):
             for _, event in events:
                 if isinstance(event, Failed):
                     raise event.error

@@ -12,9 +12,10 @@ from lfx_local_runtimes.routes.delivery import Delivery, EventStream, disconnect
 from lfx_local_runtimes.routes.faults import FaultRoute, Unsupported, validation_fault
 from lfx_local_runtimes.routes.schemas import RequestId
 from lfx_local_runtimes.routes.tasks.bodies import at_hand, by_path, chosen, read_ask
+from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery
 from lfx_local_runtimes.runtimes.requests import GenerationStream
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
-from lfx_local_runtimes.runtimes.tasks.generation import TextDelta
+from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 from lfx_local_runtimes.runtimes.tasks.registry import task_row
 
@@ -37,14 +38,16 @@ class InferenceBody(BaseModel):
     model: ModelRef = Field(description=MODEL_REF, examples=["gemma-3-270m"])
     task: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         default=None,
-        description="llm, embedding, rerank, classification, zero_shot, ner or a plugin's; the path of the task's route, or its "
+        description="llm, embedding, rerank, classification, zero_shot, ner, ocr, document or a plugin's; the path of the task's route, or its "
         "name on the Hugging Face hub. Unset: the model's own.",
         examples=["text-generation"],
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="The fields of the task's own route.", examples=[{"prompt": "Hello"}]
     )
-    stream: bool = Field(default=False, description="For text: server-sent events as from `generate/stream`.")
+    stream: bool = Field(
+        default=False, description="For tasks that stream: server-sent events as from their own route."
+    )
     request_id: RequestId = None
 
 
@@ -60,7 +63,7 @@ async def inference(body: InferenceBody, request: Request, manager: Manager) -> 
     """Any task by its name. The model is loaded if necessary. If the client leaves, the computation ends."""
     task = body.task or (await run_in_threadpool(manager.model_status, body.model)).model_type
     row = _row_of(task, body.options)
-    if body.stream and row.delta is not TextDelta:
+    if body.stream and row.delta is None:
         raise Unsupported("stream", f"The task {row.name} answers in one piece.")
     try:
         ask = read_ask(row, body.options)
@@ -71,7 +74,9 @@ async def inference(body: InferenceBody, request: Request, manager: Manager) -> 
     run = manager.start(body.model, ask, request_id=body.request_id)
     gone = disconnected(request.receive)
     if body.stream:
-        return await EventStream.begin(Delivery(GenerationStream(run), gone), manager.settings)
+        writes_text = row.ask is GenerationConfig
+        feed = Delivery(GenerationStream(run), gone) if writes_text else TaskDelivery(run, gone)
+        return await EventStream.begin(feed, manager.settings)
     (result,) = await wait_for_all([run], gone)
     fields = await run_in_threadpool(TypeAdapter(row.result).dump_python, result, mode="json")
     meta = {"model": fields.pop("model_name"), "task": row.name, "request_id": run.request.id, **fields.pop("metadata")}

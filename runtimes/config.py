@@ -262,7 +262,7 @@ class ModelConfig(Strict):
         str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(task_named)
     ] = Field(
         default=AUTO_TASK,
-        description="The task: llm, embedding, rerank, classification, zero_shot, ner, or another word for one of them, "
+        description="The task: llm, embedding, rerank, classification, zero_shot, ner, ocr, or another word for one of them, "
         "such as chat or text-generation. Auto: as the model's files say.",
     )
     runtime_type: RuntimeType = Field(default=RuntimeType.AUTO, description="The engine; auto chooses by the files.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lfx_local_runtimes.nodes.describing import ImageDescriberBaseComponent
+    from lfx_local_runtimes.nodes.documents import DocumentReaderBaseComponent, document_files_input
     from lfx_local_runtimes.nodes.inputs import (
         ENCODER_ENGINES,
         ENGINES,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "ACTIONS": "models",
     "DepthBaseComponent": "seeing",
+    "DocumentReaderBaseComponent": "documents",
     "ENCODER_ENGINES": "inputs",
     "ENGINES": "inputs",
     "EntityTaggerBaseComponent": "reading",
@@ -82,6 +84,7 @@ _WHERE = {
     "after_input": "inputs",
     "chat_inputs": "inputs",
     "choice_input": "inputs",
+    "document_files_input": "documents",
     "history_input": "inputs",
     "label_outputs": "reading",
     "list_models_in": "models",
@@ -110,6 +113,7 @@ __all__ = [
     "GEMMA_PRESETS",
     "SEEING_ENGINES",
     "DepthBaseComponent",
+    "DocumentReaderBaseComponent",
     "EntityTaggerBaseComponent",
     "GemmaBaseComponent",
     "ImageClassifierBaseComponent",
@@ -125,6 +129,7 @@ __all__ = [
     "after_input",
     "chat_inputs",
     "choice_input",
+    "document_files_input",
     "history_input",
     "label_outputs",
     "list_models_in",

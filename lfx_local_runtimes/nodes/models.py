@@ -23,7 +23,7 @@ PROVIDER_ID = "local-runtimes"
 
 TASKS = {
     "llm": "text", "embedding": "embedding", "rerank": "reranking", "classification": "classification",
-    "zero_shot": "NLI", "ner": "entity",
+    "zero_shot": "NLI", "ner": "entity", "ocr": "OCR",
     "image_classification": "image label", "object_detection": "detection", "depth_estimation": "depth",
     "zero_shot_image_classification": "image and text", "image_embedding": "image vector",
     "image_segmentation": "segmentation",

@@ -1,4 +1,4 @@
-"""What a person reads while a model is fetched or loaded, or while a request waits for its turn."""
+"""What a person reads while a model is fetched or loaded, while a request waits for its turn, and while pages are read."""
 
 import time
 import uuid
@@ -40,6 +40,8 @@ class Pace:
             return f"{name} is busy: {requests} before this one"
         if event.phase == "memory":
             return f"Waiting for memory for {name}: other models have to finish their requests first"
+        if event.phase == "read":
+            return f"Reading page {event.done + 1} of {event.total}"
         if event.phase != self._phase or event.done < self._done_before:
             self._phase, self._began, self._done_before = event.phase, self._clock(), event.done
         what = _WORK.get(event.phase, f"{event.phase}: {{name}}").format(name=name)

@@ -13,11 +13,12 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager
-from lfx_local_runtimes.routes.delivery import disconnected, wait_for_all
+from lfx_local_runtimes.routes.delivery import EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.openai.route import OpenAIRoute, RequestId
 from lfx_local_runtimes.routes.openai.task_bodies import EmbeddingsBody, ImageEmbeddingsBody, Named, RerankBody
 from lfx_local_runtimes.routes.tasks.bodies import ask_of, at_hand, body_of, by_path
 from lfx_local_runtimes.routes.tasks.native import body_annotation
+from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery, responses_of
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
 
@@ -84,12 +85,15 @@ def _add(router: APIRouter, rows: Sequence[TaskRow], form: Form) -> None:
     async def serve(body: Any, request: Request, manager: Manager, request_id: RequestId) -> Response:
         ask = await at_hand(ask_of(body, asks[type(body)]), manager)
         run = manager.start(body.model, ask, request_id=request_id)
-        (result,) = await wait_for_all([run], disconnected(request.receive))
+        gone = disconnected(request.receive)
+        if getattr(body, "stream", False):
+            return await EventStream.begin(TaskDelivery(run, gone), manager.settings)
+        (result,) = await wait_for_all([run], gone)
         return Response(await run_in_threadpool(form.write, body, result, request_id), media_type="application/json")
 
     serve.__annotations__["body"] = body_annotation(rows, form.bodies)
     serve.__doc__ = form.about
     router.add_api_route(
-        f"/{form.path}", serve, methods=["POST"], name=form.path, response_model=form.response,
+        f"/{form.path}", serve, methods=["POST"], name=form.path, response_model=form.response, responses=responses_of(rows),
         route_class_override=OpenAIRoute.with_body(max(row.body_bytes for row in rows)),
     )  # fmt: skip

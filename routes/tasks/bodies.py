@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar, Union
 
-from pydantic import BaseModel, PlainValidator, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, PlainValidator, ValidationInfo, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.runtimes.manager import RuntimeManager
@@ -39,10 +39,20 @@ class Limited(BaseModel):
         return value
 
 
+class Streamable(BaseModel):
+    """A base class for the body of a task that streams."""
+
+    stream: bool = Field(
+        default=False,
+        description="Answer with server-sent events: `delta` for each part, then `done` with the result, or `error`.",
+    )
+
+
 def body_of(row: TaskRow, head: type[BaseModel], prefix: str = "") -> type[BaseModel]:
     """The body of a task's route: the fields of `head`, which name the model, then those of its ask."""
     name = f"{prefix}{row.ask.__name__.removesuffix('Ask')}Body"
-    return type(name, (head, Limited, row.ask), {"__doc__": row.ask.__doc__, "__module__": __name__})
+    bases = (head, Limited, Streamable, row.ask) if row.delta else (head, Limited, row.ask)
+    return type(name, bases, {"__doc__": row.ask.__doc__, "__module__": __name__})
 
 
 def ask_of(body: BaseModel, ask: type[AskT]) -> AskT:

@@ -8,10 +8,11 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from lfx_local_runtimes.routes.access import Manager
-from lfx_local_runtimes.routes.delivery import disconnected, wait_for_all
+from lfx_local_runtimes.routes.delivery import EventStream, disconnected, wait_for_all
 from lfx_local_runtimes.routes.faults import FaultRoute
 from lfx_local_runtimes.routes.schemas import Addressed
 from lfx_local_runtimes.routes.tasks.bodies import ask_of, at_hand, body_of, by_path, one_of
+from lfx_local_runtimes.routes.tasks.streaming import TaskDelivery, responses_of
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
 
 _LOADS = "The model is loaded if necessary. If the client leaves, the computation ends."
@@ -33,7 +34,10 @@ def _add(router: APIRouter, path: str, rows: Sequence[TaskRow]) -> None:
     async def serve(body: Any, request: Request, manager: Manager) -> Response:
         ask = await at_hand(ask_of(body, asks[type(body)]), manager)
         run = manager.start(body.model_name, ask, request_id=body.request_id)
-        (result,) = await wait_for_all([run], disconnected(request.receive))
+        gone = disconnected(request.receive)
+        if getattr(body, "stream", False):
+            return await EventStream.begin(TaskDelivery(run, gone), manager.settings)
+        (result,) = await wait_for_all([run], gone)
         written = await run_in_threadpool(writers[type(result)].dump_json, result)  # it may contain many numbers
         return Response(written, media_type="application/json")
 
@@ -41,7 +45,7 @@ def _add(router: APIRouter, path: str, rows: Sequence[TaskRow]) -> None:
     serve.__doc__ = "\n\n".join([*(row.summary for row in rows), _LOADS])
     response: Any = Union[tuple(writers)]  # noqa: UP007 - the types are known at run time only
     router.add_api_route(
-        f"/{path}", serve, methods=["POST"], name=path, response_model=response,
+        f"/{path}", serve, methods=["POST"], name=path, response_model=response, responses=responses_of(rows),
         route_class_override=FaultRoute.with_body(max(row.body_bytes for row in rows)),
     )  # fmt: skip
 

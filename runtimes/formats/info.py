@@ -54,7 +54,7 @@ class ModelInfo:
     vocabulary: int | None = None
     layers: tuple[AttentionLayer, ...] = ()
     task: str = "llm"
-    """llm, embedding, rerank, classification, zero_shot, ner, caption, vqa, image_classification …; unsupported; unknown if the
+    """llm, embedding, rerank, classification, zero_shot, ner, ocr, caption, vqa, image_classification …; unsupported; unknown if the
     files cannot be read."""
     vision: bool = False
     """It is a language model that reads pictures too: it has a part that encodes them, and the files that prepare them."""

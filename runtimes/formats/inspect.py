@@ -26,6 +26,7 @@ from lfx_local_runtimes.runtimes.formats.hf_config import (
 )
 from lfx_local_runtimes.runtimes.formats.info import AttentionLayer, ModelFormat, ModelInfo
 from lfx_local_runtimes.runtimes.formats.onnx import OnnxHeader, choose, read_onnx
+from lfx_local_runtimes.runtimes.formats.pp_ocr import ARCHITECTURE, PpOcr, pp_ocr_of
 from lfx_local_runtimes.runtimes.formats.safetensors import SafetensorsTensor, read_safetensors
 from lfx_local_runtimes.runtimes.formats.tasks import UNKNOWN, UNSUPPORTED, has_vision, pipeline_tag, task_of
 
@@ -334,6 +335,8 @@ def _onnx(info: ModelInfo) -> ModelInfo:
     """Facts from config.json, if there is one. The other facts are from the ONNX file that is loaded by default."""
     found: list[str] = []
     headers = _onnx_headers(info.files, found)
+    if (ocr := pp_ocr_of(headers)) is not None and not found:
+        return _pp_ocr(info, ocr, headers)
     header = choose(headers, None)
     if header is None:
         return replace(info, problems=(*info.problems, *found))
@@ -357,6 +360,21 @@ def _onnx(info: ModelInfo) -> ModelInfo:
         unsupported=unsupported,
         problems=(*described.problems, *broken),
         metadata=described.metadata or {"num_labels": _width(header)},
+        onnx=headers,
+    )
+
+
+def _pp_ocr(info: ModelInfo, ocr: PpOcr, headers: tuple[OnnxHeader, ...]) -> ModelInfo:
+    files = tuple(file for part in ocr.parts for file in part.files)
+    return replace(
+        info,
+        files=files,
+        size_bytes=sum(file.stat().st_size for file in files),
+        architecture=ARCHITECTURE,
+        parameters=sum(part.parameters for part in ocr.parts),
+        weight_bytes=sum(part.weight_bytes for part in ocr.parts),
+        quantization=ocr.recogniser.dtype,
+        task="ocr",
         onnx=headers,
     )
 

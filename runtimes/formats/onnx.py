@@ -22,7 +22,7 @@ _MAX_FIELDS = 1_000_000
 _MAX_NAME = 1000
 _MAX_DEPTH = 16
 
-_GRAPH, _FUNCTION = 7, 25
+_GRAPH, _METADATA, _FUNCTION = 7, 14, 25
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _SPARSE_INITIALIZER = 1, 5, 11, 12, 15
 _OP_TYPE, _ATTRIBUTE = 4, 5
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14
@@ -88,6 +88,8 @@ class OnnxHeader:
     """The file, and the files that hold its external weights."""
     inputs: tuple[OnnxTensor, ...]
     outputs: tuple[OnnxTensor, ...]
+    keys: frozenset[str] = frozenset()
+    """The names of what its author noted in it."""
 
 
 def choose(headers: Sequence[OnnxHeader], dtype: str | None) -> OnnxHeader | None:
@@ -131,6 +133,7 @@ class _Outline:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
         self._left = _MAX_FIELDS
+        self._keys: set[str] = set()
 
     def header(self) -> OnnxHeader:
         """The outline of the whole file."""
@@ -159,6 +162,7 @@ class _Outline:
             files=(self._path, *(_external_file(self._path, location) for location in outside)),
             inputs=tuple(one for one in inputs if one.name not in initialized),
             outputs=tuple(outputs),
+            keys=frozenset(self._keys),
         )
 
     def _graph(self) -> Field:
@@ -168,6 +172,8 @@ class _Outline:
         for part in self._parts(Field(0, BYTES, 0, size)):
             if part.number == _GRAPH:
                 graphs.append(part)
+            elif part.number == _METADATA:
+                self._keys.update(self._text(key) for key in self._parts(part) if key.number == 1)
             elif part.number == _FUNCTION:
                 self._refuse_external(part, _FUNCTION_PARTS)
         if len(graphs) != 1 or graphs[0].kind != BYTES:

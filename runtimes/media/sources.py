@@ -88,7 +88,7 @@ def has_sources(value: Any) -> bool:
 
 
 def fetched(value: ValueT, settings: Settings, place: str = "") -> ValueT:
-    """An ask with every image that it names read. Blocks.
+    """An ask with every image and document that it names read. Blocks.
 
     Args:
         value: the ask, or a part of one.
@@ -96,12 +96,12 @@ def fetched(value: ValueT, settings: Settings, place: str = "") -> ValueT:
         place: of the part, for errors.
 
     Raises:
-        InvalidInput: an image cannot be read, is too large, or is no image. The message has its place: `images.0`.
+        InvalidInput: one cannot be read, is too large, or of another kind. The message has its place: `images.0`.
         NotAllowed: a path outside the folders, a URL although they are not allowed, or one of a private address.
     """
     found: Any = value
     if isinstance(value, Source):
-        found = read_source(value, settings, Wanted(place or "image"))
+        found = read_source(value, settings, Wanted(place or "file", value.kinds, value.max_bytes))
     elif isinstance(value, BaseModel):
         parts = {name: getattr(value, name) for name in type(value).model_fields}
         named = {name: f"{place}.{name}".lstrip(".") for name in parts}

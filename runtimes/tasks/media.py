@@ -48,12 +48,20 @@ class Media:
 class Source:
     """Media that still has to be read: a file, or a URL. `runtimes.media.sources.fetched` reads those of an ask.
 
+    Args:
+        path: the file.
+        url: of http or https.
+        kinds: the beginnings of the MIME types that are accepted.
+        max_bytes: the most bytes.
+
     Raises:
-        ValueError: neither or both are given.
+        ValueError: neither or both of path and url are given.
     """
 
     path: str | None = None
     url: str | None = None
+    kinds: tuple[str, ...] = ("image/",)
+    max_bytes: int = MAX_IMAGE_BYTES
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.url is None):
@@ -76,8 +84,12 @@ _STARTS = (
 )  # fmt: skip
 
 
-def media_of_url(text: str) -> Media | Source:
+def media_of_url(text: str, max_bytes: int = MAX_IMAGE_BYTES) -> Media | Source:
     """What a URL stands for: the content of a data URL, or a source that is to be fetched.
+
+    Args:
+        text: the URL.
+        max_bytes: the most bytes of a data URL.
 
     Raises:
         ValueError: it is neither a data URL in base64 nor an http URL.
@@ -89,21 +101,26 @@ def media_of_url(text: str) -> Media | Source:
     head = _DATA_URL.match(text[:1000])
     if head is None or head[3] is None:
         raise ValueError("the data URL must have the form data:image/png;base64,…")
-    data = _decoded(text[head.end() :])
+    data = decoded(text[head.end() :], max_bytes)
     return Media(head[1] or image_mime(data), data)
 
 
-def _decoded(text: str) -> bytes:
-    if len(text) * 3 // 4 > MAX_IMAGE_BYTES + MAX_IMAGE_BYTES // 16:  # some room for line breaks
-        raise ValueError(_too_large())
+def decoded(text: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+    """The bytes of a base64 text.
+
+    Raises:
+        ValueError: it is none, or they are too many.
+    """
+    if len(text) * 3 // 4 > max_bytes + max_bytes // 16:  # some room for line breaks
+        raise ValueError(_too_large(max_bytes))
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"the base64 text is not valid: {error}") from error
 
 
-def _too_large() -> str:
-    return f"the image is larger than {MAX_IMAGE_BYTES // 2**20} MiB; scale it down"
+def _too_large(max_bytes: int = MAX_IMAGE_BYTES) -> str:
+    return f"it is larger than {max_bytes // 2**20} MiB; send a smaller one"
 
 
 def as_image(value: Any) -> Media | Source:
@@ -138,7 +155,7 @@ def _of_text(text: str) -> Media | Source:
         return media_of_url(text)
     if not text.strip():
         raise ValueError(_FORM)
-    data = _decoded(text)
+    data = decoded(text)
     return Media(image_mime(data), data)
 
 
@@ -183,7 +200,7 @@ def _read_image(value: Any, info: ValidationInfo) -> Media | Source:
         if isinstance(text, str) and text:
             return as_image(media_of_url(text)) if "url" in names else Source(path=text)
     elif names == {"mime", "data"} and isinstance(value["data"], str):
-        return as_image(Media(str(value["mime"]), _decoded(value["data"])))
+        return as_image(Media(str(value["mime"]), decoded(value["data"])))
     raise ValueError(_FORM)
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from lfx_local_runtimes.errors import WrongTask
 from lfx_local_runtimes.runtimes.tasks import generation
 from lfx_local_runtimes.runtimes.tasks.base import TaskRow
+from lfx_local_runtimes.runtimes.tasks.documents import document, ocr
 from lfx_local_runtimes.runtimes.tasks.multimodal import caption, vqa
 from lfx_local_runtimes.runtimes.tasks.text import classification, embedding, ner, rerank, zero_shot
 from lfx_local_runtimes.runtimes.tasks.vision import classification as image_classification
@@ -21,6 +22,7 @@ ENTRY_POINT_GROUP = "lfx_local_runtimes.tasks"
 _SHIPPED = (
     generation, embedding, rerank, classification, zero_shot, ner, caption, vqa,
     image_classification, detection, image_zero_shot, depth, image_embedding, segmentation,
+    ocr, document,
 )  # fmt: skip
 _registered: dict[str, TaskRow] = {}
 

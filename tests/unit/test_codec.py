@@ -29,6 +29,9 @@ from lfx_local_runtimes.runtimes.processes.frames import Frame, FrameReader, Pro
 from lfx_local_runtimes.runtimes.requests import Event, Failed, Finished, Progress, Request
 from lfx_local_runtimes.runtimes.tasks import registry, task_rows
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskResult, TaskRow
+from lfx_local_runtimes.runtimes.tasks.documents.document import DocumentAsk, DocumentResult, Page, PageDelta
+from lfx_local_runtimes.runtimes.tasks.documents.ocr import OcrAsk, OcrResult, RecognisedPicture
+from lfx_local_runtimes.runtimes.tasks.documents.pages import Table, TextLine
 from lfx_local_runtimes.runtimes.tasks.generation import (
     GenerationResult,
     Grammar,
@@ -172,6 +175,22 @@ PART = st.builds(TextPart, type=st.just("text"), text=TEXT) | st.builds(ImagePar
 SHOWN = st.builds(
     ChatMessage, role=st.sampled_from(["user", "tool"]), content=st.lists(PART, min_size=1, max_size=3).map(tuple)
 )
+FILE = st.builds(Media, TEXT, st.binary(min_size=1, max_size=50))
+BOX = st.none() | st.tuples(NUMBER, NUMBER, NUMBER, NUMBER)
+POINT = st.tuples(NUMBER, NUMBER)
+LINES = st.lists(
+    st.builds(TextLine, TEXT, BOX, st.none() | NUMBER, st.none() | st.tuples(POINT, POINT, POINT, POINT)), max_size=2
+).map(tuple)
+TABLES = st.lists(
+    st.builds(Table, st.lists(st.lists(TEXT, max_size=2).map(tuple), max_size=2).map(tuple), BOX), max_size=2
+)
+PAGES = st.lists(
+    st.builds(
+        Page, st.integers(1), st.sampled_from(["text", "recognised"]), TEXT, TEXT, LINES, TABLES.map(tuple),
+        st.none() | NUMBER, st.none() | NUMBER, st.sampled_from(["points", "pixels"]), st.booleans(), st.none() | MEDIA,
+    ),
+    max_size=2,
+).map(tuple)  # fmt: skip
 ASKS: dict[str, st.SearchStrategy[Any]] = {
     "llm": st.builds(GenerationConfig, prompt=TEXT, grammar=st.none() | GRAMMAR, **SAMPLING)
     | st.builds(
@@ -186,6 +205,12 @@ ASKS: dict[str, st.SearchStrategy[Any]] = {
         EmbeddingAsk,
         texts=st.lists(SOME | st.lists(st.integers(0), min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
         overflow=st.sampled_from(["truncate", "error", "chunk"]), normalize=st.none() | st.booleans(),
+    ),
+    "ocr": st.builds(
+        OcrAsk, images=st.lists(FILE, min_size=1, max_size=2).map(tuple), languages=st.just(("en",)), draw=st.booleans()
+    ),
+    "document": st.builds(
+        DocumentAsk, file=FILE, name=st.just("a.pdf"), pages=st.none() | st.just("1-3, 7"), draw=st.booleans()
     ),
     "rerank": st.builds(RerankAsk, query=SOME, documents=TEXTS, top_n=st.none() | st.integers(1, 9)),
     "classification": st.builds(ClassificationAsk, texts=TEXTS, top_k=st.none() | st.integers(1, 9)),
@@ -219,6 +244,17 @@ RESULTS: dict[str, st.SearchStrategy[Any]] = {
     "vqa": GENERATED,
     "embedding": st.builds(
         EmbeddingResult, vectors=arrays(np.float32, st.tuples(st.integers(0, 3), st.integers(0, 4))), **ABOUT
+    ),
+    "ocr": st.builds(
+        OcrResult,
+        images=st.lists(
+            st.builds(RecognisedPicture, st.integers(0), st.integers(0), TEXT, LINES, st.booleans(), st.none() | MEDIA), max_size=2
+        ).map(tuple),
+        **ABOUT,
+    ),
+    "document": st.builds(
+        DocumentResult, name=TEXT, kind=st.sampled_from(["pdf", "docx", "pptx", "picture"]), page_count=st.integers(0),
+        pages=PAGES, **ABOUT,
     ),
     "rerank": st.builds(
         RerankResult, ranking=st.lists(st.builds(Ranked, st.integers(0, 9), NUMBER), max_size=3).map(tuple), **ABOUT
@@ -289,7 +325,9 @@ PROGRESS = st.builds(Progress, TEXT, st.integers(0), st.integers(0))
 
 def events(task: str) -> st.SearchStrategy[Event]:
     texts = dict.fromkeys(("llm", "caption", "vqa"), TEXT_DELTA)
-    own = {**texts, "dictation": st.builds(Heard, MEDIA)}.get(task)
+    own = {**texts, "dictation": st.builds(Heard, MEDIA), "document": st.builds(PageDelta, PAGES, st.integers(0))}.get(
+        task
+    )
     others = RESULTS[task].map(Finished) | FAULTS.map(Failed) | PROGRESS
     return others if own is None else own | others
 
@@ -546,6 +584,7 @@ def made(task: str) -> Ask[Any]:
     """Some ask of a task."""
     plain: dict[str, dict[str, Any]] = {
         "llm": {"prompt": "x"}, "rerank": {"query": "x", "documents": ["x"]},
+        "ocr": {"images": [b"x"]}, "document": {"file": b"x"},
         "zero_shot": {"texts": ["x"], "labels": ["x"]},
         "zero_shot_image_classification": {"images": [b"a picture"], "labels": ["x"]}, "dictation": {"sound": {"mime": "x", "data": ""}},
         "caption": {"image": "AAAA"}, "vqa": {"image": "AAAA", "question": "x"},

@@ -32,7 +32,7 @@ from lfx_local_runtimes.settings import Settings
 from tests.routes_app import write_model
 from tests.unit.test_packaging import PROJECT
 
-SHIPPED = ("gemma_local", "gemma_streaming", "llama_cpp", "onnx", "transformers")
+SHIPPED = ("gemma_local", "gemma_streaming", "llama_cpp", "onnx", "rapidocr", "transformers")
 PLAN = LoadPlan(ModelInfo(Path("m"), ModelFormat.GGUF, (), 1), "toy", CPU, "none", 16)
 CONFIG = ModelConfig(model_id="m", model_name="m")
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-ENGINES = ("torch", "transformers", "llama_cpp", "torchao", "bitsandbytes", "onnxruntime")
+ENGINES = (
+    "torch", "transformers", "llama_cpp", "torchao", "bitsandbytes", "onnxruntime", "rapidocr", "cv2", "pypdfium2", "docx",
+    "pptx",
+)  # fmt: skip
 HOSTS = ("lfx", "langflow", "fastapi")
 HOSTLESS = "lfx_local_runtimes.runtimes"
 MODULES = (
@@ -23,7 +26,7 @@ MODULES = (
     "lfx_local_runtimes.nodes",
     *(
         f"lfx_local_runtimes.nodes.{name}"
-        for name in ("inputs", "models", "provider", "reading", "reports", "seeing", "text", "tools")
+        for name in ("documents", "inputs", "models", "provider", "reading", "reports", "seeing", "text", "tools")
     ),
 )
 IMPORT_EACH = """

@@ -47,6 +47,11 @@ HEAVY = {
     "gguf",
     "llguidance",
     "PIL",
+    "rapidocr",
+    "cv2",
+    "pypdfium2",
+    "docx",
+    "pptx",
 }
 ENGINES = (f"{PACKAGE}.runtimes.engines.",)
 """Where they belong."""

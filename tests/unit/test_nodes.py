@@ -23,6 +23,7 @@ from lfx.events.event_manager import EventManager
 from lfx.graph.graph.base import Graph
 from lfx.schema.message import Message
 
+from lfx_local_runtimes.components.local_runtimes.document_reader import DocumentReaderComponent
 from lfx_local_runtimes.components.local_runtimes.entity_tagger import EntityTaggerComponent
 from lfx_local_runtimes.components.local_runtimes.gemma import GemmaComponent
 from lfx_local_runtimes.components.local_runtimes.image_describer import ImageDescriberComponent
@@ -51,6 +52,7 @@ from tests.scripted_manager import PATIENCE_S, Theatre, theatre
 NODES = [
     LocalModelComponent, GemmaComponent, ModelManagerComponent, RuntimeStatusComponent, LocalEmbeddingsComponent,
     LocalRerankComponent, TextClassifierComponent, ZeroShotClassifierComponent, EntityTaggerComponent, ImageDescriberComponent,
+    DocumentReaderComponent,
 ]  # fmt: skip
 COMPONENTS = Path(__file__).parents[2] / "components"
 

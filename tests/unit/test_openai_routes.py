@@ -628,6 +628,7 @@ def test_openapi_describes_the_contract(manager: RuntimeManager) -> None:
         ("GET", "/models"), ("GET", "/models/{model_name}"), ("POST", "/chat/completions"), ("POST", "/completions"),
         ("POST", "/responses"), ("POST", "/embeddings"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
         ("POST", "/multimodal/caption"), ("POST", "/multimodal/vqa"),
+        ("POST", "/ocr"), ("POST", "/documents/read"),
         ("POST", "/vision/classify"), ("POST", "/vision/clip"), ("POST", "/vision/detect"), ("POST", "/vision/depth"),
         ("POST", "/vision/segment"),
     }  # fmt: skip

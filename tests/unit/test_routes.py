@@ -474,6 +474,7 @@ CONTRACT = {
     ("POST", "/generate/stream"), ("POST", "/requests/{request_id}/cancel"), ("GET", "/health"), ("GET", "/stats"),
     ("POST", "/models/unload/{model_name}"), ("GET", "/models/status/{model_name}"), ("POST", "/inference"),
     ("GET", "/status"), ("POST", "/unload-all"), ("POST", "/embed"), ("POST", "/rerank"), ("POST", "/classify"), ("POST", "/ner"),
+    ("POST", "/ocr"), ("POST", "/documents/read"),
     ("POST", "/vision/classify"), ("POST", "/vision/clip"), ("POST", "/vision/detect"), ("POST", "/vision/depth"),
     ("POST", "/vision/segment"), ("POST", "/multimodal/caption"), ("POST", "/multimodal/vqa"),
     ("GET", "/models/{model_name}/code"), ("POST", "/models/{model_name}/trust"), ("DELETE", "/models/{model_name}/trust"),

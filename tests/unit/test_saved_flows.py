@@ -35,12 +35,13 @@ READING = {
     "TextClassifierBaseComponent", "ZeroShotBaseComponent", "label_outputs",
 }  # fmt: skip
 DESCRIBING = {"ImageDescriberBaseComponent"}
+DOCUMENTS = {"DocumentReaderBaseComponent", "document_files_input"}
 SEEING = {
     "DepthBaseComponent", "ImageClassifierBaseComponent", "ObjectDetectorBaseComponent", "SEEING_ENGINES",
     "SegmenterBaseComponent", "ZeroShotImageBaseComponent", "picture_inputs",
 }  # fmt: skip
 SURFACE = {
-    "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING | SEEING | DESCRIBING,
+    "lfx_local_runtimes.nodes": INPUTS | MANAGING | WRITING | READING | SEEING | DESCRIBING | DOCUMENTS,
     "lfx_local_runtimes.node_inputs": INPUTS - {"history_input", "other_model_input"}
     | {"given", "told_of", "labels_of", "loading_options", "sampling_options", "schema_of", "stop_texts"},
     "lfx_local_runtimes.task_nodes": READING,

@@ -1,0 +1,1 @@
+"""Text in pictures by RapidOCR, and documents: PDF, DOCX, PPTX."""

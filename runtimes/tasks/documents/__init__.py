@@ -1,0 +1,1 @@
+"""Tasks whose models read pages: text in pictures, and whole documents."""
