@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from lfx_local_runtimes.routes.faults import InvalidField, Unsupported, validation_fault
 from lfx_local_runtimes.runtimes.tasks.generation import CallName, ChatMessage, Grammar, Tool, ToolName
-from lfx_local_runtimes.runtimes.tasks.media import IMAGE_URL, media_of_url
+from lfx_local_runtimes.runtimes.tasks.media import media_of_url, url_schema
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image_url", "input_image")
@@ -19,7 +19,8 @@ def _part_schema(field: str, content: dict[str, Any], *kinds: str) -> dict[str, 
 
 
 _STRING = {"type": "string"}
-_IMAGE_URL = {"anyOf": [IMAGE_URL, {"type": "object", "properties": {"url": IMAGE_URL}, "required": ["url"]}]}
+_URL = url_schema("image/[a-z]+")
+_IMAGE_URL = {"anyOf": [_URL, {"type": "object", "properties": {"url": _URL}, "required": ["url"]}]}
 _CONTENT_SCHEMA = {
     "anyOf": [
         {"type": "string"},

@@ -7,11 +7,13 @@ first (`runtimes.media.sources`).
 import base64
 import binascii
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator, SerializationInfo, TypeAdapter, ValidationInfo, WithJsonSchema
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo, TypeAdapter, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
 
 from lfx_local_runtimes.runtimes.tasks.binary import Blob
 
@@ -23,7 +25,6 @@ MEDIA_BODY_BYTES = 64 * 2**20
 
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.ASCII)
 _UNKNOWN = "application/octet-stream"
-_FORM = 'an image must be a data URL, base64, {"path": …} or {"url": …}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +152,10 @@ def as_image(value: Any) -> Media | Source:
 
 
 def _of_text(text: str) -> Media | Source:
-    if text[:8].lower().startswith(("data:", "http://", "https://")):
+    if is_url(text):
         return media_of_url(text)
     if not text.strip():
-        raise ValueError(_FORM)
+        raise ValueError(form_of("an image"))
     data = decoded(text)
     return Media(image_mime(data), data)
 
@@ -169,7 +170,7 @@ def _of_pixels(value: Any) -> Media:
 
         value, kind = pillow.fromarray(value), "PIL"
     if kind != "PIL":
-        raise ValueError(_FORM)
+        raise ValueError(form_of("an image"))
     plain = value if value.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else value.convert("RGB")
     file = BytesIO()
     plain.save(file, "PNG", compress_level=1)
@@ -179,53 +180,88 @@ def _of_pixels(value: Any) -> Media:
 # -- as a field of an ask ----------------------------------------------------------------------------------------------
 
 _MEDIA: TypeAdapter[Media] = TypeAdapter(Media)
-
-
 _BASE64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})"
-IMAGE_URL: dict[str, Any] = {
-    "type": "string", "pattern": f"^(?:https?://|data:image/[a-z]+;base64,{_BASE64}$)",
-    "description": "A data URL, or an http URL if the operator allows it.",
-}  # fmt: skip
-"""JSON schema of the URL of an image."""
 
 
-def _read_image(value: Any, info: ValidationInfo) -> Media | Source:
-    if not isinstance(value, dict):
-        return as_image(value)
-    if info.context is not None and "data" in value:  # from one half of an engine to the other
-        return _MEDIA.validate_python(value, context=info.context)
-    names = value.keys()
-    if names in ({"path"}, {"url"}):
-        (text,) = value.values()
-        if isinstance(text, str) and text:
-            return as_image(media_of_url(text)) if "url" in names else Source(path=text)
-    elif names == {"mime", "data"} and isinstance(value["data"], str):
-        return as_image(Media(str(value["mime"]), decoded(value["data"])))
-    raise ValueError(_FORM)
+def url_schema(types: str) -> dict[str, Any]:
+    """JSON schema of a URL of media whose MIME types match an expression."""
+    return {
+        "type": "string", "pattern": f"^(?:https?://|data:{types};base64,{_BASE64}$)",
+        "description": "A data URL, or an http URL if the operator allows it.",
+    }  # fmt: skip
 
 
-def _write_image(value: Media | Source, info: SerializationInfo) -> Any:
+def _write(value: Media | Source, info: SerializationInfo) -> Any:
     if isinstance(value, Source):
         return {"path": value.path} if value.url is None else {"url": value.url}
     return _MEDIA.dump_python(value, mode="json", context=info.context)
 
 
-Image = Annotated[
-    Media | Source, PlainValidator(_read_image), PlainSerializer(_write_image),
-    WithJsonSchema({
-        "anyOf": [
-            {"type": "string", "pattern": f"^{_BASE64}$", "description": "The file in base64."},
-            IMAGE_URL,
-            {
-                "type": "object", "properties": {"path": {"type": "string", "minLength": 1}}, "required": ["path"],
-                "additionalProperties": False, "description": "A file in a folder of LOCAL_RUNTIMES_MEDIA_DIRS.",
-            },
-            {
-                "type": "object", "properties": {"url": IMAGE_URL}, "required": ["url"], "additionalProperties": False,
-            },
-        ]
-    }),
-]  # fmt: skip
-"""An image in an ask. In JSON: a data URL, base64, `{"path": …}` or `{"url": …}`. In Python also bytes, a PIL image, an array.
+@dataclass(frozen=True)
+class MediaField:
+    """How a field of an ask takes media. In JSON: a data URL, base64, `{"path": …}` or `{"url": …}`.
 
-A path or an http URL becomes a `Source`. A route or a node reads it before the request starts."""
+    A path or an http URL becomes a `Source`. A route or a node reads it before the request starts.
+
+    Args:
+        noun: what it takes, for errors.
+        types: of the MIME types in data URLs, a regular expression.
+        max_bytes: the most bytes.
+        accept: the media of a value in any form but an object; raises ValueError.
+        at_path: the source of a path.
+    """
+
+    noun: str
+    types: str
+    max_bytes: int
+    accept: Callable[[Any], Media | Source]
+    at_path: Callable[[str], Source]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        write = core_schema.plain_serializer_function_ser_schema(_write, info_arg=True)
+        return core_schema.with_info_plain_validator_function(self._read, serialization=write)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        url = url_schema(self.types)
+        return {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{_BASE64}$", "description": "The file in base64."},
+                url,
+                {
+                    "type": "object", "properties": {"path": {"type": "string", "minLength": 1}}, "required": ["path"],
+                    "additionalProperties": False, "description": "A file in a folder of LOCAL_RUNTIMES_MEDIA_DIRS.",
+                },
+                {"type": "object", "properties": {"url": url}, "required": ["url"], "additionalProperties": False},
+            ]
+        }  # fmt: skip
+
+    def _read(self, value: Any, info: ValidationInfo) -> Media | Source:
+        if not isinstance(value, dict):
+            return self.accept(value)
+        if info.context is not None and "data" in value:  # from one half of an engine to the other
+            return _MEDIA.validate_python(value, context=info.context)
+        names = value.keys()
+        text = next(iter(value.values()), None)
+        if names == {"path"} and isinstance(text, str) and text:
+            return self.at_path(text)
+        if names == {"url"} and isinstance(text, str) and is_url(text):
+            return self.accept(text)
+        if names == {"mime", "data"} and isinstance(value["data"], str):
+            return self.accept(Media(str(value["mime"]), decoded(value["data"], self.max_bytes)))
+        raise ValueError(form_of(self.noun))
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, and not base64."""
+    return text[:8].lower().startswith(("data:", "http://", "https://"))
+
+
+def form_of(noun: str) -> str:
+    """What a value that is no media is told."""
+    return f'{noun} must be a data URL, base64, {{"path": …}} or {{"url": …}}'
+
+
+Image = Annotated[
+    Media | Source, MediaField("an image", "image/[a-z]+", MAX_IMAGE_BYTES, as_image, lambda path: Source(path=path))
+]
+"""An image in an ask. In Python also bytes, a PIL image, an array. See `MediaField`."""

@@ -43,7 +43,7 @@ NOT_IN_A_SCHEMA = re.compile(
     "| does [a-z_, ]+, not "  # about the model
     "|none of the tools|function of the tools|two tools have the same name|a last message of the assistant"
     "|reads text only|no picture|an allowed folder|cannot be read|are not fetched"  # about files and URLs
-    "|more than 64 bits|half of a character|prompts of [0-9]+ answers|the path|input: is empty"  # about values that belong together
+    "|more than 64 bits|half of a character|does not name pages|prompts of [0-9]+ answers|the path|input: is empty"  # about values that belong together
     "|grammar has|grammar is|regular expression|schema cannot|JSON schema"  # about texts in languages of their own
     "|no engine|is not a task|neither a path nor a hub repository|allowed model folder|valid path|running already"  # about this machine and this moment
 )

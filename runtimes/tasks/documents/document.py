@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskResult, TaskRow
 from lfx_local_runtimes.runtimes.tasks.documents.file import DocumentFile
 from lfx_local_runtimes.runtimes.tasks.documents.ocr import Language
-from lfx_local_runtimes.runtimes.tasks.documents.pages import MAX_PAGES, Table, TextLine, check_selection
+from lfx_local_runtimes.runtimes.tasks.documents.pages import MAX_PAGES, SELECTION, Table, TextLine, check_selection
 from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES, Media
 
 Kind = Literal["pdf", "docx", "pptx", "picture"]
@@ -74,12 +74,13 @@ class DocumentAsk(Ask[DocumentResult]):
 
     task: ClassVar[str] = "document"
     file: DocumentFile = Field(description="A PDF, a DOCX, a PPTX or a picture.")
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)] = Field(
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=r"\S")] = Field(
         default="document", description="The file's name, for messages. Unset: that of its path or its URL."
     )
     pages: Annotated[str, StringConstraints(max_length=1000), AfterValidator(check_selection)] | None = Field(
         default=None,
         description=f"The pages to read, such as 1-3, 7, 10-. Unset: all. One request reads {MAX_PAGES:,} pages at most.",
+        json_schema_extra={"pattern": SELECTION},
     )
     languages: tuple[Language, ...] = Field(
         default=(), max_length=64,

@@ -12,6 +12,10 @@ Point = tuple[float, float]
 MAX_PAGES = 1000
 """Pages that one request reads."""
 
+_RANGE = r"\s*(?:\d{1,7}\s*(?:-\s*(?:\d{1,7})?)?|-\s*\d{1,7})\s*"
+SELECTION = f"^{_RANGE}(?:,{_RANGE})*$"
+"""What a selection of pages looks like, for a JSON schema. That a range does not end before it begins is left to the code."""
+
 _PART = re.compile(r"\s*(\d{1,7})?\s*(-)?\s*(\d{1,7})?\s*")
 
 

@@ -27,6 +27,9 @@ TEMPERATURE = 0.05
 _EMBEDDING = Embedding()
 
 
+CandidateLabel = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"\S")]
+
+
 @dataclass(frozen=True)
 class ZeroShotResult(TaskResult):
     """For each text the caller's labels, best score first. `metadata` also has the `method`."""
@@ -39,7 +42,7 @@ class ZeroShotAsk(ReadingAsk[ZeroShotResult]):
 
     task: ClassVar[str] = "zero_shot"
     texts: tuple[Text, ...] = Field(min_length=1, max_length=MAX_TEXTS, description="The texts to label.")
-    labels: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)], ...] = Field(
+    labels: tuple[CandidateLabel, ...] = Field(
         min_length=1, max_length=MAX_LABELS, description="The labels to choose from.",
         json_schema_extra={"uniqueItems": True},
     )  # fmt: skip

@@ -10,7 +10,7 @@ from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow
 from lfx_local_runtimes.runtimes.tasks.media import MEDIA_BODY_BYTES
 from lfx_local_runtimes.runtimes.tasks.text.classification import Label, best, scores
 from lfx_local_runtimes.runtimes.tasks.text.reading import Piece, Spec
-from lfx_local_runtimes.runtimes.tasks.text.zero_shot import MAX_LABELS
+from lfx_local_runtimes.runtimes.tasks.text.zero_shot import MAX_LABELS, CandidateLabel
 from lfx_local_runtimes.runtimes.tasks.vision.seeing import Seeing, SeeingAsk
 
 HYPOTHESIS = "This is a photo of {}."
@@ -28,7 +28,7 @@ class ImageZeroShotAsk(SeeingAsk[ImageZeroShotResult]):
     """Pictures, and labels to choose from."""
 
     task: ClassVar[str] = "zero_shot_image_classification"
-    labels: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)], ...] = Field(
+    labels: tuple[CandidateLabel, ...] = Field(
         min_length=1,
         max_length=MAX_LABELS,
         description="The labels to choose from. candidate_labels is another name for it.",
