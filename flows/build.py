@@ -5,7 +5,7 @@ A flow contains the source of its nodes. So it is out of date when a node change
 
 from pathlib import Path
 
-from lfx_local_runtimes.flows import documents, retrieval, text, triage
+from lfx_local_runtimes.flows import documents, pictures, retrieval, text, triage
 
 FOLDER = Path(__file__).parent
 
@@ -19,6 +19,7 @@ FLOWS = {
     "local_rag": retrieval.local_rag,
     "document_rag": retrieval.document_rag,
     "invoice_to_json": documents.invoice_to_json,
+    "look_and_tell": pictures.look_and_tell,
 }
 
 

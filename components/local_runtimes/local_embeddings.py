@@ -10,6 +10,7 @@ from lfx_local_runtimes.nodes import (
     model_input,
     other_model_input,
     overflow_input,
+    picture_inputs,
     text_input,
 )
 
@@ -18,7 +19,7 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
     """Vectors from a model that runs on this machine."""
 
     display_name = "Local Embeddings"
-    description = "Turn texts into vectors with a model that runs on this machine."
+    description = "Turn texts and pictures into vectors with a model that runs on this machine."
     icon = "Binary"
     name = "LocalEmbeddings"
     documentation = "/api/v1/runtime/manual#the-nodes"
@@ -27,10 +28,11 @@ class LocalEmbeddingsComponent(LocalEmbeddingsBaseComponent):
     inputs = [
         model_input(
             value="",
-            info="An embedding model. One that is not on this machine is downloaded on first use.",
+            info="An embedding model; for pictures one such as CLIP, SigLIP or DINOv2. One that is not on this machine is downloaded on first use.",
         ),
         other_model_input(),
         text_input("The text for the Vector output. The Embedding Model output needs no text.", required=False),
+        *picture_inputs("images"),
         BoolInput(
             name="is_query",
             display_name="As Query",

@@ -11,13 +11,14 @@ from pydantic import Field, SecretStr
 from lfx_local_runtimes.langchain.task_model import TaskModel
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingOverflow, EmbeddingResult
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
+from lfx_local_runtimes.runtimes.tasks.vision.embedding import ImageEmbeddingAsk
 
 
 class LocalRuntimeEmbeddings(TaskModel, Embeddings):
     """A local embedding model, as LangChain sees it. An empty list returns an empty list and loads nothing.
 
     Raises, when a model is called:
-        InvalidInput: an empty text, an option out of range, a text that is too long with `overflow="error"`.
+        InvalidInput: an empty text, an option out of range, a picture that cannot be read, a text that is too long with `overflow="error"`.
         RuntimeFault: the model cannot be found, loaded or run, or does not embed, with the reason.
     """
 
@@ -56,6 +57,21 @@ class LocalRuntimeEmbeddings(TaskModel, Embeddings):
     async def aembed_query(self, text: str) -> list[float]:
         """The vector of a query."""
         return _vectors(await self.ask_async(EmbeddingAsk, **self._options([text], "query")))[0]
+
+    def embed_images(self, images: Sequence[Any]) -> list[list[float]]:
+        """A vector for each picture, by a model such as CLIP, whose vectors of texts are in the same space.
+
+        Args:
+            images: files as bytes, data URLs, base64, PIL images, arrays, `{"path": …}` or `{"url": …}`.
+        """
+        return _vectors(self.ask(ImageEmbeddingAsk, **self._image_options(images))) if len(images) else []
+
+    async def aembed_images(self, images: Sequence[Any]) -> list[list[float]]:
+        """The same; cancelling the call cancels the computation."""
+        return _vectors(await self.ask_async(ImageEmbeddingAsk, **self._image_options(images))) if len(images) else []
+
+    def _image_options(self, images: Sequence[Any]) -> dict[str, Any]:
+        return {"images": tuple(images), "dimensions": self.dimensions, "normalize": self.normalize}
 
     def _options(self, texts: Sequence[str], role: Literal["query", "document"]) -> dict[str, Any]:
         prompt = self.query_prompt if role == "query" else self.document_prompt

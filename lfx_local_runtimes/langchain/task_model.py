@@ -1,5 +1,6 @@
 """`TaskModel`: a local model for a task other than text generation."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.langchain.variants import LOADING, variant
 from lfx_local_runtimes.runtimes import get_runtime_manager
+from lfx_local_runtimes.runtimes.media.sources import fetched, has_sources
 from lfx_local_runtimes.runtimes.requests import Progress
 from lfx_local_runtimes.runtimes.tasks.base import Ask, ResultT, TaskResult
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationResult
@@ -44,15 +46,18 @@ class TaskModel(BaseModel):
 
         Raises:
             InvalidInput: an option out of range.
-            RuntimeFault: the model cannot be found, loaded or run, or cannot do the task, with the reason.
+            RuntimeFault: the model cannot be found, loaded or run, or cannot do the task, with the reason; or a picture that
+                is named by a path or a URL cannot be read.
         """
-        ask = self._make_ask(kind, options)
+        ask = _at_hand(self._make_ask(kind, options))
         run = get_runtime_manager().start(variant(self.model, self._loading()), ask, progress=self.observer)
         return self._report(run.wait())
 
     async def ask_async(self, kind: type[Ask[ResultT]], **options: Any) -> ResultT:
         """Like `ask`, on this event loop. Cancelling the caller cancels the computation."""
         ask = self._make_ask(kind, options)
+        if has_sources(ask):
+            ask = await asyncio.to_thread(_at_hand, ask)
         run = get_runtime_manager().start(variant(self.model, self._loading()), ask, progress=self.observer)
         return self._report(await run.wait_async())
 
@@ -70,3 +75,8 @@ class TaskModel(BaseModel):
         if self.observer is not None and isinstance(result, TaskResult | GenerationResult):
             self.observer(result)
         return result
+
+
+def _at_hand(ask: Ask[ResultT]) -> Ask[ResultT]:
+    """The ask with the pictures that it names by a path or a URL. Blocks."""
+    return fetched(ask, get_runtime_manager().settings) if has_sources(ask) else ask

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lfx_local_runtimes.nodes.describing import ImageDescriberBaseComponent
     from lfx_local_runtimes.nodes.documents import DocumentReaderBaseComponent, document_files_input
+    from lfx_local_runtimes.nodes.embedding import LocalEmbeddingsBaseComponent
     from lfx_local_runtimes.nodes.inputs import (
         ENCODER_ENGINES,
         ENGINES,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     )
     from lfx_local_runtimes.nodes.reading import (
         EntityTaggerBaseComponent,
-        LocalEmbeddingsBaseComponent,
         LocalRerankBaseComponent,
         TextClassifierBaseComponent,
         ZeroShotBaseComponent,
@@ -72,7 +72,7 @@ _WHERE = {
     "GemmaBaseComponent": "text",
     "ImageClassifierBaseComponent": "seeing",
     "ImageDescriberBaseComponent": "describing",
-    "LocalEmbeddingsBaseComponent": "reading",
+    "LocalEmbeddingsBaseComponent": "embedding",
     "LocalModelBaseComponent": "text",
     "LocalRerankBaseComponent": "reading",
     "ObjectDetectorBaseComponent": "seeing",

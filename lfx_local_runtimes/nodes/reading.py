@@ -1,11 +1,9 @@
-"""The work behind the nodes whose models read text: embeddings, ranking, labels, entities."""
+"""The work behind the nodes whose models read text: ranking, labels, entities."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
-from lfx.base.embeddings.model import LCEmbeddingsModel
 from lfx.custom.custom_component.component import Component
-from lfx.field_typing import Embeddings
 from lfx.io import Output
 from lfx.schema.data import Data
 from lfx.schema.dataframe import DataFrame
@@ -13,13 +11,12 @@ from lfx.schema.message import Message
 from pydantic import ValidationError
 
 from lfx_local_runtimes.errors import InvalidInput
-from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.langchain.messages import first_problem
 from lfx_local_runtimes.langchain.task_model import TaskModel
 from lfx_local_runtimes.nodes.inputs import CHOICES, labels_of, loading_options, value_of
-from lfx_local_runtimes.nodes.models import PROVIDER_ID, chosen_model, list_models_in, model_choices
+from lfx_local_runtimes.nodes.models import chosen_model, list_models_in, model_choices
 from lfx_local_runtimes.nodes.reports import Reporter, status_of
-from lfx_local_runtimes.runtimes.tasks.base import Ask, TaskResult
+from lfx_local_runtimes.runtimes.tasks.base import Ask
 from lfx_local_runtimes.runtimes.tasks.text.classification import ClassificationAsk, Label
 from lfx_local_runtimes.runtimes.tasks.text.ner import Entity, NerAsk
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk
@@ -64,60 +61,6 @@ class TaskBaseComponent(Component):
             with Reporter(self, model.model) as model.observer:
                 self._result = await model.ask_async(kind, overflow=self.overflow, **options)
         return self._result
-
-
-# -- Local Embeddings ----------------------------------------------------------------------------------------------------
-
-
-class LocalEmbeddingsBaseComponent(TaskBaseComponent, LCEmbeddingsModel):
-    """A local model as LangChain embeddings, and the vector of a text."""
-
-    model_type = "embedding"
-    model_provider_id = PROVIDER_ID
-    outputs: ClassVar[list[Output]] = [
-        Output(
-            display_name="Embedding Model",
-            name="embeddings",
-            method="build_embeddings",
-            types=["Embeddings"],
-            tool_mode=False,
-        ),
-        Output(display_name="Vector", name="vector", method="vector"),
-    ]
-
-    def build_embeddings(self) -> Embeddings:
-        """The embeddings with this node's options. Loads nothing."""
-        return self._embeddings()
-
-    def _embeddings(self) -> LocalRuntimeEmbeddings:
-        return self.task_model(
-            LocalRuntimeEmbeddings,
-            dimensions=self.dimensions or None,
-            query_prompt=value_of(self.query_prompt),
-            document_prompt=value_of(self.document_prompt),
-            normalize=CHOICES[self.normalize],
-            overflow=self.overflow,
-        )
-
-    async def vector(self) -> Data:
-        """The text and its vector."""
-        if not self.input_value and self._vertex is not None and not self._vertex.outgoing_edges:
-            return Data()  # the node is connected to nothing, so Langflow asks for every output
-        results: list[TaskResult] = []
-        model = self._embeddings()
-        with Reporter(self, model.model) as report:
-
-            def observe(event: Any) -> None:
-                report(event)
-                results.extend([event] if isinstance(event, TaskResult) else [])
-
-            model.observer = observe
-            if self.is_query:
-                found = await model.aembed_query(self.input_value)
-            else:
-                (found,) = await model.aembed_documents([self.input_value])
-        self.status = status_of(f"{len(found)} dimensions", results[-1])
-        return Data(data={"text": self.input_value, "embeddings": found, "model_name": model.model})
 
 
 # -- Local Rerank --------------------------------------------------------------------------------------------------------

@@ -40,11 +40,11 @@ IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 _PICTURE = Output(display_name="Picture", name="picture", method="picture", group_outputs=True)
 
 
-def picture_inputs() -> list[Any]:
-    """Where a node's pictures come from."""
+def picture_inputs(name: str = "input_value") -> list[Any]:
+    """Where a node's pictures come from. `name`: the input for those of other nodes."""
     return [
         HandleInput(
-            name="input_value", display_name="Image", input_types=["Message", "Data", "JSON"], is_list=True, required=False,
+            name=name, display_name="Image", input_types=["Message", "Data", "JSON"], is_list=True, required=False,
             info="A message with pictures, such as one with a picture that was dropped into the chat; or data with a file_path, "
             "or with an image as a data URL.",
         ),
@@ -63,6 +63,9 @@ def picture_inputs() -> list[Any]:
 class SeeingBaseComponent(TaskBaseComponent):
     """A node that looks at pictures. It asks the model once per run, for any number of connected outputs."""
 
+    picture_field: ClassVar[str] = "input_value"
+    """The input for pictures of other nodes."""
+
     async def ask_about(self, kind: type[Ask[Any]], **options: Any) -> Any:
         """The model's result of this run for the node's pictures."""
         if self._result is None:
@@ -79,10 +82,8 @@ class SeeingBaseComponent(TaskBaseComponent):
             InvalidInput: there is none, or one cannot be read.
             NotAllowed: Langflow or the operator does not let this flow read it.
         """
-        given = [*_listed(self.input_value)] or [*_listed(self.image_file)]
-        found = [picture for one in given for picture in await self._pictures_of(one)]
-        path = str(value_of(self.path) or "").strip()
-        if not found and path:
+        found = [picture for one in self._given() for picture in await self._pictures_of(one)]
+        if not found and (path := self._path()):
             found.append(await asyncio.to_thread(read_source, Source(path=path), get_settings(), Wanted("Path")))
         if not found:
             raise InvalidInput(
@@ -90,6 +91,18 @@ class SeeingBaseComponent(TaskBaseComponent):
                 hint="Drop one into the chat and connect Chat Input to Image, or choose a file in the node.",
             )
         return tuple(found)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Something is connected or chosen that may have pictures."""
+        return bool(self._given() or self._path())
+
+    def _given(self) -> list[Any]:
+        # the Local Embeddings of older flows have none of these fields
+        return _listed(getattr(self, self.picture_field, None)) or _listed(getattr(self, "image_file", None))
+
+    def _path(self) -> str:
+        return str(value_of(getattr(self, "path", None)) or "").strip()
 
     async def _pictures_of(self, value: Any) -> list[Media]:
         if isinstance(value, Message):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from lfx_local_runtimes.errors import DeviceUnavailable, InvalidInput, LoadFailed, PickleRefused
+from lfx_local_runtimes.errors import DeviceUnavailable, InvalidInput, LoadFailed, MissingExtra, PickleRefused
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig, RuntimeType
 from lfx_local_runtimes.runtimes.devices import CPU, Device, DeviceProbe, select_device
 from lfx_local_runtimes.runtimes.engines.registry import EngineRow
@@ -128,7 +128,7 @@ class Placement:
             try:
                 found.append(self._ask(row, device, (*told, *skipped), way))
                 skipped = ()
-            except (InvalidInput, DeviceUnavailable, PickleRefused, LoadFailed) as fault:  # noqa: PERF203
+            except (InvalidInput, DeviceUnavailable, PickleRefused, LoadFailed, MissingExtra) as fault:  # noqa: PERF203
                 place = " and ".join(way.rooms or (device.key,))
                 self.refusals.append(Refusal(row.name, place, fault, way.config.quantization))
                 skipped = (fault.message,)

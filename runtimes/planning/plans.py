@@ -78,6 +78,7 @@ def plan_loads(
         DeviceUnavailable: the device is forced, or required, and this machine or the engine does not have it.
         InvalidInput: no engine takes these files, or not with these options.
         LoadFailed: the engine of an installed package cannot be imported.
+        MissingExtra: the model takes pictures, and the library that reads them is not installed.
     """
     return consider_loads(config, info, settings=settings, rules=rules, probe=probe, rooms=rooms).plans
 

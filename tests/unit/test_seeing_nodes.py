@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lfx.components.input_output.chat_output import ChatOutput
 from lfx.custom.custom_component.component import Component
@@ -15,15 +16,18 @@ from lfx.schema.message import Message
 
 from lfx_local_runtimes.components.local_runtimes.depth import DepthComponent
 from lfx_local_runtimes.components.local_runtimes.image_classifier import ImageClassifierComponent
+from lfx_local_runtimes.components.local_runtimes.local_embeddings import LocalEmbeddingsComponent
 from lfx_local_runtimes.components.local_runtimes.object_detector import ObjectDetectorComponent
 from lfx_local_runtimes.components.local_runtimes.segmenter import SegmenterComponent
 from lfx_local_runtimes.components.local_runtimes.zero_shot_image_classifier import ZeroShotImageClassifierComponent
 from lfx_local_runtimes.errors import InvalidInput, ModelNotFound, NotAllowed
+from lfx_local_runtimes.langchain.embeddings import LocalRuntimeEmbeddings
 from lfx_local_runtimes.runtimes import ModelConfig, RuntimeManager, ScriptedRuntime, register_engine
 from lfx_local_runtimes.runtimes.planning import LoadPlan
 from lfx_local_runtimes.runtimes.requests import Finished, Request
 from lfx_local_runtimes.runtimes.tasks.media import Media
 from lfx_local_runtimes.runtimes.tasks.text.classification import Label
+from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingResult
 from lfx_local_runtimes.runtimes.tasks.vision.classification import ImageClassificationResult
 from lfx_local_runtimes.runtimes.tasks.vision.depth import DepthMap, DepthResult
 from lfx_local_runtimes.runtimes.tasks.vision.detection import DetectedObject, ObjectDetectionResult
@@ -44,6 +48,7 @@ TASK_OF: dict[type[Component], str] = {
     DepthComponent: "depth_estimation",
     SegmenterComponent: "image_segmentation",
 }
+EMBEDDER = "my image_embedding"
 
 
 def result_of(task: str, count: int) -> Any:
@@ -56,6 +61,7 @@ def result_of(task: str, count: int) -> Any:
         "object_detection": ObjectDetectionResult("m", {}, ((CAT, CAT),) * count, (DRAWING,) * count),
         "depth_estimation": DepthResult("m", {}, (depth,) * count),
         "image_segmentation": SegmentationResult("m", {}, (segmentation,) * count),
+        "image_embedding": EmbeddingResult("m", {}, np.array([[0.5, -0.25]] * count, dtype=np.float32)),
     }[task]
 
 
@@ -66,7 +72,7 @@ class Gallery:
         self.asks: list[Any] = []
         register_engine("scripted", lambda config, plan: Looker(self, config, plan))
         self.manager = RuntimeManager(Settings(home=home, offline=True))
-        for task in TASK_OF.values():
+        for task in (*TASK_OF.values(), "image_embedding"):
             place = home / "models" / task
             write_model(place)
             config = ModelConfig(model_id=str(place), model_name=f"my {task}", model_type=task, runtime_type="scripted")
@@ -233,3 +239,48 @@ async def test_a_picture_goes_through_a_flow_to_the_chat(gallery: Gallery, tmp_p
     assert shown.text == "cat: 2"
     assert content_of(shown) == DRAWING.data
     assert len(gallery.asks) == 1
+
+
+# -- Local Embeddings ----------------------------------------------------------------------------------------------------
+
+
+def embedder(**options: Any) -> LocalEmbeddingsComponent:
+    return LocalEmbeddingsComponent(model_name=EMBEDDER, **options)
+
+
+async def test_pictures_become_vectors(gallery: Gallery) -> None:
+    made = embedder(images=[Data(data={"image": PNG})] * 2, dimensions=2, normalize="no")
+    assert records(await made.image_vectors()) == [
+        {"image": number, "embeddings": [0.5, -0.25], "model_name": EMBEDDER} for number in (1, 2)
+    ]
+    assert made.status == "2 pictures, 2 dimensions"
+    (ask,) = gallery.asks
+    assert (ask.images, ask.dimensions, ask.normalize) == ((Media("image/png", PNG),) * 2, 2, False)
+
+
+async def test_embeddings_without_pictures_say_so(gallery: Gallery) -> None:
+    with pytest.raises(InvalidInput, match="no picture to look at"):
+        await embedder().image_vectors()
+    alone = embedder(_id="LocalEmbeddings-a")
+    assert [result async for result in Graph(alone, alone).async_start()]
+    assert gallery.asks == []
+
+
+async def test_models_for_pictures_come_after_those_for_texts(gallery: Gallery) -> None:
+    made = embedder()
+    fields = made.to_frontend_node()["data"]["node"]["template"]
+    names = (await made.update_build_config(fields, "", "model_name"))["model_name"]["options"]
+    assert [name for name in names if name.startswith("my ")] == [EMBEDDER, "my zero_shot_image_classification"]
+
+
+async def test_programs_embed_pictures(gallery: Gallery, tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.png").write_bytes(PNG)
+    model = LocalRuntimeEmbeddings(model=EMBEDDER)
+    assert model.embed_images([PNG, drawn()]) == [[0.5, -0.25]] * 2
+    assert await model.aembed_images([{"path": "a.png"}]) == model.embed_images([{"path": "a.png"}]) == [[0.5, -0.25]]
+    assert gallery.asks[-1].images == (Media("image/png", PNG),)
+    assert model.embed_images([]) == await model.aembed_images([]) == []
+    assert len(gallery.asks) == 3
+    with pytest.raises(InvalidInput, match="images"):
+        model.embed_images([b""])

@@ -140,7 +140,9 @@ def test_every_option_reaches_the_embeddings() -> None:
 
 def test_the_outputs_fit_other_nodes() -> None:
     shown = node(LocalEmbeddingsComponent).to_frontend_node()["data"]["node"]["outputs"]
-    assert {output["name"]: output["types"] for output in shown} == {"embeddings": ["Embeddings"], "vector": ["JSON"]}
+    assert {output["name"]: output["types"] for output in shown} == {
+        "embeddings": ["Embeddings"], "vector": ["JSON"], "image_vectors": ["Table"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("is_query", "prompt"), [(True, "c"), (False, "d")])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.optional import require_installed
 from lfx_local_runtimes.runtimes.config import DeviceType, ModelConfig
 from lfx_local_runtimes.runtimes.devices import CPU, Device
 from lfx_local_runtimes.runtimes.engines.transformers.known import check_readable
@@ -36,6 +37,7 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
             Transformers does not know the architecture or the stored quantization, or its layers do not fit on the devices
             over which they are to be divided.
         RemoteCodeRefused: only code that comes with the model knows its architecture, and it may not run.
+        MissingExtra: the model takes pictures, and Pillow is not installed.
     """
     if info.format is ModelFormat.ONNX:
         raise InvalidInput(
@@ -44,6 +46,8 @@ def offer(config: ModelConfig, info: ModelInfo, device: Device, terms: Terms) ->
         )  # fmt: skip
     if info.format is not ModelFormat.GGUF:
         check_readable(config, info)
+    if info.vision or family_of(terms.task) in ("seeing", "describing"):
+        require_installed("PIL", "vision")
     dtype = tensor_type(config, info, device, terms)
     _check_type(dtype, config, info, device)
     if family_of(terms.task) == "seeing" and dtype in ("int8", "int4"):
