@@ -45,7 +45,7 @@ async def read_stored(node: Component, path: str, limit: int, too_large: str) ->
     try:
         if await asyncio.to_thread(get_file_size, path) > limit:
             raise InvalidInput(f"{name} is larger than {limit // 2**20} MiB.", hint=too_large)
-        return await read_file_bytes(path, resolve_path=allowed)
+        data: bytes = await read_file_bytes(path, resolve_path=allowed)
     except FileNotFoundError as error:
         raise InvalidInput(f"There is no file {name}.", hint="Upload it again.") from error
     except ValueError as error:
@@ -53,6 +53,7 @@ async def read_stored(node: Component, path: str, limit: int, too_large: str) ->
             f"Langflow does not let this flow read {name}: {error}",
             hint="Upload the file, or name it in Path and its folder in LOCAL_RUNTIMES_MEDIA_DIRS.",
         ) from error
+    return data
 
 
 async def store_picture(node: Component, data: bytes) -> tuple[str, str | None]:

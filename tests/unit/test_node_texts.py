@@ -76,7 +76,9 @@ def test_langflow_shows_what_to_do_about_an_error() -> None:
     assert str(shown.text).strip() == "There is no picture. Choose a file."
 
 
-@pytest.mark.parametrize("node", [ObjectDetectorComponent, ZeroShotImageClassifierComponent, ZeroShotClassifierComponent])
+@pytest.mark.parametrize(
+    "node", [ObjectDetectorComponent, ZeroShotImageClassifierComponent, ZeroShotClassifierComponent]
+)
 def test_the_ends_of_a_score_are_named(node: type) -> None:
     """Langflow writes "Precise" and "Creative" there if they are not. That is right for a temperature only."""
     fields = [score_input(), *(field for field in node.inputs if field.name == "threshold")]  # type: ignore[attr-defined]
