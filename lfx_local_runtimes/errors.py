@@ -49,10 +49,11 @@ class RuntimeFault(Exception):
     default_hint = ""
 
     def __init__(self, message: str, *, model_name: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__()
         self.message = message
         self.model_name = model_name
         self.hint = self.default_hint if hint is None else hint
+        self.args = (str(self),)  # Langflow shows this, and not str(): without it a node's error would have no hint
 
     def __str__(self) -> str:
         subject = f"{self.model_name}: " if self.model_name and self.model_name not in self.message else ""

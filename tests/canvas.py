@@ -66,6 +66,16 @@ def drag(page: "Page", item: str, x: int, y: int) -> None:
     playwright.expect(nodes).to_have_count(before + 1)
 
 
+def fresh(page: "Page", api: httpx.Client, node: str) -> None:
+    """A new flow with one node, and the list of the bundle's nodes open beside it."""
+    open_flow(page, api, f"Fresh {node}")
+    page.get_by_test_id("disclosure-local runtimes").click()
+    page.get_by_test_id(f"local_runtimes{node}").hover()
+    with answered(page, "POST", "/custom_component/update"):  # a new node asks for its lists
+        page.get_by_test_id(f"add-component-button-{node.lower().replace(' ', '-')}").click()
+    playwright.expect(page.locator(".react-flow__node")).to_have_count(1)
+
+
 def connect(page: "Page", source: str, target: str) -> None:
     edges = page.locator(".react-flow__edge")
     before = edges.count()
@@ -87,9 +97,14 @@ def saved(page: "Page") -> "AbstractContextManager[object]":
     return answered(page, "PATCH", "/api/v1/flows/")
 
 
-def ask(page: "Page", text: str) -> "Locator":
-    """Open the Playground and send a message; returns the answer in the making."""
+def ask(page: "Page", text: str, picture: bytes = b"") -> "Locator":
+    """Open the Playground and send a message, with a PNG file if there is one; returns the answer in the making."""
     page.get_by_test_id("playground-btn-flow-io").click()
     page.get_by_test_id("input-chat-playground").last.fill(text)
+    if picture:
+        with answered(page, "POST", "/api/v1/files/upload/"):
+            page.locator("input[type=file]").last.set_input_files(
+                {"name": "picture.png", "mimeType": "image/png", "buffer": picture}
+            )
     page.get_by_test_id("button-send").last.click()
     return page.locator("[data-testid^='chat-message-AI']").last

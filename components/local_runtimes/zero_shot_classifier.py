@@ -62,6 +62,10 @@ class ZeroShotClassifierComponent(ZeroShotBaseComponent):
             display_name="Threshold",
             value=0.0,
             range_spec=RangeSpec(min=0, max=1, step=0.01),
+            min_label="Else off",
+            max_label="All to Else",
+            min_label_icon="Minus",
+            max_label_icon="Plus",
             advanced=True,
             info="Send the text to Else if its best score is below this. 0 turns Else off. For an NLI model, start with "
             "0.5; for an embedding model, with 0.15.",

@@ -6,16 +6,15 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any, ClassVar
 
-from lfx.base.data.storage_utils import get_file_size, read_file_bytes
 from lfx.io import FileInput, Output
 from lfx.schema.data import Data
 from lfx.schema.dataframe import DataFrame
 from lfx.schema.image import get_file_paths
 from lfx.schema.message import Message
-from lfx.utils.file_path_security import component_file_access_scopes, enforce_local_file_access
 
-from lfx_local_runtimes.errors import InvalidInput, NotAllowed
+from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.langchain.task_model import TaskModel
+from lfx_local_runtimes.nodes.files import listed, read_stored
 from lfx_local_runtimes.nodes.inputs import labels_of, value_of
 from lfx_local_runtimes.nodes.reading import TaskBaseComponent
 from lfx_local_runtimes.nodes.reports import Reporter
@@ -90,9 +89,8 @@ class DocumentReaderBaseComponent(TaskBaseComponent):
 
     async def _files(self) -> list[tuple[str, Media | Source]]:
         """Names and contents: of the files of the node and of the message, or else of its path."""
-        own = [path for path in _listed(self.files) if value_of(path) is not None]
         path = str(self.path or "").strip()
-        if stored := [*own, *_attached(self.message)]:
+        if stored := [*listed(self.files), *_attached(self.message)]:
             return [await self._stored(path) for path in stored]
         if not path:
             return []
@@ -100,42 +98,20 @@ class DocumentReaderBaseComponent(TaskBaseComponent):
         return [(PurePath(path).name, await asyncio.to_thread(fetched, source, get_settings(), "Path"))]
 
     async def _stored(self, path: str) -> tuple[str, Media]:
-        """A file of Langflow's storage, or one that Langflow lets this flow read."""
         name = PurePath(path).name
-        scopes = component_file_access_scopes(self)
-
-        def allowed(place: str) -> str:
-            return str(enforce_local_file_access(place, scope_ids=scopes))
-
-        try:
-            if await asyncio.to_thread(get_file_size, path) > MAX_DOCUMENT_BYTES:
-                raise InvalidInput(
-                    f"{name} is larger than {MAX_DOCUMENT_BYTES // 2**20} MiB.", hint="Divide the document."
-                )
-            data = await read_file_bytes(path, resolve_path=allowed)
-        except FileNotFoundError as error:
-            raise InvalidInput(f"There is no file {name}.", hint="Upload it again.") from error
-        except ValueError as error:
-            raise NotAllowed(
-                f"Langflow does not let this flow read {name}: {error}",
-                hint="Upload the file, or name it in Path and its folder in LOCAL_RUNTIMES_MEDIA_DIRS.",
-            ) from error
+        data = await read_stored(self, path, MAX_DOCUMENT_BYTES, "Divide the document.")
         return name, Media(mimetypes.guess_type(name)[0] or "application/octet-stream", data)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _attached(value: Any) -> Iterable[str]:
     """The paths of the files of messages, and of data that has a `file_path`."""
-    for item in _listed(value):
+    for item in listed(value):
         if isinstance(item, Message):
             yield from (str(path) for path in get_file_paths(item.files or []))
         elif isinstance(item, Data):
             if (path := item.data.get("file_path")) is not None:
                 yield str(path)
-        elif value_of(item) is not None:
+        else:
             raise InvalidInput(f"{type(item).__name__} is neither a message nor data.", hint="Connect one of those.")
 
 

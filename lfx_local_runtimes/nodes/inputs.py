@@ -152,7 +152,8 @@ def score_input() -> SliderInput:
     """The score below which results are left out."""
     return SliderInput(
         name="min_score", display_name="Min Score", value=0.0, advanced=True,
-        range_spec=RangeSpec(min=0, max=1, step=0.01), info="Leave out results with a lower score.",
+        range_spec=RangeSpec(min=0, max=1, step=0.01), min_label="All", max_label="Surest", min_label_icon="Minus",
+        max_label_icon="Plus", info="Leave out results with a lower score.",
     )  # fmt: skip
 
 

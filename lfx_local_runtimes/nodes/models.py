@@ -26,7 +26,7 @@ TASKS = {
     "zero_shot": "NLI", "ner": "entity", "ocr": "OCR",
     "image_classification": "image label", "object_detection": "detection", "depth_estimation": "depth",
     "zero_shot_image_classification": "image and text", "image_embedding": "image vector",
-    "image_segmentation": "segmentation",
+    "image_segmentation": "segmentation", "vqa": "question answering",
 }  # fmt: skip
 """What a list calls the models of a task."""
 HERE, TO_FETCH = "on this machine", "to fetch"

@@ -1,24 +1,19 @@
 """The work behind the nodes whose models see: labels, boxes, depths and classes of pictures."""
 
 import asyncio
-import tempfile
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from lfx.base.data.storage_utils import get_file_size, read_file_bytes
 from lfx.io import FileInput, HandleInput, Output, StrInput
 from lfx.schema.data import Data
 from lfx.schema.dataframe import DataFrame
 from lfx.schema.image import get_file_paths
 from lfx.schema.message import Message
-from lfx.services.deps import get_storage_service
-from lfx.utils.file_path_security import component_file_access_scopes, enforce_local_file_access
 
-from lfx_local_runtimes.errors import InvalidInput, NotAllowed
+from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.langchain.task_model import TaskModel
+from lfx_local_runtimes.nodes.files import listed, read_stored, store_picture
 from lfx_local_runtimes.nodes.inputs import CHOICES, labels_of, value_of
 from lfx_local_runtimes.nodes.reading import LabelsBaseComponent, TaskBaseComponent, ZeroShotBaseComponent
 from lfx_local_runtimes.nodes.reports import Reporter
@@ -99,7 +94,7 @@ class SeeingBaseComponent(TaskBaseComponent):
 
     def _given(self) -> list[Any]:
         # the Local Embeddings of older flows have none of these fields
-        return _listed(getattr(self, self.picture_field, None)) or _listed(getattr(self, "image_file", None))
+        return listed(getattr(self, self.picture_field, None)) or listed(getattr(self, "image_file", None))
 
     def _path(self) -> str:
         return str(value_of(getattr(self, "path", None)) or "").strip()
@@ -122,47 +117,22 @@ class SeeingBaseComponent(TaskBaseComponent):
         return [image]
 
     async def _stored(self, path: str) -> Media:
-        """A file of Langflow's storage, or one that Langflow lets this flow read."""
-        name = PurePath(path).name
-        scopes = component_file_access_scopes(self)
-
-        def allowed(place: str) -> str:
-            return str(enforce_local_file_access(place, scope_ids=scopes))
-
-        try:
-            if await asyncio.to_thread(get_file_size, path) > MAX_IMAGE_BYTES:
-                raise InvalidInput(f"{name} is larger than {MAX_IMAGE_BYTES // 2**20} MiB.", hint="Scale it down.")
-            data = await read_file_bytes(path, resolve_path=allowed)
-        except FileNotFoundError as error:
-            raise InvalidInput(f"There is no file {name}.", hint="Upload it again.") from error
-        except ValueError as error:
-            raise NotAllowed(
-                f"Langflow does not let this flow read {name}: {error}",
-                hint="Upload the file, or name it in Path and its folder in LOCAL_RUNTIMES_MEDIA_DIRS.",
-            ) from error
-        image = as_image(data)
+        image = as_image(await read_stored(self, path, MAX_IMAGE_BYTES, "Scale it down."))
         assert isinstance(image, Media)
         return image
 
     async def shown(self, pictures: Iterable[Media], text: str) -> Message:
-        """A message with pictures, which the Playground shows. Without Langflow's storage they are temporary files."""
-        files = [await self._saved(one.data) for one in pictures]
-        return Message(text=text, files=files)
+        """A message with pictures, which the Playground shows.
 
-    async def _saved(self, data: bytes) -> str:
-        name = f"{uuid.uuid4().hex}.png"
-        storage = get_storage_service()
-        if storage is None or self._vertex is None:
-            place = Path(tempfile.gettempdir()) / f"local-runtimes-{name}"
-            await asyncio.to_thread(place.write_bytes, data)
-            return str(place)
-        flow = str(self.graph.flow_id)
-        await storage.save_file(flow, name, data)
-        return f"{flow}/{name}"
+        The Playground shows no files of an answer, so the text has their addresses as Markdown.
+        """
+        stored = [await store_picture(self, one.data) for one in pictures]
+        links = [f"![Picture {number}]({address})" for number, (_, address) in enumerate(stored, 1) if address]
+        return Message(text="\n\n".join(filter(None, [text, *links])), files=[path for path, _ in stored])
 
-
-def _listed(value: Any) -> list[Any]:
-    return [one for one in (value if isinstance(value, list) else [value]) if value_of(one) is not None]
+    async def sent_on(self, pictures: Iterable[Media]) -> Message:
+        """A message with pictures for other nodes, without a text."""
+        return Message(text="", files=[(await store_picture(self, one.data))[0] for one in pictures])
 
 
 def in_words(labels: Iterable[str]) -> str:
@@ -221,8 +191,8 @@ class ZeroShotImageBaseComponent(_PictureLabels, ZeroShotBaseComponent):
 
     async def passed_on(self) -> Message:
         """The message with the picture, or one that is made for it."""
-        given = next((one for one in _listed(self.input_value) if isinstance(one, Message)), None)
-        return given or await self.shown((await self.pictures())[:1], "")
+        given = next((one for one in listed(self.input_value) if isinstance(one, Message)), None)
+        return given or await self.sent_on((await self.pictures())[:1])
 
 
 # -- Object Detector -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from tests.canvas import BROWSER, answered, ask, example, open_flow, playwright, saved, shot
+from tests.canvas import BROWSER, ask, example, fresh, open_flow, playwright, saved, shot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -18,16 +18,6 @@ pytestmark = BROWSER
 GEMMA = "gemma-3-270m"
 MINILM = "all-minilm-l6-v2"
 MODEL = "dropdown_str_model_name"
-
-
-def fresh(page: "Page", api: httpx.Client, node: str) -> None:
-    """A new flow with one node, and the list of the bundle's nodes open beside it."""
-    open_flow(page, api, f"Fresh {node}")
-    page.get_by_test_id("disclosure-local runtimes").click()
-    page.get_by_test_id(f"local_runtimes{node}").hover()
-    with answered(page, "POST", "/custom_component/update"):  # a new node asks for its lists
-        page.get_by_test_id(f"add-component-button-{node.lower().replace(' ', '-')}").click()
-    playwright.expect(page.locator(".react-flow__node")).to_have_count(1)
 
 
 def option(page: "Page", name: str) -> "Locator":

@@ -114,8 +114,8 @@ async def test_the_pages_feed_split_text(manager: RuntimeManager) -> None:
 async def test_the_files_of_a_message_come_before_the_path(
     manager: RuntimeManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lfx_local_runtimes.nodes.documents.enforce_local_file_access", lambda path, scope_ids: path)
-    monkeypatch.setattr("lfx_local_runtimes.nodes.documents.get_file_size", lambda path: Path(path).stat().st_size)
+    monkeypatch.setattr("lfx_local_runtimes.nodes.files.enforce_local_file_access", lambda path, scope_ids: path)
+    monkeypatch.setattr("lfx_local_runtimes.nodes.files.get_file_size", lambda path: Path(path).stat().st_size)
     message = Message(text="read", files=[str(tmp_path / "may.pdf")])
     data = Data(data={"file_path": str(tmp_path / "may.pdf")})
     assert len(await node(path="june.pdf", message=[message, data]).read()) == 2

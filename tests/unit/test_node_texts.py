@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lfx.schema.message import ErrorMessage
 
 from lfx_local_runtimes.components.local_runtimes.gemma import GemmaComponent
 from lfx_local_runtimes.components.local_runtimes.local_model import LocalModelComponent
+from lfx_local_runtimes.components.local_runtimes.object_detector import ObjectDetectorComponent
 from lfx_local_runtimes.components.local_runtimes.runtime_status import RuntimeStatusComponent
-from lfx_local_runtimes.nodes.inputs import KEEP_ALIVES
+from lfx_local_runtimes.components.local_runtimes.zero_shot_classifier import ZeroShotClassifierComponent
+from lfx_local_runtimes.components.local_runtimes.zero_shot_image_classifier import ZeroShotImageClassifierComponent
+from lfx_local_runtimes.errors import InvalidInput
+from lfx_local_runtimes.nodes.inputs import KEEP_ALIVES, score_input
+from lfx_local_runtimes.nodes.models import TASKS
 from tests.scripted_manager import Theatre, theatre
 
 
@@ -62,3 +68,23 @@ async def test_the_status_table_fits_a_chat(stage: Theatre) -> None:
     assert table["owl"]["memory_used_mb"] == ""
     assert len(rows[0]) <= 6
     assert "nan" not in str(rows)
+
+
+def test_langflow_shows_what_to_do_about_an_error() -> None:
+    """It shows the first argument of an exception that has a code."""
+    shown = ErrorMessage(InvalidInput("There is no picture.", hint="Choose a file."))
+    assert str(shown.text).strip() == "There is no picture. Choose a file."
+
+
+@pytest.mark.parametrize(
+    "node", [ObjectDetectorComponent, ZeroShotImageClassifierComponent, ZeroShotClassifierComponent]
+)
+def test_the_ends_of_a_score_are_named(node: type) -> None:
+    """Langflow writes "Precise" and "Creative" there if they are not. That is right for a temperature only."""
+    fields = [score_input(), *(field for field in node.inputs if field.name == "threshold")]  # type: ignore[attr-defined]
+    assert len(fields) == 2
+    assert all(field.min_label and field.max_label and field.min_label_icon for field in fields)
+
+
+def test_a_list_says_what_a_model_for_questions_does() -> None:
+    assert TASKS["vqa"] == "question answering"

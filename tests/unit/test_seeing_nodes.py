@@ -153,9 +153,9 @@ async def test_files_of_langflow_are_read_through_langflow(
 ) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     monkeypatch.setattr(
-        "lfx_local_runtimes.nodes.seeing.enforce_local_file_access", lambda place, scope_ids: Path(place)
+        "lfx_local_runtimes.nodes.files.enforce_local_file_access", lambda place, scope_ids: Path(place)
     )
-    monkeypatch.setattr("lfx_local_runtimes.nodes.seeing.get_file_size", lambda place: Path(place).stat().st_size)
+    monkeypatch.setattr("lfx_local_runtimes.nodes.files.get_file_size", lambda place: Path(place).stat().st_size)
     message = Message(text="look", files=[str(tmp_path / "a.png")])
     for given in ({"input_value": message}, {"input_value": None, "image_file": [str(tmp_path / "a.png")]}):
         await node(ImageClassifierComponent, **given).label()
@@ -164,7 +164,7 @@ async def test_files_of_langflow_are_read_through_langflow(
     def refuse(place: str, scope_ids: Any) -> Path:
         raise ValueError("outside")
 
-    monkeypatch.setattr("lfx_local_runtimes.nodes.seeing.enforce_local_file_access", refuse)
+    monkeypatch.setattr("lfx_local_runtimes.nodes.files.enforce_local_file_access", refuse)
     with pytest.raises(NotAllowed, match=r"read a\.png: outside"):
         await node(ImageClassifierComponent, input_value=message).label()
 
@@ -239,6 +239,35 @@ async def test_a_picture_goes_through_a_flow_to_the_chat(gallery: Gallery, tmp_p
     assert shown.text == "cat: 2"
     assert content_of(shown) == DRAWING.data
     assert len(gallery.asks) == 1
+
+
+async def test_a_drawn_picture_is_in_the_text_for_the_playground_and_a_routed_one_is_not(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Playground shows the files of a user's message, but not those of an answer."""
+    kept: dict[str, bytes] = {}
+
+    class Storage:
+        async def save_file(self, flow: str, name: str, data: bytes) -> None:
+            kept[f"{flow}/{name}"] = data
+
+    monkeypatch.setattr("lfx_local_runtimes.nodes.files.get_storage_service", Storage)
+    detector = ObjectDetectorComponent(
+        _id="ObjectDetector-a", model_name="my object_detection", input_value=[Data(data={"image": PNG})] * 2
+    )
+    chat = ChatOutput(_id="ChatOutput-a", should_store_message=False).set(input_value=detector.picture)
+    assert [result async for result in Graph(detector, chat, flow_id="flow").async_start()]
+    first, second = kept
+    shown = chat._outputs_map["message"].value
+    assert shown.text == (
+        f"cat: 4\n\n![Picture 1](/api/v1/files/images/{first})\n\n![Picture 2](/api/v1/files/images/{second})"
+    )
+    assert kept[first] == DRAWING.data
+
+    router = node(ZeroShotImageClassifierComponent, labels=["cat", "dog"], _id="Router-a")
+    router._vertex, router._current_output = detector._vertex, "label_1"
+    passed = await router.route()
+    assert (passed.text, len(passed.files)) == ("", 1)
 
 
 # -- Local Embeddings ----------------------------------------------------------------------------------------------------
