@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import lfx.custom  # noqa: F401 - before lfx.io, which cannot be imported first
 from lfx.io import Output
 from lfx.schema.message import Message
 

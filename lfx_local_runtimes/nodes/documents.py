@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any, ClassVar
 
+import lfx.custom  # noqa: F401 - before lfx.io, which cannot be imported first
 from lfx.io import FileInput, Output
 from lfx.schema.data import Data
 from lfx.schema.dataframe import DataFrame

@@ -26,7 +26,20 @@ MODULES = (
     "lfx_local_runtimes.nodes",
     *(
         f"lfx_local_runtimes.nodes.{name}"
-        for name in ("documents", "inputs", "models", "provider", "reading", "reports", "seeing", "text", "tools")
+        for name in (
+            "describing",
+            "documents",
+            "embedding",
+            "files",
+            "inputs",
+            "models",
+            "provider",
+            "reading",
+            "reports",
+            "seeing",
+            "text",
+            "tools",
+        )
     ),
 )
 IMPORT_EACH = """
