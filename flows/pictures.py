@@ -57,11 +57,11 @@ def look_and_tell() -> Flow:
         f"**No detector comes with this package.** `{DETECTOR}` (170 MB) is fetched from the hub at the first run. To fetch it "
         f"before: `lfx-local-runtimes pull {DETECTOR}`. Or choose another DETR, RT-DETR or YOLOS in *Object Detector*.\n\n"
         f"`{INSTRUCT_MODEL}` is very small, so the prompt is a few examples to continue. Choose a larger model for pictures with "
-        "many things in them.\n\n"
+        "many things.\n\n"
         "It needs `pip install 'lfx-local-runtimes[vision,demo]'`\n\n"
         f"Headless: put a file `{PHOTO}` into a folder of `LOCAL_RUNTIMES_MEDIA_DIRS`, then "
         f"`lfx run flows/look_and_tell.json \"{REQUEST}\"`",
-        -1, width=380,
+        -1, width=400,
     )  # fmt: skip
     request = flow.add(ChatInput, "picture", 0, 0.4, input_value=REQUEST)
     detector = flow.add(ObjectDetectorComponent, "things", 0.9, 0, title="Things", model_name=DETECTOR, path=PHOTO)

@@ -77,6 +77,11 @@ class ImagePart(Strict):
     image: Image = Field(description="The picture, as a data URL or plain base64.")
 
 
+def _text(text: str) -> TextPart:
+    """A text that was checked before, or is written from arguments of a call, which may hold half of a character."""
+    return TextPart.model_construct(type="text", text=text)
+
+
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
@@ -119,7 +124,7 @@ class ChatMessage(Strict):
     @property
     def parts(self) -> tuple[TextPart | ImagePart, ...]:
         """The content as parts."""
-        return (TextPart(type="text", text=self.content),) if isinstance(self.content, str) else self.content
+        return (_text(self.content),) if isinstance(self.content, str) else self.content
 
     @property
     def text(self) -> str:
@@ -138,9 +143,9 @@ class ChatMessage(Strict):
     def followed_by(self, other: "ChatMessage | str") -> "ChatMessage":
         """This message with a text, or with the content of another message, in a new paragraph at its end."""
         *before, last = self.parts
-        first, *after = (TextPart(type="text", text=other),) if isinstance(other, str) else other.parts
+        first, *after = (_text(other),) if isinstance(other, str) else other.parts
         if isinstance(last, TextPart) and isinstance(first, TextPart):
-            middle: list[TextPart | ImagePart] = [TextPart(type="text", text=f"{last.text}\n\n{first.text}")]
+            middle: list[TextPart | ImagePart] = [_text(f"{last.text}\n\n{first.text}")]
         else:
             middle = [last, first]
         return self.model_copy(update={"content": as_content((*before, *middle, *after))})

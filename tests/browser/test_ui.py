@@ -99,7 +99,7 @@ def test_a_text_becomes_a_vector(page: "Page", api: httpx.Client) -> None:
     with answered(page, "POST", "/custom_component/update"):
         page.get_by_test_id(f"{MINILM}-0-option").click()
     page.locator("[data-testid^='dropdown-output-']").click()
-    page.get_by_role("option", name="Vector").click()
+    page.get_by_role("option", name="Vector", exact=True).click()
     with saved(page):
         page.get_by_test_id("textarea_str_input_value").fill("A man is eating food.")
     page.get_by_test_id("button_run_local embeddings").click()

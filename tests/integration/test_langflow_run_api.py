@@ -118,8 +118,9 @@ def test_the_provider_lists_the_gemma_when_it_is_switched_on(client: httpx.Clien
 def test_the_palette_has_every_node(client: httpx.Client) -> None:
     palette = client.get("/api/v1/all").raise_for_status().json()["local_runtimes"]
     assert {node["display_name"] for node in palette.values()} == {
-        "Entity Tagger", "Gemma", "Local Embeddings", "Local Model", "Local Rerank", "Model Manager", "Runtime Status",
-        "Text Classifier", "Zero-Shot Classifier",
+        "Depth", "Document Reader", "Entity Tagger", "Gemma", "Image Classifier", "Image Describer", "Local Embeddings",
+        "Local Model", "Local Rerank", "Model Manager", "Object Detector", "Runtime Status", "Segmenter", "Text Classifier",
+        "Zero-Shot Classifier", "Zero-Shot Image Classifier",
     }  # fmt: skip
 
 

@@ -9,6 +9,6 @@ ROWS = (
         "transformers", f"{_HERE}.factory:transformers", f"{_HERE}.offer:offer", extra="transformers",
         modules=("torch", "transformers"),
         warm=f"{_HERE}.load:warm",
-        overhead=350 * 2**20,  # torch 2.9 and Transformers 5 for the CPU with an encoder; the offer adds for text
+        overhead=310 * 2**20,  # torch 2.13 and Transformers 5 for the CPU with a model for pictures; the offer adds for words
     ),
 )  # fmt: skip
