@@ -97,9 +97,9 @@ def test_a_text_becomes_a_vector(page: "Page", api: httpx.Client) -> None:
     drag(page, "local_runtimesLocal Embeddings", 600, 150)
     page.get_by_test_id("dropdown_str_model_name").click()
     with answered(page, "POST", "/custom_component/update"):
-        page.get_by_test_id(f"{MINILM}-0-option").click()
+        page.locator(f"[data-testid^='{MINILM}-'][data-testid$='-option']").click()
     page.locator("[data-testid^='dropdown-output-']").click()
-    page.get_by_role("option", name="Vector", exact=True).click()
+    page.get_by_test_id(re.compile("dropdown-item-output-.*-vector$")).click()
     with saved(page):
         page.get_by_test_id("textarea_str_input_value").fill("A man is eating food.")
     page.get_by_test_id("button_run_local embeddings").click()
