@@ -26,7 +26,7 @@ from lfx_local_runtimes.routes.openai.conversation import (
 )
 from lfx_local_runtimes.routes.openai.forms import FORMS, Forms, form_rules
 from lfx_local_runtimes.runtimes.config import KeepAlive
-from lfx_local_runtimes.runtimes.tasks.base import TokenId
+from lfx_local_runtimes.runtimes.tasks.base import TokenIds
 from lfx_local_runtimes.runtimes.tasks.generation import GenerationConfig
 from lfx_local_runtimes.runtimes.tasks.generation_rules import TOKEN_IDS, at_most_one, fields
 
@@ -273,7 +273,7 @@ _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "str
 _GAP: dict[str, Any] = {"anyOf": [fields(suffix={"enum": ["", None]}), fields(prompt=_TEXTS, echo=_OFF, truncate=_OFF)]}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 Prompts = Annotated[
-    str | list[str] | list[TokenId] | list[list[TokenId]],
+    str | list[str] | TokenIds | list[TokenIds],
     WithJsonSchema(
         {
             "anyOf": [

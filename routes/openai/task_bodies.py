@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from lfx_local_runtimes.routes.access import MODEL_REF, ModelRef
 from lfx_local_runtimes.routes.tasks.bodies import MAX_INPUTS, Limited
-from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenId, is_token_id
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TokenIds
 from lfx_local_runtimes.runtimes.tasks.text.embedding import EmbeddingAsk, EmbeddingOverflow
 from lfx_local_runtimes.runtimes.tasks.text.reading import Overflow, Text
 from lfx_local_runtimes.runtimes.tasks.text.rerank import RerankAsk, RerankResult
@@ -21,7 +21,6 @@ class Document(TypedDict):
 
 
 _Few = Field(min_length=1, max_length=MAX_INPUTS)
-_Ids = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class Refusing(BaseModel):
@@ -60,11 +59,11 @@ class EmbeddingsBody(Named, Limited, EmbeddingAsk):
     @field_validator(
         "texts",
         mode="before",
-        json_schema_input_type=Text | Annotated[list[Text], _Few] | _Ids | Annotated[list[_Ids], _Few],
+        json_schema_input_type=Text | Annotated[list[Text], _Few] | TokenIds | Annotated[list[TokenIds], _Few],
     )
     @classmethod
     def _as_list(cls, value: object) -> object:
-        one = isinstance(value, str) or (isinstance(value, list) and bool(value) and is_token_id(value[0]))
+        one = isinstance(value, str) or (isinstance(value, list) and bool(value) and type(value[0]) in (int, float))
         return [value] if one else value
 
 

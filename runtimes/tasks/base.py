@@ -14,21 +14,19 @@ from lfx_local_runtimes.runtimes.config import Defaults, KeepAlive, Prompts
 ResultT = TypeVar("ResultT")
 
 
-def is_token_id(value: object) -> bool:
-    """Whether a value can be a number in a vocabulary. JSON may write it as 69.0. A boolean is none, though Python counts it
-    as an integer.
-    """
-    return type(value) in (int, float) and value >= 0 and value % 1 == 0  # type: ignore[operator]
+TokenId = Annotated[int, Field(ge=0, strict=True)]
+"""A number in a model's vocabulary. A boolean is none, though Python counts it as an integer."""
 
 
-def _token_id(value: object) -> object:
-    if not is_token_id(value):
-        raise ValueError("Input should be a token id: a whole number of 0 or more")
-    return value
+def _whole(value: object) -> object:
+    """JSON may write 69.0. A list may be long, so it is looked through only if a number is written in this way."""
+    if not isinstance(value, list | tuple) or float not in map(type, value):
+        return value
+    return [int(one) if isinstance(one, float) and one.is_integer() else one for one in value]
 
 
-TokenId = Annotated[int, Field(ge=0), BeforeValidator(_token_id)]
-"""A number in a model's vocabulary."""
+TokenIds = Annotated[tuple[TokenId, ...], Field(min_length=1), BeforeValidator(_whole)]
+"""A text as its tokens."""
 
 
 def _with_int_keys(metadata: dict[str, Any]) -> dict[str, Any]:

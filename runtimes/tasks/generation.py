@@ -17,7 +17,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from lfx_local_runtimes.runtimes.config import MAX_PROMPT_CHARS, Defaults, Prompts, Strict
-from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow, TokenId
+from lfx_local_runtimes.runtimes.tasks.base import Ask, Delta, TaskRow, TokenIds
 from lfx_local_runtimes.runtimes.tasks.generation_rules import GENERATION, GRAMMAR, TOKEN_IDS
 from lfx_local_runtimes.runtimes.tasks.media import Image, Media, Source
 
@@ -207,10 +207,8 @@ class GenerationConfig(Ask["GenerationResult"]):
     prompt: Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)] | None = Field(
         default=None, kw_only=False, description="The text to answer: one user turn, or with raw a text to continue."
     )
-    prompt_ids: tuple[TokenId, ...] | None = Field(
+    prompt_ids: Annotated[TokenIds, Field(max_length=MAX_PROMPT_CHARS)] | None = Field(
         default=None,
-        min_length=1,
-        max_length=MAX_PROMPT_CHARS,
         description="Token ids of the model instead of a prompt. Nothing is added to them. Needs raw.",
     )
     messages: tuple[ChatMessage, ...] | None = Field(

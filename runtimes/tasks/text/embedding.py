@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from lfx_local_runtimes.errors import InvalidInput
 from lfx_local_runtimes.runtimes.config import Defaults, Prompts
-from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow, TokenId, is_token_id
+from lfx_local_runtimes.runtimes.tasks.base import TaskResult, TaskRow, TokenIds
 from lfx_local_runtimes.runtimes.tasks.binary import Array
 from lfx_local_runtimes.runtimes.tasks.text.reading import MAX_TEXTS, Piece, Reading, ReadingAsk, Spec, Text, Tokens
 
@@ -38,7 +38,7 @@ class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
     """Texts or token ids to embed. With `chunk`, the vector of a long text is the mean of its parts, weighted by tokens."""
 
     task: ClassVar[str] = "embedding"
-    texts: tuple[Text | Annotated[tuple[TokenId, ...], Field(min_length=1)], ...] = Field(
+    texts: tuple[Text | TokenIds, ...] = Field(
         min_length=1, max_length=MAX_TEXTS, description="What to embed: texts, or lists of the model's token ids."
     )
     overflow: EmbeddingOverflow = Field(  # type: ignore[assignment] # one value more than other tasks have
@@ -66,7 +66,7 @@ class EmbeddingAsk(ReadingAsk[EmbeddingResult]):
     def _texts_or_ids(cls, value: object) -> object:
         """One error tells of either, not one for each that it could have been."""
         for place, one in enumerate(value) if isinstance(value, list | tuple) else ():
-            ids = isinstance(one, list | tuple) and all(is_token_id(token) for token in one)
+            ids = isinstance(one, list | tuple) and {*map(type, one)} <= {int, float}
             if not one or not (ids or isinstance(one, str)):
                 raise ValueError(f"input {place} must be a text or token ids, and not empty")
         return value
